@@ -1,0 +1,50 @@
+# The two commands a newcomer needs are `make demo` and `make test`; each makes .venv first when it must.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'jaxcnn needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …' >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv: $(STAMP)  ## the environment, from requirements.lock, hashes required
+
+demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw the result (about three minutes)
+	$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/digits
+	$(BIN)/jaxcnn evaluate --workdir runs/digits --checkpoint best --save runs/digits/predictions.png
+	$(BIN)/jaxcnn plot runs/digits --out runs/digits/curves.png
+	@printf '\nLook at  runs/digits/curves.png  and  runs/digits/predictions.png\nGo on with:\n'
+	@printf '  %s\n' '$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/longer --config.epochs=60' \
+	  '$(BIN)/jaxcnn plot runs/digits runs/longer --out runs/compare.png' \
+	  '$(BIN)/jaxcnn models' '$(BIN)/jaxcnn data list' 'make test'
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(STAMP)  ## every test, the long ones too
+	$(BIN)/python -m pytest -n 2 -m ''
+
+lint: $(STAMP)  ## ruff (style, format) and pyright (types)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# One resolution for Python 3.11 to 3.13 on every platform. The extras cuda12, cuda13, tpu and aot stay outside: they are for
+# one machine each, and are installed over this environment.
+lock: $(STAMP)  ## renew requirements.lock from pyproject.toml (UPGRADE=1: to the newest releases)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --extra prepare --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and the demo's run
+	rm -rf $(VENV) runs/digits

@@ -1,0 +1,19 @@
+"""ResNet-20 on scikit-learn's handwritten digits: the demo."""
+
+from jaxcnn.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.epochs = 30
+    config.global_batch_size = 64
+    config.log_every = 22
+    config.data.name = "digits"
+    config.data.image_size = 16
+    config.data.augment = "pad_crop"
+    config.data.pad = 1
+    config.model.name = "resnet20"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_epochs = 1
+    config.optimizer.weight_decay = 1e-4
+    return config

@@ -1,0 +1,1 @@
+"""Costs, tables and pictures, computed from the code and from recorded runs."""

@@ -1,0 +1,78 @@
+"""`jaxcnn COMMAND`: finds the command's module and turns what it raises into an exit code; nothing else.
+
+Exit codes: 0 done; 2 wrong use or bad input, one line on stderr; 1 a fault of ours, with its traceback.
+"""
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+
+from jaxcnn import UserError, __version__
+
+COMMANDS = {
+    "train": "train a network from an experiment file; run again, it resumes",
+    "evaluate": "score every example of the evaluation set once",
+    "predict": "name what images show",
+    "plot": "draw the curves of one or several runs",
+    "models": "list the networks, with their parameters",
+    "data": "list, prepare and check data sets",
+}
+_USAGE = "usage: jaxcnn COMMAND [--debug] …\n\ncommands:\n"
+_THEIRS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
+
+
+def usage() -> str:
+    """The text of `jaxcnn --help`."""
+    rows = "".join(f"  {name:<10} {words}\n" for name, words in COMMANDS.items())
+    return (
+        f"{_USAGE}{rows}\n`jaxcnn COMMAND --help` tells a command's options; --debug shows the traceback of an error."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (sys.argv's by default) and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"jaxcnn {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"jaxcnn: there is no command '{argv[0]}': {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"jaxcnn.commands.{argv[0]}").main(argv[1:])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `jaxcnn … | head` is no error
+        return 0
+    except UserError as error:
+        return _refuse(str(error), debug)
+    except OSError as error:
+        if error.errno not in _THEIRS:
+            raise
+        return _refuse(f"{error.strerror}: {error.filename or 'while writing'}", debug)
+
+
+def _refuse(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print("jaxcnn: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What several commands share: overrides of a config on the command line, and the set-up of JAX."""
+
+import argparse
+import os
+from pathlib import Path
+
+from jaxcnn import UserError
+
+OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Parse `argv` -> the command's arguments and the overrides as (key, text); anything else unknown is an error."""
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = []
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.partition("=")
+        if not key.startswith("--config."):
+            parser.error(f"unknown argument {word}")
+        if not equals:
+            if not rest:
+                parser.error(f"{word} has no value: write {word}=VALUE")
+            text = rest.pop(0)
+        overrides.append((key.removeprefix("--config."), text))
+    return arguments, overrides
+
+
+def set_up_jax() -> None:
+    """Keep compiled programs on the disk, so that the second start of a run does not compile again.
+
+    JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    """
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {error}") from error

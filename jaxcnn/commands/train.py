@@ -1,0 +1,62 @@
+"""`jaxcnn train`: train a network from an experiment file; run again on the same folder, it resumes."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
+
+
+def main(argv: list[str]) -> int:
+    """Train as `argv` says; 0 when done, 130 or 143 when stopped by Ctrl-C or SIGTERM after saving."""
+    parser = argparse.ArgumentParser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
+    parser.add_argument("--config", metavar="FILE", required=True, help="experiment file; it is Python and is executed")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
+    arguments, overrides = parse(parser, argv)
+
+    from jaxcnn.config import check_resume, load_config, to_json
+
+    config = load_config(arguments.config, overrides)
+    workdir: Path = arguments.workdir
+
+    from jaxcnn.training.guard import Interrupt, Interrupted, only_trainer
+    from jaxcnn.training.log import write_atomically
+
+    with Interrupt() as interrupt, only_trainer(workdir):
+        check_resume(config, workdir)
+        set_up_jax()
+        import jax
+        import jax.numpy as jnp
+
+        from jaxcnn.data.dataset import Dataset
+        from jaxcnn.data.pipeline import Slice
+        from jaxcnn.models import create_model
+        from jaxcnn.training.loop import train
+
+        data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
+        model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
+        if jax.process_index() == 0:
+            write_atomically(workdir / "config.json", to_json(config) + "\n")
+        try:
+            result = train(config, workdir, model, data, interrupt)
+        except Interrupted as stop:
+            print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
+            return stop.code
+    keys = (
+        "step",
+        "epoch",
+        "train/loss",
+        "eval/loss",
+        "eval/top1",
+        "eval/top5",
+        "eval/examples",
+        "images_per_sec",
+        "wall_time_s",
+    )
+    print(json.dumps({key: result.get(key) for key in keys}))
+    print(
+        f"done: {workdir}/result.json; go on with `jaxcnn evaluate --workdir {workdir}` or `jaxcnn plot {workdir}`",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,329 @@
+"""The one base config: every key of an experiment with its default, unit and legal values.
+
+An experiment is a Python file whose `get_config()` starts from `base_config()` and sets what differs. The result is locked:
+an unknown key or a wrong type is an error that names the key and its nearest neighbour, before any data is read.
+A config file is Python and is *executed* when it is loaded; `config.json` in a run's folder is data and is only parsed.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import math
+import runpy
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxcnn import UserError
+
+Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
+
+
+class Rule(NamedTuple):
+    """What values a key may hold: a predicate and its words."""
+
+    accepts: Callable[[Any], bool]
+    words: str
+
+
+def _at_least(low: float) -> Rule:
+    return Rule(lambda v: math.isfinite(v) and v >= low, f"{low} or more")
+
+
+def _above(low: float) -> Rule:
+    return Rule(lambda v: math.isfinite(v) and v > low, f"more than {low}")
+
+
+def _between(low: float, high: float) -> Rule:
+    return Rule(lambda v: low <= v < high, f"at least {low} and less than {high}")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, " | ".join(names))
+
+
+def _ascending(values: Iterable[float]) -> bool:
+    values = list(values)
+    return all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in values) and values == sorted(
+        set(values)
+    )
+
+
+_ANY = Rule(lambda v: True, "anything")
+_RISING = Rule(_ascending, "positive numbers that rise")
+_FLOATS = Rule(lambda v: all(isinstance(x, int | float) and math.isfinite(x) for x in v), "a list of numbers")
+_DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
+
+# key: (default, legal values, meaning with its unit). The defaults train nothing in particular: an experiment sets what matters.
+KEYS: dict[str, tuple[Any, Rule, str]] = {
+    "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
+    "steps": (0, _at_least(0), "length of training in steps (0: see epochs)"),
+    "epochs": (0.0, _at_least(0), "length of training in epochs (0: see steps)"),
+    "global_batch_size": (128, _at_least(1), "examples a step, over all devices and processes"),
+    "dtype": ("bfloat16", _one_of("bfloat16", "float16", "float32"), "compute type; state is float32 always"),
+    "log_every": (50, _at_least(1), "steps between two lines of training metrics"),
+    "eval_every": (0, _at_least(0), "steps between two evaluations (0: once an epoch)"),
+    "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),
+    "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
+    "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
+    "task.name": ("classification", _one_of("classification"), "loss and metrics"),
+    "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
+    "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),
+    "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
+    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME"),
+    "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
+    "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
+    "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
+    "data.image_size": (0, _at_least(0), "side in pixels that images are resized to (0: as stored)"),
+    "data.augment": (
+        "none",
+        _one_of("none", "pad_crop", "pad_crop_flip"),
+        "random changes to training images",
+    ),
+    "data.pad": (4, _at_least(1), "pixels padded on each side before the random crop"),
+    "data.mean": ((), _FLOATS, "mean of each channel, of pixels in 0 … 1 ((): the data set's)"),
+    "data.std": ((), _FLOATS, "standard deviation of each channel ((): the data set's)"),
+    "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),
+    "data.prefetch": (8, _at_least(1), "batches read ahead"),
+    "optimizer.name": ("adam", _one_of("adam", "adamw", "sgd"), "adam and sgd add the decay to the gradient"),
+    "optimizer.learning_rate": (1e-3, _above(0), "peak rate"),
+    "optimizer.schedule": ("cosine", _one_of("constant", "step", "cosine"), "rate after warm-up"),
+    "optimizer.warmup_epochs": (0.0, _at_least(0), "linear warm-up from 0, in epochs"),
+    "optimizer.warmup_steps": (0, _at_least(0), "the same in steps; one of the two is 0"),
+    "optimizer.decay_epochs": ((), _RISING, "schedule=step: epochs at which the rate is multiplied"),
+    "optimizer.decay_steps": ((), _RISING, "the same in steps; one of the two is ()"),
+    "optimizer.decay_factor": (0.1, _above(0), "schedule=step: the multiplier"),
+    "optimizer.final_scale": (0.0, _between(0, 1), "schedule=cosine: last rate as a share of the peak"),
+    "optimizer.momentum": (0.9, _between(0, 1), "sgd: momentum"),
+    "optimizer.nesterov": (False, _ANY, "sgd: Nesterov's form"),
+    "optimizer.b1": (0.9, _between(0, 1), "adam, adamw: decay of the first moment"),
+    "optimizer.b2": (0.999, _between(0, 1), "adam, adamw: decay of the second moment"),
+    "optimizer.epsilon": (1e-8, _above(0), "adam, adamw: added to the denominator"),
+    "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
+    "optimizer.clip_norm": (0.0, _at_least(0), "largest global norm of the gradient (0: no clipping)"),
+    "optimizer.accumulate": (
+        1,
+        _at_least(1),
+        "micro-batches that a global batch is cut into, one after another",
+    ),
+    "ema.decay": (0.0, _between(0, 1), "moving average of the weights, which evaluation then uses (0: off)"),
+    "mesh.data": (-1, _DEVICES, "devices along the batch (-1: all)"),
+    "mesh.model": (
+        1,
+        Rule(lambda v: v == 1, "1 (model parallelism is not there yet)"),
+        "devices along the model",
+    ),
+    "norm.scope": (
+        "global",
+        _one_of("global"),
+        "examples that BatchNorm's statistics are over: the global batch",
+    ),
+}
+# What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
+RESUMABLE = frozenset(
+    ["steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "data.dir", "data.workers", "data.prefetch", "mesh.data", "mesh.model"]
+)
+_OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
+
+
+def base_config() -> Config:
+    """Every key at its default, locked against unknown keys and wrong types."""
+    config = ConfigDict()
+    for key, (default, _, _) in KEYS.items():
+        group, _, leaf = key.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        _group(config, key)[leaf] = default
+    config.model.overrides = ConfigDict()
+    config.lock()
+    config.model.overrides.unlock()
+    return config
+
+
+def _group(config: Config, key: str) -> Config:
+    """The part of `config` that holds dotted `key`: itself, or one of its groups."""
+    group = key.rpartition(".")[0]
+    return config[group] if group else config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted keys to values, overrides included, in the order of the keys' names."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Config, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, ConfigDict):
+                visit(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    visit(config, "")
+    return dict(sorted(flat.items()))
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that does not exist, with its nearest neighbour."""
+    leaves = {k.rsplit(".", 1)[-1]: k for k in KEYS}
+    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
+    near = near or [leaves[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)]
+    hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
+    return UserError(f"config has no key '{key}': {hint}")
+
+
+def set_key(config: Config, key: str, text: str) -> None:
+    """Set dotted `key` from the text of the command line, by the type of the key's default."""
+    if key.startswith(_OPEN + ".") and key.count(".") == 2:
+        config.model.overrides[key.rsplit(".", 1)[-1]] = _literal(text)
+        return
+    if key not in KEYS:
+        raise unknown_key(key)
+    default = KEYS[key][0]
+    value = text if isinstance(default, str) else _literal(text)
+    if isinstance(default, bool):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, tuple | list) else () if text == "" else (value,)
+    _group(config, key)[key.rpartition(".")[2]] = _typed(key, value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(key: str, value: Any) -> Any:
+    """`value` in the type of the key's default (a whole number is a float too), or the error that names both."""
+    default = KEYS[key][0]
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(default) is tuple and type(value) is list:
+        return tuple(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"config.{key}={value!r} is of type {type(value).__name__}: it must be {type(default).__name__}, such as {default!r}"
+        )
+    return value
+
+
+def validate(config: Config) -> None:
+    """Check every value against its rule, and the rules between keys.
+
+    Raises:
+      UserError: naming the key, its value and the legal ones.
+    """
+    for key, value in flatten(config).items():
+        if key.startswith(_OPEN):
+            continue
+        if key not in KEYS:
+            raise unknown_key(key)
+        _, rule, _ = KEYS[key]
+        if not rule.accepts(_typed(key, value)):
+            raise UserError(f"config.{key}={value!r}: it must be {rule.words}")
+    optimizer = config.optimizer
+    if (config.steps > 0) == (config.epochs > 0):
+        raise UserError("config.steps and config.epochs: set exactly one of the two, the other stays 0")
+    if optimizer.warmup_steps and optimizer.warmup_epochs:
+        raise UserError("config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0")
+    if bool(optimizer.decay_steps) + bool(optimizer.decay_epochs) != (optimizer.schedule == "step"):
+        raise UserError(
+            "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; the other schedules take neither"
+        )
+    if config.global_batch_size % optimizer.accumulate:
+        raise UserError(
+            f"config.optimizer.accumulate={optimizer.accumulate} does not divide config.global_batch_size={config.global_batch_size}"
+        )
+
+
+def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """Execute the experiment file at `path`, apply (key, text) overrides, and check the result.
+
+    Raises:
+      UserError: a missing or broken file, an unknown key, a wrong type or value; one line that says where.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist: pass an experiment such as experiments/digits/resnet20.py")
+    if path.suffix != ".py":
+        raise UserError(f"config file {path} is not a Python file (experiments/*/*.py are examples)")
+    try:
+        module = runpy.run_path(str(path))
+        if "get_config" not in module:
+            raise UserError(f"config file {path} defines no get_config()")
+        config = module["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_config_file_error(path, error)) from error
+    if not isinstance(config, ConfigDict) or not config.is_locked:
+        raise UserError(f"config file {path}: get_config() must return the ConfigDict made by base_config()")
+    for key, text in overrides:
+        set_key(config, key, text)
+    validate(config)
+    return config
+
+
+def _config_file_error(path: Path, error: Exception) -> str:
+    """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
+    words = str(error).strip().strip("\"'").splitlines() or [""]
+    text = words[0]
+    if isinstance(error, KeyError | AttributeError) and "locked" in str(error):
+        missing = str(error).split('"')[1] if '"' in str(error) else text
+        text = str(unknown_key(missing))
+    return f"{path}:{line}: {type(error).__name__}: {text}"
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as JSON: what `config.json` holds."""
+    return json.dumps(flatten(config), indent=1, sort_keys=True)
+
+
+def from_json(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """The config of a run from its `config.json`, with overrides applied; data only, nothing is executed."""
+    config = base_config()
+    try:
+        values = json.loads(Path(path).read_text())
+        items = list(values.items())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's config.json: {error}") from None
+    for key, value in items:
+        if key.startswith(_OPEN + "."):
+            config.model.overrides[key.rsplit(".", 1)[-1]] = value
+        elif key in KEYS:
+            _group(config, key)[key.rpartition(".")[2]] = _typed(key, value)
+        else:
+            raise unknown_key(key)
+    for key, text in overrides:
+        set_key(config, key, text)
+    validate(config)
+    return config
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits that change when any value does."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def check_resume(config: Config, workdir: Path) -> None:
+    """Raise a UserError that names every key in which `config` differs from the run begun in `workdir` and may not."""
+    path = workdir / "config.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    before, now = flatten(from_json(path)), flatten(config)
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
+    if changed:
+        words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
+        raise UserError(
+            f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
+        )

@@ -1,0 +1,183 @@
+"""TFDS data sets kept as ArrayRecord.
+
+They are read through their files alone, without TensorFlow and without the code that generates a data set:
+
+    ROOT/NAME[/CONFIG]/VERSION/{dataset_info.json, features.json, NAME-SPLIT.array_record-*}
+"""
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxcnn import UserError
+from jaxcnn.data.base import Source
+
+ARRAY_RECORD = "array_record"
+# Mean and standard deviation per channel of the training split; for ImageNet those of the published weights.
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "mnist": ((0.1307,), (0.3081,)),
+}
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
+
+
+def data_root(data_dir: str = "") -> Path:
+    """The folder of TFDS data sets: `data_dir`, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find(data_dir: str = "") -> list[str]:
+    """Names of the prepared data sets, with config and version."""
+    root = data_root(data_dir)
+    folders = [f for parent in (*root.glob("*"), *root.glob("*/*")) for f in _versions(parent)]
+    return [f"tfds:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
+
+
+def hides_test_labels(name: str) -> bool:
+    """Whether the labels of the test split are all -1."""
+    return re.match(r"tfds:imagenet2012\b", name) is not None
+
+
+def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
+    """Number of examples of each split; errors are those of `open_split`."""
+    return {split: int(info.num_examples) for split, info in _builder(name, data_dir).info.splits.items()}
+
+
+def open_split(name: str, split: str, data_dir: str = "") -> Source:
+    """The source of `tfds:NAME[/CONFIG][:VERSION]`; `split` may be an expression such as `train[:90%]`.
+
+    Raises:
+      UserError: the data set is not prepared, or damaged, or is no set of labelled 8-bit images in ArrayRecord, or has
+        no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, data_dir)
+    image, label = builder.info.features["image"], builder.info.features["label"]
+    encoded = isinstance(image, tfds.features.Image)
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    try:
+        records = builder.as_data_source(split, decoders=decoders, file_format=ARRAY_RECORD)
+        size = len(records)
+    except ValueError as error:  # unknown, malformed or empty
+        splits = ", ".join(builder.info.splits)
+        raise UserError(
+            f"{name} has no split '{split}' ({_one_line(error)}): take one of {splits}, or a slice such as train[:90%]"
+        ) from error
+    except Exception as error:  # whatever ArrayRecord raises
+        raise _damaged(builder.data_dir, error) from error
+    height, width, channels = (*image.shape, 1)[:3]
+    mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
+    shape, names = (height, width, channels), tuple(label.names)
+    return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records, encoded)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Stored(Source):
+    folder: str
+    records: Any  # TFDS's data source, whose images are left encoded
+    encoded: bool
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        where = f"{self.name}, split '{self.split}', example {index}"
+        try:
+            record = self.records[index]
+            image = self._pixels(record["image"])
+        except Exception as error:  # ArrayRecord, protobuf and Pillow each raise what they like
+            raise UserError(
+                f"{where} cannot be read ({_one_line(error)}): delete {self.folder} and prepare it again"
+            ) from error
+        if not 0 <= (label := int(record["label"])) < self.num_classes:
+            mend = "a split without labels? take another" if label == -1 else f"prepare {self.folder} again"
+            raise UserError(f"{where} has label {label}, not 0 … {self.num_classes - 1}: {mend}")
+        return image, label
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        """uint8 (H, W, C) of an encoded image, or of an array: boolean, or without channels."""
+        channels = self.image_shape[-1]
+        if self.encoded:
+            image = Image.open(io.BytesIO(image)).convert(_MODES[channels])
+        pixels = np.asarray(image)
+        pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
+            raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
+        return pixels
+
+
+def _versions(folder: Path, pattern: str = "*") -> list[Path]:
+    """The complete versions in a folder, oldest first: a build that was interrupted has another name."""
+    found = [path.parent for path in folder.glob(f"{pattern}/dataset_info.json")]
+    numbers = {p: re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", p.name) for p in found}
+    return sorted((p for p, n in numbers.items() if n), key=lambda p: [int(n) for n in p.name.split(".")])
+
+
+def _locate(name: str, data_dir: str) -> Path:
+    """The folder of the newest version that fits `name`."""
+    match = re.fullmatch(r"tfds:(\w+)(?:/([^/:]+))?(?::([\d.*]+))?", name)
+    if not match:
+        raise UserError(f"cannot read the data set name '{name}': write tfds:NAME[/CONFIG][:VERSION]")
+    base, config, version = match[1], match[2] or "", match[3] or "*"
+    folder = data_root(data_dir) / base
+    if not config and not _versions(folder):
+        configs = sorted(p.name for p in folder.glob("*") if _versions(p))
+        if len(configs) > 1:
+            raise UserError(f"{folder} has several configs: write tfds:{base}/CONFIG, of {', '.join(configs)}")
+        config = "".join(configs)
+    folder = folder / config
+    if found := _versions(folder, version):
+        return found[-1]
+    if others := _versions(folder):
+        raise UserError(f"{folder} has no version {version}: take one of {', '.join(p.name for p in others)}")
+    option = f" --data-dir {data_dir}" if data_dir else ""
+    command = f"jaxcnn data prepare {name.removeprefix('tfds:')}{option}"
+    raise UserError(f"data set '{name}' is not prepared in {folder}: run {command}")
+
+
+def _builder(name: str, data_dir: str) -> Any:
+    """TFDS's reader of a prepared data set, checked to be labelled 8-bit images in ArrayRecord."""
+    folder = _locate(name, data_dir)
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever its JSON files cause
+        raise _damaged(folder, error) from error
+    check_format(builder)
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise UserError(f"{name} has features {', '.join(features)}, not 'image' and 'label': take another data set")
+    image, label = features["image"], features["label"]
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"the label of {name} is {type(label).__name__}, no class: take another data set")
+    channels = (*image.shape, 1)[2] if len(image.shape) in (2, 3) else None
+    if channels not in _MODES or image.np_dtype not in (np.uint8, bool):
+        raise UserError(f"images of {name} are {np.dtype(image.np_dtype)} {image.shape}, not uint8 (H, W, C): take another data set")
+    return builder
+
+
+def check_format(builder: Any) -> None:
+    """Raise UserError unless the files of a prepared data set are ArrayRecord."""
+    formats = sorted(f.value for f in builder.info.available_file_formats())
+    if ARRAY_RECORD not in formats:
+        raise UserError(
+            f"{builder.data_dir} holds {', '.join(formats)} files, but jaxcnn reads {ARRAY_RECORD}: delete it and run "
+            f"jaxcnn data prepare {builder.name}, or prepare into another folder with --data-dir DIR"
+        )
+
+
+def _damaged(folder: str | Path, error: Exception) -> UserError:
+    return UserError(f"{folder} is damaged ({_one_line(error)}): delete it and prepare it again")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{error}".split())[:200] or type(error).__name__

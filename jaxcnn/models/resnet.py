@@ -1,0 +1,140 @@
+"""ResNet: "Deep Residual Learning for Image Recognition", He, Zhang, Ren and Sun, CVPR 2016 (arXiv:1512.03385).
+
+Table 1 gives the ImageNet networks, section 4.2 those for CIFAR. A network is a row of `SPECS`:
+
+    ImageNet, 224×224×3                        CIFAR, 32×32×3
+    stem    7×7, 64, stride 2    112×112       stem    3×3, 16             32×32
+    pool    3×3 max, stride 2     56×56
+    stage1  64 (256)              56×56        stage1  16                  32×32
+    stage2  128 (512)             28×28        stage2  32                  16×16
+    stage3  256 (1024)            14×14        stage3  64                    8×8
+    stage4  512 (2048)              7×7
+    global average pool, fully connected
+
+(channels of bottleneck networks in brackets). Shortcuts, section 4.1: A, identity, zero-padded where the channels grow;
+B, projections there and identity elsewhere; C, projections everywhere. The plain networks have none.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.models.layers import Classifier, Dtype, batch_norm, conv, global_avg_pool, max_pool
+
+
+class Spec(NamedTuple):
+    """One architecture: blocks in each stage and what they are made of."""
+
+    blocks: tuple[int, ...]
+    bottleneck: bool = False
+    shortcut: str = "B"  # A, B, C, or "" for a plain network
+    stride_in: str = "conv1"  # bottleneck: the layer that strides; conv2 (the 3×3) is torchvision's form
+    cifar: bool = False
+
+
+def _cifar(depth: int, shortcut: str = "A") -> Spec:
+    return Spec(((depth - 2) // 6,) * 3, shortcut=shortcut, cifar=True)  # depth = 6n + 2
+
+
+SPECS = {
+    "resnet18": Spec((2, 2, 2, 2)),
+    "resnet18_a": Spec((2, 2, 2, 2), shortcut="A"),
+    "resnet34": Spec((3, 4, 6, 3)),
+    "resnet34_a": Spec((3, 4, 6, 3), shortcut="A"),
+    "resnet34_c": Spec((3, 4, 6, 3), shortcut="C"),
+    "resnet50": Spec((3, 4, 6, 3), bottleneck=True),
+    "resnet101": Spec((3, 4, 23, 3), bottleneck=True),
+    "resnet152": Spec((3, 8, 36, 3), bottleneck=True),
+    "resnet50_tv": Spec((3, 4, 6, 3), bottleneck=True, stride_in="conv2"),
+    "resnet101_tv": Spec((3, 4, 23, 3), bottleneck=True, stride_in="conv2"),
+    "resnet152_tv": Spec((3, 8, 36, 3), bottleneck=True, stride_in="conv2"),
+    "plain18": Spec((2, 2, 2, 2), shortcut=""),
+    "plain34": Spec((3, 4, 6, 3), shortcut=""),
+    **{f"resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)},
+    **{f"plain{depth}": _cifar(depth, shortcut="") for depth in (20, 32, 44, 56)},
+}
+
+
+class Block(nn.Module):
+    """y = ReLU(F(x) + x), equation 1, where F is two 3×3 convolutions or a 1×1, 3×3, 1×1 bottleneck (Figure 5).
+
+    (N, H, W, C) -> (N, H / stride, W / stride, 4·width if bottleneck else width), in `dtype`.
+    """
+
+    width: int
+    stride: int
+    spec: Spec
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Apply the block; `train` selects the batch's statistics in BatchNorm."""
+        norm = partial(batch_norm, train, dtype=self.dtype)
+        layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        if self.spec.bottleneck:
+            first, second = (self.stride, 1) if self.spec.stride_in == "conv1" else (1, self.stride)
+            layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
+        y = x
+        for i, (features, kernel, stride) in enumerate(layers, start=1):
+            y = conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(y)
+            y = norm(name=f"norm{i}")(y)
+            if i < len(layers):
+                y = nn.relu(y)
+        if self.spec.shortcut:
+            y += self.shortcut(x, y.shape[-1], norm)
+        return nn.relu(y)
+
+    def shortcut(self, x: jax.Array, features: int, norm: Any) -> jax.Array:
+        """What is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""
+        grows = self.stride > 1 or x.shape[-1] != features
+        if self.spec.shortcut == "C" or (grows and self.spec.shortcut == "B"):
+            x = conv(features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
+            return norm(name="shortcut_norm")(x)
+        if grows:
+            x = x[:, :: self.stride, :: self.stride]
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+        return x
+
+
+class ResNet(nn.Module):
+    """A residual (or plain) network.
+
+    Images (N, H, W, 3) -> {"logits": (N, num_classes) float32, "stem", "stage1", …: (N, H / stride, W / stride, channels)},
+    strides and channels as `endpoints` says. The last stage is pooled globally, so any image size will do.
+    """
+
+    spec: Spec
+    num_classes: int = 1000
+    dtype: Dtype = jnp.bfloat16
+
+    @property
+    def endpoints(self) -> dict[str, tuple[int, int]]:
+        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        base, stride, growth = (16, 1, 1) if self.spec.cifar else (64, 4, 4 if self.spec.bottleneck else 1)
+        stages = {f"stage{i + 1}": (stride << i, (base * growth) << i) for i in range(len(self.spec.blocks))}
+        return {"stem": (1 if self.spec.cifar else 2, base)} | stages
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Logits and endpoints of NHWC float images."""
+        outputs = {}
+        base, kernel, stride = (16, 3, 1) if self.spec.cifar else (64, 7, 2)
+        x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(images.astype(self.dtype))
+        x = nn.relu(batch_norm(train, dtype=self.dtype, name="stem_norm")(x))
+        outputs["stem"] = x
+        if not self.spec.cifar:
+            x = max_pool(x, window=3, stride=2, pad=1)
+        for stage, blocks in enumerate(self.spec.blocks, start=1):
+            for block in range(1, blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                name = f"stage{stage}_block{block}"
+                x = Block(base << (stage - 1), stride, self.spec, self.dtype, name=name)(x, train)
+            outputs[f"stage{stage}"] = x
+        outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(global_avg_pool(x))
+        return outputs
+
+
+MODELS = {name: partial(ResNet, spec) for name, spec in SPECS.items()}

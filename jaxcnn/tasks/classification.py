@@ -1,0 +1,47 @@
+"""Classification: cross-entropy, top-1 and top-5."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, weight)}: added over steps and shards, divided once
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy over a batch whose rows have weight `mask`, 0 for padding."""
+
+    label_smoothing: float = 0.0
+    metrics = ("loss", "top1", "top5")
+    best = "top1"  # the evaluation metric that picks the best checkpoint, the larger the better
+
+    def loss(self, outputs: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
+        """Mean loss over the examples of the batch, and its metrics as (sum, weight).
+
+        The loss to minimise has the labels smoothed; the metric "loss" has not, so that it means the same in training and
+        evaluation: nats an example.
+
+        Args:
+          outputs: "logits" (N, classes) float32; "aux_logits", a tuple of such, where the network has auxiliary heads.
+          batch: "label" (N,) int32, "mask" (N,) float32.
+        """
+        logits, labels, mask = outputs["logits"], batch["label"], batch["mask"]
+        classes = logits.shape[-1]
+        weight = mask.sum()
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        objective = nll
+        if self.label_smoothing:
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), self.label_smoothing)
+            objective = optax.softmax_cross_entropy(logits, targets)
+        # An example is in the top k if fewer than k classes score higher; ties count for it, NaN never does.
+        score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        above = jnp.sum(~(logits <= score), axis=-1)
+        sums = {
+            "loss": (jnp.sum(nll * mask), weight),
+            "top1": (jnp.sum((above < 1) * mask), weight),
+            "top5": (jnp.sum((above < 5) * mask), weight),
+        }
+        return jnp.sum(objective * mask) / jnp.maximum(weight, 1), sums

@@ -1,0 +1,1 @@
+"""One data-parallel training step and one visible loop."""

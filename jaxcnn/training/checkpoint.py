@@ -1,0 +1,184 @@
+"""Orbax checkpoints of a run: asynchronous, atomic, the newest few and the best kept, restored onto any devices.
+
+A checkpoint holds three items: "state", the arrays of a TrainState; "info", a JSON object with the position in the data, the
+model and the time spent; and Orbax's metrics, by which the best is known.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxcnn import UserError
+from jaxcnn.training.state import TrainState
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints under `workdir/checkpoints`.
+
+    Args:
+      keep_last: newest checkpoints kept; None opens them for reading only.
+      metric: the evaluation metric (higher is better) whose best checkpoint is kept besides.
+    """
+
+    def __init__(self, workdir: Path, metric: str, keep_last: int | None = None):
+        self.folder = Path(workdir).resolve() / "checkpoints"
+        self.metric = metric
+        if keep_last is None and not self.folder.is_dir():
+            raise UserError(
+                f"{workdir} holds no checkpoints: train there first with `jaxcnn train --workdir {workdir}`"
+            )
+        best = BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
+            read_only=keep_last is None,
+            create=keep_last is not None,
+            cleanup_tmp_directories=keep_last is not None,  # what a killed run left half written was never visible
+        )
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=options,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()},
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def resolve(self, which: str) -> int:
+        """The step that "last", "best" or a number names.
+
+        Raises:
+          UserError: there is none such; the ones there are are listed.
+        """
+        steps = self.steps
+        if not steps:
+            raise UserError(f"{self.folder} holds no checkpoint yet")
+        if which == "last":
+            return steps[-1]
+        if which == "best":
+            scored = [(self.manager.metrics(s) or {}).get(self.metric, -1.0) for s in steps]
+            return max(zip(scored, steps, strict=True))[1]
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+        raise UserError(
+            f"--checkpoint {which}: there is no such checkpoint in {self.folder}; there are best, last, {steps}"
+        )
+
+    def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
+        arrays = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        with self._writing():
+            self.manager.save(
+                int(info["step"]),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
+                metrics=metrics or None,
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Block until all that was begun is on the disk."""
+        with self._writing():
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish writing and let go of the folder."""
+        with self._writing():
+            self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            raise UserError(
+                f"saving to {self.folder} failed, earlier checkpoints are intact: {_first_line(error)}"
+            ) from error
+
+    def info(self, step: int) -> dict[str, Any]:
+        """The JSON object saved with checkpoint `step`."""
+        return self._restore(step, info=ocp.args.JsonRestore())["info"]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of checkpoint `step`.
+
+        Args:
+          like: shapes, dtypes and the shardings to restore onto (arrays or `jax.ShapeDtypeStruct`).
+        """
+        return TrainState(**self._arrays(step, {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}))
+
+    def restore_variables(self, step: int, like: Tree) -> Tree:
+        """The {"params", "batch_stats"} that evaluation uses: the moving average where the run kept one."""
+        saved = self._metadata(step)
+        if saved.get("ema"):
+            return self._arrays(step, {"ema": like})["ema"]
+        return self._arrays(step, like)
+
+    def _arrays(self, step: int, like: Tree) -> Tree:
+        check_tree(f"checkpoint {self.folder / str(step)}", self._metadata(step), like)
+        args = ocp.args.PyTreeRestore(
+            item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+        )
+        return self._restore(step, state=args)["state"]
+
+    def _metadata(self, step: int) -> Tree:
+        try:
+            return self.manager.item_metadata(step)["state"].tree
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        others = [s for s in self.steps if s != step]
+        mend = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
+        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)}): {mend}")
+
+
+def load_variables(path: Path, like: Tree, metric: str) -> Tree:
+    """The weights to start from: of a run's folder (its best checkpoint) or of one checkpoint, RUN/checkpoints/STEP.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of another model or number of classes.
+    """
+    run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
+    checkpoints = Checkpoints(run, metric)
+    return checkpoints.restore_variables(checkpoints.resolve(which), like)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
+    """Raise a UserError that lists where the arrays of `saved` (metadata) are not those `wanted` asks for."""
+
+    def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+    have, want = shapes(saved), shapes(wanted)
+    faults = [
+        f"{key} is {have.get(key, 'missing')} where the config needs {shape}"
+        for key, shape in want.items()
+        if have.get(key) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"{what} is of another model or optimizer: {'; '.join(faults[:3])}{more}")
+
+
+def _key(key: Any) -> str:
+    return str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)))

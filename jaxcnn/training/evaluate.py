@@ -1,0 +1,36 @@
+"""Evaluation: every example once, whatever the batch and the number of devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxcnn.training.mesh import on_devices, replicated
+from jaxcnn.training.state import zero_metrics
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def means(prefix: str, sums: Sums) -> dict[str, float]:
+    """{name: (sum, weight)} on the device -> {"prefix/name": sum / weight} as Python floats."""
+    return {f"{prefix}/{name}": float(s) / max(float(w), 1.0) for name, (s, w) in jax.device_get(sums).items()}
+
+
+def evaluate(
+    eval_step: Callable[[Any, Sums, Any], Sums], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
+    mesh: Mesh, metrics: Iterable[str], examples: int,
+) -> dict[str, float]:  # fmt: skip
+    """Run a jitted `eval_step` over all batches -> {"eval/loss", "eval/top1", …, "eval/examples"}; fractions, not percent.
+
+    Raises:
+      RuntimeError: not each of the `examples` was counted once.
+    """
+    sums = jax.device_put(zero_metrics(metrics), replicated(mesh))
+    for batch in on_devices(batches, mesh):
+        sums = eval_step(variables, sums, batch)
+    counted = int(jax.device_get(sums["loss"][1]))
+    if counted != examples:
+        raise RuntimeError(f"evaluation counted {counted} examples of {examples}")
+    return {**means("eval", sums), "eval/examples": counted}

@@ -1,0 +1,109 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, result.json, and a progress bar or plain lines on stderr."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file in one move, so that a reader or a crash never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class RunLog:
+    """Writes a run's metrics; on resume, what was logged after the checkpoint is dropped, for it is computed again.
+
+    Args:
+      start, total: the step resumed from and the last one.
+      writes: False in all processes but the first, which then only keep silent.
+    """
+
+    def __init__(self, workdir: Path, start: int, total: int, writes: bool = True):
+        self.path, self.total, self.writes = workdir / "metrics.jsonl", total, writes
+        self.bar: Progress | None = None
+        if not writes:
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.file = self.path.open("a", buffering=1)
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            text = TextColumn("[cyan]{task.fields[note]}")
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                text,
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=console, expand=True)
+            self.task = self.bar.add_task("train", total=total, completed=start, note="")
+            self.bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def say(self, text: str) -> None:
+        """One plain line on stderr, above the bar if there is one."""
+        if not self.writes:
+            return
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, the same in TensorBoard, and the note of the bar or a plain line."""
+        if not self.writes:
+            return
+        self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step, walltime=time.time())
+        note = f"epoch {epoch:.2f}  {_words(values)}"
+        if self.bar and "train/loss" in values:
+            self.bar.update(self.task, note=note)
+        else:
+            self.say(f"step {step}/{self.total}  {note}")
+
+    def close(self) -> None:
+        """Flush and stop the bar."""
+        if not self.writes:
+            return
+        if self.bar:
+            self.bar.stop()
+        self.file.close()
+        self.board.close()
+
+
+_FORMATS = {
+    "train/loss": "loss {:.4f}", "train/top1": "top-1 {:.2%}", "train/images_per_sec": "{:,.0f} images/s",
+    "train/data_wait_frac": "data wait {:.1%}", "train/time_left_s": "{:.0f} s left",
+    "eval/loss": "eval loss {:.4f}", "eval/top1": "eval top-1 {:.2%}", "eval/examples": "of {:,.0f}",
+}  # fmt: skip
+
+
+def _words(values: dict[str, float]) -> str:
+    return "  ".join(form.format(values[name]) for name, form in _FORMATS.items() if name in values)

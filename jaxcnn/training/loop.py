@@ -1,0 +1,158 @@
+"""The loop: one for every model, task and number of devices, in the order in which things happen."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxcnn import UserError
+from jaxcnn.config import Config, config_hash
+from jaxcnn.training import report
+from jaxcnn.training.checkpoint import Checkpoints, load_variables
+from jaxcnn.training.evaluate import evaluate, means
+from jaxcnn.training.guard import Interrupt, Interrupted
+from jaxcnn.training.log import RunLog, write_atomically
+from jaxcnn.training.mesh import make_mesh, on_devices, replicated
+from jaxcnn.training.program import Data, Program, build_program
+from jaxcnn.training.state import TrainState, zero_metrics
+
+
+def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt: Interrupt) -> dict[str, Any]:
+    """Train `model` to the end of `config`, from the newest checkpoint in `workdir` if there is one.
+
+    Returns:
+      What it writes to result.json.
+
+    Raises:
+      UserError: the config, the data or a checkpoint do not fit together, or the loss is no longer finite.
+      Interrupted: a signal came between two steps; what was done is saved.
+    """
+    program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
+    total, everywhere = program.total_steps, replicated(program.mesh)
+    checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
+    start, state, spent = restore_or_init(config, program, data, checkpoints)
+    clock = report.Clock(spent)
+    if start >= total:
+        return finish(config, program, workdir, start, clock)
+    log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
+    try:
+        # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
+        log.say(report.plan(config, program, data, start))
+        compiling = time.monotonic()
+        with clock.measuring("compile_time_s"):
+            sums = jax.device_put(zero_metrics(program.task.metrics), everywhere)
+            train_step = program.train_step.lower(state, program.batch).compile()
+            eval_step = program.eval_step.lower(state.variables, sums, program.batch).compile()
+        log.say(report.compiled(train_step, time.monotonic() - compiling))
+
+        def save(step: int, scores: dict[str, float]) -> None:
+            stop_if_not_finite(state, checkpoints)
+            if step and step not in checkpoints.steps:
+                info = {
+                    "step": step,
+                    "position": data.position | {"next_step": step},
+                    "spent": clock.totals(),
+                }
+                model_info = {
+                    "model": config.model.name,
+                    "num_classes": data.num_classes,
+                    "config_hash": config_hash(config),
+                }
+                checkpoints.save(state, info | model_info, scores)
+
+        eval_every = config.eval_every or data.steps_per_epoch
+        checkpoint_every = config.checkpoint_every or data.steps_per_epoch
+        logged = start
+        batches = on_devices(data.train_batches(start, total), program.mesh)
+        clock.start()
+        with jax.transfer_guard("disallow"):
+            for step in range(start + 1, total + 1):
+                if interrupt.signal:
+                    save(step - 1, {})
+                    checkpoints.wait()
+                    saved = f"saved in {checkpoints.folder}" if step > 1 else "nothing to save yet"
+                    raise Interrupted(interrupt.signal, f"stopped at step {step - 1} of {total}, {saved}")
+                # Step.
+                with clock.measuring("data_wait_s"):
+                    batch = next(batches)
+                state = train_step(state, batch)
+                log.advance(step)
+                # Log: the only place where the host waits for the device between two epochs.
+                if step % config.log_every == 0 or step == total:
+                    values = means("train", state.metrics)
+                    clock.stop(state)
+                    stop_if_not_finite(state, checkpoints)
+                    state = state.replace(metrics=jax.device_put(zero_metrics(program.metrics), everywhere))
+                    log.metrics(
+                        step,
+                        step / data.steps_per_epoch,
+                        values | clock.lap((step - logged) * config.global_batch_size),
+                    )
+                    logged = step
+                # Evaluate.
+                scores: dict[str, float] = {}
+                if step % eval_every == 0 or step == total:
+                    clock.stop(state)
+                    scores = evaluate(
+                        eval_step, state.variables, data.eval_batches(),
+                        mesh=program.mesh, metrics=program.task.metrics, examples=data.eval_examples,
+                    )  # fmt: skip
+                    log.metrics(step, step / data.steps_per_epoch, scores)
+                    clock.start()
+                # Save.
+                if step % checkpoint_every == 0 or step == total:
+                    save(step, scores)
+        checkpoints.close()
+    finally:
+        log.close()
+    return finish(config, program, workdir, total, clock)
+
+
+def finish(config: Config, program: Program, workdir: Path, step: int, clock: report.Clock) -> dict[str, Any]:
+    """Write result.json of a run that has taken `step` steps, its last, and return its content."""
+    result = report.result(config, program, workdir, step * config.global_batch_size, clock.totals())
+    if jax.process_index() == 0:
+        write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def restore_or_init(
+    config: Config, program: Program, data: Data, checkpoints: Checkpoints
+) -> tuple[int, TrainState, dict[str, float]]:
+    """The step to go on from, the state on the mesh, and the time spent before: of the newest checkpoint, or fresh."""
+    if checkpoints.steps:
+        start = checkpoints.resolve("last")
+        info = checkpoints.info(start)
+        check_position(info["position"], data.position)
+        return start, checkpoints.restore(start, program.state), info["spent"]
+    state = program.init()
+    if config.init_from:
+        loaded = load_variables(Path(config.init_from), program.variables, f"eval/{program.task.best}")
+        state = state.replace(**loaded, ema=jax.tree.map(jax.numpy.copy, loaded) if state.ema else {})
+    return 0, state, {}
+
+
+def check_position(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a UserError unless the checkpoint's position is one in the data of this run."""
+    for key, value in now.items():
+        if saved.get(key) != value:
+            raise UserError(
+                f"the checkpoint was trained with {key} {saved.get(key)!r}, this run has {value!r}: "
+                "its place in the data cannot be found again; take another --workdir"
+            )
+
+
+def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:
+    """Raise a UserError if the loss or a gradient of some step was not finite; called before anything is saved."""
+    fault = jax.device_get(state.fault)
+    if fault["step"] < 0:
+        return
+    checkpoints.wait()
+    good = f"{checkpoints.folder / str(checkpoints.steps[-1])}" if checkpoints.steps else "none yet"
+    raise UserError(
+        f"step {int(fault['step']) + 1}: the loss is {float(fault['loss'])} and the gradient's norm {float(fault['grad_norm'])}; stopped. "
+        f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up, or set config.optimizer.clip_norm"
+    )

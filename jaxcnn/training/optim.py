@@ -1,0 +1,53 @@
+"""Optax from a config: the optimizer, its schedule, weight decay, clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxcnn.config import Config
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Length of training in steps, from whichever of `steps` and `epochs` is set."""
+    return config.steps or max(1, round(config.epochs * steps_per_epoch))
+
+
+def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate as a function of the step: linear warm-up from 0, then constant, step or cosine."""
+    optimizer = config.optimizer
+    total = total_steps(config, steps_per_epoch)
+    peak = optimizer.learning_rate
+    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * steps_per_epoch)
+    if optimizer.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, total - warmup), alpha=optimizer.final_scale)
+    elif optimizer.schedule == "step":
+        steps = [round(s) for s in optimizer.decay_steps] or [
+            round(e * steps_per_epoch) for e in optimizer.decay_epochs
+        ]
+        # Boundaries count from the start of training, as papers give them, not from the end of the warm-up.
+        after = optax.piecewise_constant_schedule(peak, {s - warmup: optimizer.decay_factor for s in steps})
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def kernels_only(params: Any) -> Any:
+    """True for the kernels of convolutions and linear layers, False for biases and the norms' scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then Adam, AdamW or SGD at `schedule`. Adam and SGD add weight decay to the gradient, AdamW decouples it."""
+    optimizer = config.optimizer
+    decay = optax.add_decayed_weights(optimizer.weight_decay, mask=kernels_only)
+    adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.epsilon)
+    rules = {
+        "adam": [decay, adam],
+        "adamw": [adam, decay],
+        "sgd": [decay, optax.trace(optimizer.momentum, optimizer.nesterov)],
+    }
+    clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    return optax.chain(*clip, *rules[optimizer.name], optax.scale_by_learning_rate(schedule))

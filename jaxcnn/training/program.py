@@ -1,0 +1,116 @@
+"""A config made concrete on a mesh: every function of a run, jitted with its shardings, and the shapes it takes.
+
+Training, evaluation and compilation for machines that are not there all start from `build_program`: the step has no copy.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxcnn.config import Config
+from jaxcnn.tasks import Classification, create_task
+from jaxcnn.training.mesh import check_batch, over_data, replicated
+from jaxcnn.training.optim import make_optimizer, make_schedule, total_steps
+from jaxcnn.training.state import TrainState, init_state
+from jaxcnn.training.step import make_eval_step, make_train_step
+
+Tree = Any
+
+
+class Data(Protocol):
+    """What a run needs of a data set; `jaxcnn.data.dataset.Dataset` is one.
+
+    Batches are this process's rows: "image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,).
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    steps_per_epoch: int
+    eval_examples: int
+    position: dict[str, Any]
+
+    def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
+        """uint8 images -> what the model takes; random changes only where there is an `rng`."""
+        ...
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of steps `start` … `stop` - 1."""
+        ...
+
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Every example once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """The parts of a run.
+
+    Attributes:
+      total_steps: length of training.
+      metrics: names that the state accumulates between two lines of the log.
+      state, batch: shapes, dtypes and shardings of the step's arguments.
+      init: () -> TrainState on the mesh.
+      train_step: (state, batch) -> state; the state is donated.
+      eval_step: (variables, sums, batch) -> sums; the sums are donated.
+    """
+
+    mesh: Mesh
+    task: Classification
+    total_steps: int
+    metrics: tuple[str, ...]
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    init: Callable[[], TrainState]
+    train_step: Any
+    eval_step: Any
+
+    @property
+    def variables(self) -> Tree:
+        """Shapes of {"params", "batch_stats"}."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+
+def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> Program:
+    """Put a validated config, its model and its data together on `mesh`; nothing is computed or compiled yet.
+
+    Raises:
+      UserError: the batch does not spread over the mesh, or the model does not take the images.
+    """
+    check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
+    task = create_task(config)
+    schedule = make_schedule(config, data.steps_per_epoch)
+    tx = make_optimizer(config, schedule)
+    metrics = (*task.metrics, "learning_rate", "grad_norm")
+    everywhere, rows = replicated(mesh), over_data(mesh)
+
+    def init() -> TrainState:
+        return init_state(model, tx, config.seed, data.image_shape, metrics, config.ema.decay > 0)
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    n = config.global_batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
+        "label": jax.ShapeDtypeStruct((n,), np.int32, sharding=rows),
+        "mask": jax.ShapeDtypeStruct((n,), np.float32, sharding=rows),
+    }
+    step = make_train_step(model, task, tx, schedule, config, data.preprocess)
+    evaluation = make_eval_step(model, task, data.preprocess)
+    return Program(
+        mesh=mesh,
+        task=task,
+        total_steps=total_steps(config, data.steps_per_epoch),
+        metrics=metrics,
+        state=jax.tree.map(shape, jax.eval_shape(init)),
+        batch=batch,
+        init=jax.jit(init, out_shardings=everywhere),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=everywhere),
+        eval_step=jax.jit(evaluation, donate_argnums=1, out_shardings=everywhere),
+    )

@@ -1,0 +1,159 @@
+"""What a run says of itself: at its start, at every line of the log, and in result.json."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxcnn
+from jaxcnn.config import Config, config_hash
+from jaxcnn.training.log import read_metrics
+from jaxcnn.training.program import Data, Program
+from jaxcnn.training.state import count_params
+
+
+class Clock:
+    """Where the time of a run goes, in seconds: training, waiting for data, and the rest; it goes on over restarts.
+
+    Args:
+      spent: totals of the run's earlier processes, from the checkpoint.
+    """
+
+    def __init__(self, spent: dict[str, float]):
+        self.began = time.monotonic()
+        self.spent = {
+            "wall_time_s": 0.0,
+            "train_time_s": 0.0,
+            "data_wait_s": 0.0,
+            "compile_time_s": 0.0,
+        } | spent
+        self.earlier = self.spent["wall_time_s"]
+        self.lap_train = self.lap_wait = 0.0
+        self.mark = self.began
+
+    @contextmanager
+    def measuring(self, name: str) -> Iterator[None]:
+        """Add the block's time to `name`."""
+        start = time.monotonic()
+        yield
+        self.spent[name] += time.monotonic() - start
+
+    def start(self) -> None:
+        """Training begins, or goes on after something else."""
+        self.mark = time.monotonic()
+
+    def stop(self, state: Any) -> None:
+        """Training pauses once the device is done with `state`, which it may still be computing."""
+        jax.block_until_ready(state)
+        self.spent["train_time_s"] += time.monotonic() - self.mark
+        self.mark = time.monotonic()
+
+    def lap(self, images: int) -> dict[str, float]:
+        """Rates since the last lap, in which `images` were trained on; call it after `stop`."""
+        train = self.spent["train_time_s"] - self.lap_train
+        wait = self.spent["data_wait_s"] - self.lap_wait
+        self.lap_train, self.lap_wait = self.spent["train_time_s"], self.spent["data_wait_s"]
+        return {
+            "train/images_per_sec": images / max(train, 1e-9),
+            "train/data_wait_frac": wait / max(train, 1e-9),
+        }
+
+    def totals(self) -> dict[str, float]:
+        """All that was spent, up to now."""
+        return self.spent | {"wall_time_s": self.earlier + time.monotonic() - self.began}
+
+
+def plan(config: Config, program: Program, data: Data, start: int) -> str:
+    """The lines at the start: model, parameters, types, devices, length."""
+    devices = program.mesh.devices.flatten()
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state))
+    optimizer = config.optimizer
+    lines = [
+        f"model      {config.model.name}, {count_params(program.state.params):,} parameters, {data.num_classes} classes, "
+        f"images {'×'.join(map(str, data.image_shape))}",
+        f"types      {config.dtype} compute, float32 parameters, statistics, loss and optimizer; state {_size(state_bytes)}",
+        f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es), "
+        f"mesh {dict(program.mesh.shape)}; BatchNorm over the global batch",
+        f"data       {config.data.name}, {data.position['examples']:,} to train on, {data.eval_examples:,} to evaluate on; "
+        f"augmentation {config.data.augment}",
+        f"training   {program.total_steps:,} steps of {config.global_batch_size} ({data.steps_per_epoch:,} an epoch), "
+        f"{optimizer.name}, rate {optimizer.learning_rate:g} {optimizer.schedule}",
+    ]
+    if start:
+        lines.append(f"resuming   from the checkpoint of step {start:,}")
+    return "\n".join(lines)
+
+
+def compiled(executable: Any, seconds: float) -> str:
+    """The line after compilation: its time and the memory that the step takes on each device."""
+    text = f"compiled   in {seconds:.1f} s"
+    memory = executable.memory_analysis()
+    if memory is None:
+        return text
+    return text + (
+        f"; each device holds {_size(memory.argument_size_in_bytes)} of state and batch, {_size(memory.temp_size_in_bytes)} temporaries"
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def result(config: Config, program: Program, workdir: Path, images: int, spent: dict[str, float]) -> dict[str, Any]:
+    """What result.json holds: final metrics, what was run, on what, and how long it took.
+
+    `images_per_sec` is all images trained on over all the wall time, compilation, evaluation and checkpoints included;
+    `train_images_per_sec` is over the time spent training alone.
+    """
+    lines = read_metrics(workdir / "metrics.jsonl")
+    final: dict[str, Any] = {}
+    for line in lines:
+        final |= line
+    scores = [line["eval/top1"] for line in lines if "eval/top1" in line]
+    devices = program.mesh.devices.flatten()
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "model": config.model.name,
+        **final,
+        "best/eval/top1": max(scores, default=None),
+        "parameters": count_params(program.state.params),
+        "config_hash": config_hash(config),
+        "commit": commit(),
+        "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in packages},
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "process_count": jax.process_count(),
+        "images": images,
+        "images_per_sec": images / spent["wall_time_s"],
+        "train_images_per_sec": images / max(spent["train_time_s"], 1e-9),
+        "data_wait_frac": spent["data_wait_s"] / max(spent["train_time_s"], 1e-9),
+        **spent,
+    }
+
+
+def commit() -> str:
+    """The commit of the code that runs, with "+" if it was changed since; "" where the code is not in a git checkout."""
+    here = Path(jaxcnn.__file__).parent
+    try:
+        arguments = [
+            "git",
+            "-C",
+            str(here),
+            "describe",
+            "--always",
+            "--abbrev=12",
+            "--dirty=+",
+            "--exclude=*",
+        ]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,83 @@
+"""TrainState: all that a run is. What is not in it, a restart forgets."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jaxcnn import UserError
+
+
+class TrainState(struct.PyTreeNode):
+    """A point of training. Every float leaf is float32, whatever the compute type.
+
+    Attributes:
+      step: int32 (), steps taken.
+      seed: uint32 (), of every random draw inside the step.
+      params, batch_stats: the model's variables.
+      opt_state: Optax's.
+      ema: moving average of {"params", "batch_stats"}, or {} where it is off.
+      metrics: {name: (sum, weight)} since the last line of the log, so that a line does not depend on where a run was cut.
+      fault: {"step", "loss", "grad_norm"} of the first step whose loss or gradient was not finite; step is -1 while there is none.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    metrics: dict[str, tuple[jax.Array, jax.Array]]
+    fault: dict[str, jax.Array]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What evaluation uses: the moving average where there is one."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def zero_metrics(names: Iterable[str]) -> dict[str, Any]:
+    """Empty sums (0, 0) under `names`, in NumPy. Every leaf is an array of its own, for donation takes each once."""
+    return {name: (np.zeros((), np.float32), np.zeros((), np.float32)) for name in names}
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, ...],
+    metrics: Iterable[str],
+    ema: bool,
+) -> TrainState:
+    """The state of step 0, to be traced: `jit` it with the shardings wanted, or `eval_shape` it.
+
+    Args:
+      image_shape: (H, W, C) of the images that the model is given.
+      metrics: names of the step's metrics.
+    """
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    try:
+        variables: Any = model.init(jax.random.key(seed), images, train=False)
+    except (ValueError, ZeroDivisionError, TypeError) as error:
+        raise UserError(f"the model does not take images of {image_shape}: {error}") from error
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else {},
+        metrics=jax.tree.map(jnp.asarray, zero_metrics(metrics)),
+        fault={"step": jnp.full((), -1, jnp.int32), "loss": jnp.zeros(()), "grad_norm": jnp.zeros(())},
+    )
+
+
+def count_params(params: Any) -> int:
+    """Number of parameters of a tree of arrays or of their shapes."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

@@ -1,0 +1,111 @@
+"""The step: one function of (state, batch), data parallel by the shardings of its arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.config import Config
+from jaxcnn.tasks import Classification
+from jaxcnn.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Preprocess = Callable[
+    [jax.Array, jax.Array | None], jax.Array
+]  # (uint8 images, rng or None in evaluation) -> float images
+
+
+def make_train_step(
+    model: nn.Module,
+    task: Classification,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: Config,
+    preprocess: Preprocess,
+) -> Callable[[TrainState, Batch], TrainState]:
+    """One update of the weights from one global batch, cut into `optimizer.accumulate` micro-batches.
+
+    The step is written for the whole batch: under `jit` with the batch sharded over `data`, XLA inserts the all-reduces of
+    gradients and of BatchNorm's statistics, and one device runs the same code. Randomness is a function of (seed, step).
+    """
+    micro_batches, decay = config.optimizer.accumulate, config.ema.decay
+
+    def gradients(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, Any, Any, Any]:
+        augment_rng, dropout_rng = jax.random.split(rng)
+        images = preprocess(batch["image"], augment_rng)
+
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats}, images, train=True,
+                mutable=["batch_stats"], rngs={"dropout": dropout_rng},
+            )  # fmt: skip
+            loss, sums = task.loss(outputs, batch)
+            return loss, (sums, updates.get("batch_stats", {}))
+
+        (loss, (sums, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return grads, loss, sums, batch_stats
+
+    def accumulated(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, Any, Any, Any]:
+        # Rows i, i + m, i + 2m … make micro-batch i: each device keeps its own rows, nothing crosses the wire.
+        micro = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def body(carry: Any, xs: Any) -> tuple[Any, None]:
+            batch_stats, total = carry
+            grads, loss, sums, batch_stats = gradients(params, batch_stats, *xs)
+            return (batch_stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
+
+        rngs = jax.random.split(rng, micro_batches)
+        shapes = jax.eval_shape(gradients, params, batch_stats, jax.tree.map(lambda x: x[0], micro), rngs[0])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:3])
+        (batch_stats, (grads, loss, sums)), _ = jax.lax.scan(body, (batch_stats, zeros), (micro, rngs))
+        grads, loss = jax.tree.map(lambda x: x / micro_batches, (grads, loss))
+        return grads, loss, sums, batch_stats
+
+    def train_step(state: TrainState, batch: Batch) -> TrainState:
+        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        compute = accumulated if micro_batches > 1 else gradients
+        grads, loss, sums, batch_stats = compute(state.params, state.batch_stats, batch, rng)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.global_norm(grads)
+        sums |= {"learning_rate": (schedule(state.step), 1.0), "grad_norm": (grad_norm, 1.0)}
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay, state.step),
+            metrics=jax.tree.map(jnp.add, state.metrics, sums),
+            fault=_first_fault(state, loss, grad_norm),
+        )
+
+    return train_step
+
+
+def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
+    """decay·ema + (1 - decay)·new; the decay rises as (1 + t) / (10 + t), so that the start is forgotten soon."""
+    if not ema:
+        return ema
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
+
+
+def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array) -> dict[str, jax.Array]:
+    """Remember the first step that was not finite. Kept on the device: the loop reads it only when it reads the metrics."""
+    new = {"step": state.step, "loss": loss, "grad_norm": grad_norm}
+    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    keep = (state.fault["step"] >= 0) | sound
+    return jax.tree.map(lambda old, x: jnp.where(keep, old, x), state.fault, new)
+
+
+def make_eval_step(model: nn.Module, task: Classification, preprocess: Preprocess) -> Callable[[Any, Any, Batch], Any]:
+    """(variables, sums so far, batch) -> sums with the batch's examples added; rows of mask 0 count for nothing."""
+
+    def eval_step(variables: Any, sums: Any, batch: Batch) -> Any:
+        outputs = model.apply(variables, preprocess(batch["image"], None), train=False)
+        return jax.tree.map(jnp.add, sums, task.loss(outputs, batch)[1])
+
+    return eval_step
