@@ -125,7 +125,19 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
 }
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
 RESUMABLE = frozenset(
-    ["steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "data.dir", "data.workers", "data.prefetch", "mesh.data", "mesh.model"]
+    [
+        "steps",
+        "epochs",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_last",
+        "data.dir",
+        "data.workers",
+        "data.prefetch",
+        "mesh.data",
+        "mesh.model",
+    ]
 )
 _OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 

@@ -1,7 +1,7 @@
 """ResNet-20 on Fashion-MNIST, 60,000 training and 10,000 test images of 28×28 pixels.
 
-    jaxcnn data prepare fashion_mnist --from DIR     # the four IDX files; without --from, TFDS downloads them
-    jaxcnn train --config experiments/fashion_mnist/resnet20.py --workdir runs/fashion_mnist
+jaxcnn data prepare fashion_mnist --from DIR     # the four IDX files; without --from, TFDS downloads them
+jaxcnn train --config experiments/fashion_mnist/resnet20.py --workdir runs/fashion_mnist
 """
 
 from jaxcnn.config import base_config

@@ -73,8 +73,8 @@ def describe_sources(data_dir: str = "") -> list[dict[str, Any]]:
     """What is at hand: the built-in sources, and the TFDS data sets found in `data_dir`.
 
     Returns:
-      One dict each: name, splits {name: examples}, image_shape, num_classes (empty or None where it cannot be read) and
-      status, 'ready' or the obstacle.
+      One dict each: name, splits {name: examples}, image_shape, num_classes (empty or None where it cannot be read)
+      and status, 'ready' or the obstacle.
     """
     names = stored.find(data_dir)
     if not any(name.startswith("tfds:fashion_mnist") for name in names):
@@ -165,4 +165,4 @@ def _synthetic_numbers(name: str) -> tuple[int, int]:
 
 def _synthetic_source(name: str, split: str, size: int) -> Source:
     names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
-    return _Synthetic(name, split, size, names, (_SIDE, _SIDE, 3), (0.495,) * 3, (0.227,) * 3)
+    return _Synthetic(name, split, size, names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)

@@ -56,8 +56,8 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     """The source of `tfds:NAME[/CONFIG][:VERSION]`; `split` may be an expression such as `train[:90%]`.
 
     Raises:
-      UserError: the data set is not prepared, or damaged, or is no set of labelled 8-bit images in ArrayRecord, or has
-        no such split.
+      UserError: the data set is not prepared, or damaged, or is no set of labelled 8-bit images in ArrayRecord, or
+        has no such split.
     """
     import tensorflow_datasets as tfds
 
@@ -105,7 +105,8 @@ class _Stored(Source):
         """uint8 (H, W, C) of an encoded image, or of an array: boolean, or without channels."""
         channels = self.image_shape[-1]
         if self.encoded:
-            image = Image.open(io.BytesIO(image)).convert(_MODES[channels])
+            image = Image.open(io.BytesIO(image))
+            image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
         pixels = np.asarray(image)
         pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
         pixels = pixels.reshape(*pixels.shape[:2], channels)
@@ -161,7 +162,9 @@ def _builder(name: str, data_dir: str) -> Any:
         raise UserError(f"the label of {name} is {type(label).__name__}, no class: take another data set")
     channels = (*image.shape, 1)[2] if len(image.shape) in (2, 3) else None
     if channels not in _MODES or image.np_dtype not in (np.uint8, bool):
-        raise UserError(f"images of {name} are {np.dtype(image.np_dtype)} {image.shape}, not uint8 (H, W, C): take another data set")
+        raise UserError(
+            f"images of {name} are {np.dtype(image.np_dtype)} {image.shape}, not uint8 (H, W, C): take another set"
+        )
     return builder
 
 

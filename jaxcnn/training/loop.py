@@ -1,7 +1,9 @@
 """The loop: one for every model, task and number of devices, in the order in which things happen."""
 
 import json
+import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from jaxcnn.training.log import RunLog, write_atomically
 from jaxcnn.training.mesh import make_mesh, on_devices, replicated
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.state import TrainState, zero_metrics
+
+AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
 
 def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt: Interrupt) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
 
         eval_every = config.eval_every or data.steps_per_epoch
         checkpoint_every = config.checkpoint_every or data.steps_per_epoch
-        logged = start
+        logged, flying = start, deque[jax.Array]()
         batches = on_devices(data.train_batches(start, total), program.mesh)
         clock.start()
         with jax.transfer_guard("disallow"):
@@ -76,9 +80,12 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     saved = f"saved in {checkpoints.folder}" if step > 1 else "nothing to save yet"
                     raise Interrupted(interrupt.signal, f"stopped at step {step - 1} of {total}, {saved}")
                 # Step.
-                with clock.measuring("data_wait_s"):
+                with clock.waiting_for_data(flying):
                     batch = next(batches)
-                state = train_step(state, batch)
+                state, loss = train_step(state, batch)
+                flying.append(loss)
+                if len(flying) > AHEAD and not math.isfinite(jax.device_get(flying.popleft())):
+                    stop_if_not_finite(state, checkpoints)
                 log.advance(step)
                 # Log: the only place where the host waits for the device between two epochs.
                 if step % config.log_every == 0 or step == total:

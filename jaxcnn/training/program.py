@@ -56,7 +56,7 @@ class Program:
       metrics: names that the state accumulates between two lines of the log.
       state, batch: shapes, dtypes and shardings of the step's arguments.
       init: () -> TrainState on the mesh.
-      train_step: (state, batch) -> state; the state is donated.
+      train_step: (state, batch) -> (state, loss); the state is donated.
       eval_step: (variables, sums, batch) -> sums; the sums are donated.
     """
 

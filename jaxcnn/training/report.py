@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,17 @@ class Clock:
         start = time.monotonic()
         yield
         self.spent[name] += time.monotonic() - start
+
+    @contextmanager
+    def waiting_for_data(self, flying: Sequence[jax.Array]) -> Iterator[None]:
+        """Count the block as data wait if the device was done with all that is `flying` by its end.
+
+        Where it was still computing, the wait cost nothing. Where it was not, all of the wait is counted: an upper bound.
+        """
+        start = time.monotonic()
+        yield
+        if not flying or flying[-1].is_ready():
+            self.spent["data_wait_s"] += time.monotonic() - start
 
     def start(self) -> None:
         """Training begins, or goes on after something else."""

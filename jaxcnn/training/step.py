@@ -25,11 +25,14 @@ def make_train_step(
     schedule: optax.Schedule,
     config: Config,
     preprocess: Preprocess,
-) -> Callable[[TrainState, Batch], TrainState]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """One update of the weights from one global batch, cut into `optimizer.accumulate` micro-batches.
 
     The step is written for the whole batch: under `jit` with the batch sharded over `data`, XLA inserts the all-reduces of
     gradients and of BatchNorm's statistics, and one device runs the same code. Randomness is a function of (seed, step).
+
+    Returns:
+      (state, batch) -> (state, loss of this step). The loss is not part of the donated state: the host paces itself by it.
     """
     micro_batches, decay = config.optimizer.accumulate, config.ema.decay
 
@@ -64,7 +67,7 @@ def make_train_step(
         grads, loss = jax.tree.map(lambda x: x / micro_batches, (grads, loss))
         return grads, loss, sums, batch_stats
 
-    def train_step(state: TrainState, batch: Batch) -> TrainState:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         compute = accumulated if micro_batches > 1 else gradients
         grads, loss, sums, batch_stats = compute(state.params, state.batch_stats, batch, rng)
@@ -72,7 +75,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.global_norm(grads)
         sums |= {"learning_rate": (schedule(state.step), 1.0), "grad_norm": (grad_norm, 1.0)}
-        return state.replace(
+        state = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -81,6 +84,7 @@ def make_train_step(
             metrics=jax.tree.map(jnp.add, state.metrics, sums),
             fault=_first_fault(state, loss, grad_norm),
         )
+        return state, loss
 
     return train_step
 
