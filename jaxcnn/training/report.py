@@ -33,7 +33,7 @@ class Clock:
             "compile_time_s": 0.0,
         } | spent
         self.earlier = self.spent["wall_time_s"]
-        self.lap_train = self.lap_wait = 0.0
+        self.lap_train, self.lap_wait = self.spent["train_time_s"], self.spent["data_wait_s"]
         self.mark = self.began
 
     @contextmanager

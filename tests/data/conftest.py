@@ -1,8 +1,9 @@
-"""Small data sets on the disk: TFDS's files written by hand (no TensorFlow, so tests stay fast), and IDX files."""
+"""Small data sets on the disk: TFDS's files written by hand (no TensorFlow, hence fast), and IDX files."""
 
 import gzip
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,51 +12,77 @@ import numpy as np
 import pytest
 from PIL import Image
 
+Examples = list[tuple[Any, int]]  # what is stored, encoded bytes or an array, with its label
+
 
 def png(pixels: np.ndarray) -> bytes:
-    """The PNG of uint8 (H, W, C)."""
+    """uint8 (H, W, C) as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
     return file.getvalue()
 
 
 @pytest.fixture
+def images() -> list[np.ndarray]:
+    """Forty images of (6, 5, 1)."""
+    return list(np.random.default_rng(0).integers(0, 256, (40, 6, 5, 1), dtype=np.uint8))
+
+
+@pytest.fixture
 def write_tfds(tmp_path: Path) -> Callable[..., str]:
-    """`write_tfds({split: [(stored image, label), …]}) -> data_dir`: a data set `mini` of five classes."""
+    """`write_tfds({split: examples}) -> data_dir`: a TFDS data set, `mini` of five classes unless told otherwise."""
 
-    def write(
-        splits: dict[str, list[tuple[Any, int]]], features: Any = None, folder: str = "mini/1.0.0", **info: Any
-    ) -> str:
+    def write(splits: dict[str, Examples], features: Any = None, folder: str = "mini/1.0.0", **info: Any) -> str:
         import tensorflow_datasets as tfds
-        from array_record.python.array_record_module import ArrayRecordWriter
-        from tensorflow_datasets.proto import tf_example_pb2 as proto
 
-        path = tmp_path / "tfds" / folder
+        path, name = tmp_path / "tfds" / folder, folder.partition("/")[0]
         path.mkdir(parents=True)
-        name = folder.partition("/")[0]
         features = features or {
             "image": tfds.features.Image(shape=(6, 5, 1)),
             "label": tfds.features.ClassLabel(names=list("abcde")),
         }
-        tfds.features.FeaturesDict(features).save_config(path)
+        tfds.features.FeaturesDict(features).save_config(str(path))
         for split, examples in splits.items():
-            writer = ArrayRecordWriter(str(path / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
-            for image, label in examples:
-                example = proto.Example()
-                if isinstance(image, bytes):
-                    example.features.feature["image"].bytes_list.value.append(image)
-                else:
-                    example.features.feature["image"].int64_list.value.extend(int(v) for v in image.ravel())
-                example.features.feature["label"].int64_list.value.append(label)
-                writer.write(example.SerializeToString())
-            writer.close()
-        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+            _write_records(path / f"{name}-{split}.array_record-00000-of-00001", examples)
         described = [
-            {"name": split, "shardLengths": [str(len(examples))], "numBytes": "1", "filepathTemplate": template}
+            {
+                "name": split,
+                "shardLengths": [str(len(examples))],
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
             for split, examples in splits.items()
         ]
         info = {"name": name, "version": path.name, "fileFormat": "array_record", "splits": described} | info
         (path / "dataset_info.json").write_text(json.dumps(info))
         return str(tmp_path / "tfds")
+
+    return write
+
+
+def _write_records(path: Path, examples: Examples) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for image, label in examples:
+        example: Any = tf_example_pb2.Example()  # type: ignore[attr-defined]
+        feature = example.features.feature
+        if isinstance(image, bytes):
+            feature["image"].bytes_list.value.append(image)
+        else:
+            feature["image"].int64_list.value.extend(int(v) for v in image.ravel())
+        feature["label"].int64_list.value.append(label)
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
+@pytest.fixture(scope="session")
+def write_idx() -> Callable[..., None]:
+    """`write_idx(path, array)`: an IDX file of unsigned bytes, gzipped where the name says so."""
+
+    def write(path: Path, values: np.ndarray, magic: int | None = None, cut: int | None = None) -> None:
+        header = struct.pack(f">{1 + values.ndim}I", magic or 0x800 + values.ndim, *values.shape)
+        data = (header + values.astype(np.uint8).tobytes())[:cut]
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
     return write
