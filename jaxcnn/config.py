@@ -1,7 +1,7 @@
 """The one base config: every key of an experiment with its default, unit and legal values.
 
-An experiment is a Python file whose `get_config()` starts from `base_config()` and sets what differs. The result is locked:
-an unknown key or a wrong type is an error that names the key and its nearest neighbour, before any data is read.
+An experiment is a Python file whose `get_config()` starts from `base_config()` and sets what differs. The result is
+locked: an unknown key or a wrong type is an error that names the key and its nearest neighbour, before data is read.
 A config file is Python and is *executed* when it is loaded; `config.json` in a run's folder is data and is only parsed.
 """
 
@@ -58,13 +58,13 @@ _RISING = Rule(_ascending, "positive numbers that rise")
 _FLOATS = Rule(lambda v: all(isinstance(x, int | float) and math.isfinite(x) for x in v), "a list of numbers")
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
 
-# key: (default, legal values, meaning with its unit). The defaults train nothing in particular: an experiment sets what matters.
+# key: (default, legal values, meaning with its unit)
 KEYS: dict[str, tuple[Any, Rule, str]] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _at_least(0), "length of training in steps (0: see epochs)"),
     "epochs": (0.0, _at_least(0), "length of training in epochs (0: see steps)"),
     "global_batch_size": (128, _at_least(1), "examples a step, over all devices and processes"),
-    "dtype": ("bfloat16", _one_of("bfloat16", "float16", "float32"), "compute type; state is float32 always"),
+    "dtype": ("bfloat16", _one_of("bfloat16", "float32"), "compute type; state is float32 always"),
     "log_every": (50, _at_least(1), "steps between two lines of training metrics"),
     "eval_every": (0, _at_least(0), "steps between two evaluations (0: once an epoch)"),
     "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),
@@ -144,7 +144,7 @@ _OPEN = "model.overrides"  # free-form keyword arguments of create_model, which 
 
 def base_config() -> Config:
     """Every key at its default, locked against unknown keys and wrong types."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     for key, (default, _, _) in KEYS.items():
         group, _, leaf = key.rpartition(".")
         if group and group not in config:
@@ -218,7 +218,8 @@ def _typed(key: str, value: Any) -> Any:
         return tuple(value)
     if type(value) is not type(default):
         raise UserError(
-            f"config.{key}={value!r} is of type {type(value).__name__}: it must be {type(default).__name__}, such as {default!r}"
+            f"config.{key}={value!r} is of type {type(value).__name__}: "
+            f"it must be {type(default).__name__}, such as {default!r}"
         )
     return value
 
@@ -244,11 +245,13 @@ def validate(config: Config) -> None:
         raise UserError("config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0")
     if bool(optimizer.decay_steps) + bool(optimizer.decay_epochs) != (optimizer.schedule == "step"):
         raise UserError(
-            "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; the other schedules take neither"
+            "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; "
+            "the other schedules take neither"
         )
     if config.global_batch_size % optimizer.accumulate:
         raise UserError(
-            f"config.optimizer.accumulate={optimizer.accumulate} does not divide config.global_batch_size={config.global_batch_size}"
+            f"config.optimizer.accumulate={optimizer.accumulate} does not divide "
+            f"config.global_batch_size={config.global_batch_size}"
         )
 
 

@@ -32,7 +32,9 @@ def set_up_jax() -> None:
     JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
     import jax
+    from absl import logging
 
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of every folder that is opened for reading
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))

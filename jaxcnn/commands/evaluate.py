@@ -15,27 +15,32 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
     arguments, overrides = parse(parser, argv)
 
-    from jaxcnn.commands.run import open_run
-    from jaxcnn.training.evaluate import evaluate
-
     set_up_jax()
+    import jax
+
+    from jaxcnn.commands.run import open_run
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.data.pipeline import Slice
+    from jaxcnn.training.evaluate import evaluate
+    from jaxcnn.training.program import build_program
+
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)
+    data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()))
+    program = build_program(run.config, run.model, data, run.mesh)
     scores = evaluate(
-        run.program.eval_step, run.variables, run.data.eval_batches(),
-        mesh=run.program.mesh, metrics=run.program.task.metrics, examples=run.data.eval_examples,
+        program.eval_step, run.variables, data.eval_batches(),
+        mesh=run.mesh, metrics=program.task.metrics, examples=data.eval_examples,
     )  # fmt: skip
     if arguments.save:
         from jaxcnn.analysis.plots import prediction_grid
 
-        batch = next(run.data.eval_batches())
-        images, labels = batch["image"][batch["mask"] > 0], batch["label"][batch["mask"] > 0]
-        prediction_grid(images, labels, run.probabilities(images), run.data.class_names, arguments.save)
+        batch = next(data.eval_batches())
+        images, labels = (batch[key][batch["mask"] > 0] for key in ("image", "label"))
+        prediction_grid(images, labels.tolist(), run.probabilities(images), data.class_names, arguments.save)
         print(f"predictions: {arguments.save}")
     about = {
-        "workdir": str(arguments.workdir),
-        "checkpoint": run.step,
-        "model": run.config.model.name,
-        "data": run.config.data.name,
-    }
+        "workdir": str(arguments.workdir), "checkpoint": run.step,
+        "model": run.config.model.name, "data": run.config.data.name, "split": data.eval.split,
+    }  # fmt: skip
     print(json.dumps(about | scores))
     return 0

@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
         scores = [(line["eval/top1"], line["step"]) for line in lines if "eval/top1" in line]
         words = "not evaluated yet"
         if scores:
-            words = f"best top-1 {max(scores)[0]:.2%} at step {max(scores)[1]:,}, last {scores[-1][0]:.2%} at step {scores[-1][1]:,}"
+            (best, best_step), (last, last_step) = max(scores), scores[-1]
+            words = f"best top-1 {best:.2%} at step {best_step:,}, last {last:.2%} at step {last_step:,}"
         print(f"{name:<{width}}  {words}")
     print(f"curves: {arguments.out}")
     return 0

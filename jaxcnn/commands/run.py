@@ -1,62 +1,65 @@
-"""A finished or running run, opened from its folder: config, data, model and the weights of one checkpoint.
+"""A run opened from its folder: its config, its network and the weights of one checkpoint. What several commands share.
 
-Not a command: what `evaluate` and `predict` share.
+The data set need not be there: a checkpoint knows the shape, the normalisation and the class names of its images.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcnn.config import Config, from_json
-from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.pipeline import Slice
+from jaxcnn.data.transforms import normalize
 from jaxcnn.models import create_model
+from jaxcnn.tasks import create_task
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.mesh import make_mesh
-from jaxcnn.training.program import Program, build_program
+from jaxcnn.training.mesh import make_mesh, replicated
+from jaxcnn.training.state import init_variables
 
 
-@dataclass(frozen=True)
-class Run:
-    """What `open_run` gives; `step` is that of the checkpoint, `variables` its weights."""
+class Run(NamedTuple):
+    """What `open_run` gives.
+
+    Attributes:
+      step: of the checkpoint.
+      variables: its weights, replicated over `mesh`.
+      input: "image_shape", "mean", "std" and "class_names" of the images it was trained on.
+    """
 
     config: Config
-    data: Dataset
+    mesh: Mesh
     model: nn.Module
-    program: Program
     step: int
     variables: Any
-
-    @cached_property
-    def _apply(self) -> Any:
-        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(
-                self.model.apply(variables, self.data.preprocess(images, None), train=False)["logits"]
-            )
-
-        return jax.jit(probabilities)
+    input: dict[str, Any]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (N, H, W, C) -> probabilities (N, classes)."""
-        return np.asarray(self._apply(self.variables, images))
+        """uint8 images (N, H, W, C) -> float32 probabilities (N, classes)."""
+
+        def apply(variables: Any, images: jax.Array) -> jax.Array:
+            outputs: Any = self.model.apply(variables, normalize(images, self.input["mean"], self.input["std"]))
+            return jax.nn.softmax(outputs["logits"])
+
+        return np.asarray(jax.jit(apply)(self.variables, images))
 
 
 def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -> Run:
     """Open the run in `workdir` at a checkpoint: "best", "last" or a step.
 
     Raises:
-      UserError: the folder is no run, the checkpoint is missing or does not fit the config, or the data is missing.
+      UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
     config = from_json(workdir / "config.json", overrides)
-    data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
-    model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
-    program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
-    checkpoints = Checkpoints(workdir, f"eval/{program.task.best}")
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")
     step = checkpoints.resolve(checkpoint)
-    return Run(config, data, model, program, step, checkpoints.restore_variables(step, program.variables))
+    info = checkpoints.info(step)
+    model = create_model(config.model.name, info["num_classes"], jnp.dtype(config.dtype), **config.model.overrides)
+    shapes = jax.eval_shape(lambda: init_variables(model, 0, info["input"]["image_shape"]))
+    sharding = replicated(mesh)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return Run(config, mesh, model, step, checkpoints.restore_variables(step, like), info["input"])

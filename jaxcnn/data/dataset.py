@@ -16,13 +16,14 @@ class Dataset:
     Attributes:
       num_classes: width of the head, `config.model.num_classes` or the data set's own.
       image_shape: (H, W, C) of a batch's images.
+      input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
     Raises:
       UserError: the data is missing, or does not fit the config.
     """
 
-    def __init__(self, config: Any, part: pipeline.Slice = pipeline.Slice()):
+    def __init__(self, config: Any, part: pipeline.Slice = pipeline.WHOLE):
         data = config.data
         self.config, self.part = config, part
         self.train = make_source(data.name, data.train_split, data_dir=data.dir)
@@ -32,7 +33,8 @@ class Dataset:
         self.num_classes = config.model.num_classes or self.train.num_classes
         if self.num_classes < self.train.num_classes:
             raise UserError(
-                f"config.model.num_classes={self.num_classes} is less than the {self.train.num_classes} classes of {data.name}"
+                f"config.model.num_classes={self.num_classes} is less than "
+                f"the {self.train.num_classes} classes of {data.name}"
             )
         height, width, channels = self.train.image_shape
         if data.image_size:
@@ -43,6 +45,9 @@ class Dataset:
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
         self.steps_per_epoch = pipeline.steps_per_epoch(len(self.train), config.global_batch_size)
+        self.input = {
+            "image_shape": self.image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
+        }  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
             "data": data.name, "split": data.train_split, "examples": len(self.train),
@@ -74,7 +79,7 @@ class Dataset:
         return pipeline.eval_batches(self.eval, self.config.global_batch_size, **self._reading())
 
     def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """uint8 (N, H, W, C) -> normalised float32; augmented where there is an `rng`. Runs on the device, inside the step."""
+        """uint8 (N, H, W, C) -> normalised float32, augmented where there is an `rng`. For the device, in the step."""
         if rng is not None:
             images = transforms.augment(self.config.data.augment, self.config.data.pad, rng, images)
         return transforms.normalize(images, self.mean, self.std)

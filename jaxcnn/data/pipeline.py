@@ -30,9 +30,13 @@ class Slice(NamedTuple):
         """Rows of this process; the processes' rows follow one another in the global batch."""
         if global_batch_size % self.processes:
             raise UserError(
-                f"config.global_batch_size={global_batch_size} does not divide by {self.processes} processes: take a multiple"
+                f"config.global_batch_size={global_batch_size} does not divide by {self.processes} processes: "
+                "take a multiple of their number"
             )
         return global_batch_size // self.processes
+
+
+WHOLE = Slice()
 
 
 def steps_per_epoch(examples: int, global_batch_size: int) -> int:
@@ -46,11 +50,11 @@ def steps_per_epoch(examples: int, global_batch_size: int) -> int:
 
 def train_batches(
     source: Source, global_batch_size: int, seed: int, start: int, stop: int, *,
-    image_size: int = 0, part: Slice = Slice(), workers: int = 0, prefetch: int = 8,
+    image_size: int = 0, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
 ) -> Iterator[Batch]:  # fmt: skip
     """The batches of steps `start` … `stop` - 1, all full.
 
-    The global batch of step k is a function of (seed, k) alone: neither the number of processes nor a restart changes it.
+    The global batch of step k is a function of (seed, k) alone, whatever the number of processes and restarts.
     Grain's index shuffle keeps no table, so memory does not grow with the data set.
     """
     local = part.local_batch(global_batch_size)
@@ -64,7 +68,7 @@ def train_batches(
 
 def eval_batches(
     source: Source, global_batch_size: int, *,
-    image_size: int = 0, part: Slice = Slice(), workers: int = 0, prefetch: int = 8,
+    image_size: int = 0, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
 ) -> Iterator[Batch]:  # fmt: skip
     """Every example exactly once, in order; the last global batch is filled with masked copies of the last example.
 

@@ -113,7 +113,7 @@ def _builder(name: str, root: Path) -> Any:
         raise UserError(f"TFDS has no data set '{base}': {hint}")
     try:
         return tfds.builder(name, data_dir=root)
-    except (ValueError, NotImplementedError, RuntimeError) as error:  # no such config, version or syntax
+    except Exception as error:  # no such config or version: of several kinds
         raise UserError(f"TFDS cannot open '{name}': {_one_line(error)}") from error
 
 

@@ -156,7 +156,9 @@ def _builder(name: str, data_dir: str) -> Any:
     check_format(builder)
     features = builder.info.features
     if "image" not in features or "label" not in features:
-        raise UserError(f"{name} has features {', '.join(features)}, not 'image' and 'label': take another data set")
+        raise UserError(
+            f"{name} has features {', '.join(sorted(features))}, not 'image' and 'label': take another data set"
+        )
     image, label = features["image"], features["label"]
     if not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"the label of {name} is {type(label).__name__}, no class: take another data set")

@@ -1,7 +1,7 @@
 """Layers that the families share: convolution, norm, pooling and the classifier head. All NHWC.
 
-Padding is explicit and symmetric, as torch's: XLA's SAME pads a strided layer on one side only, which moves features by a
-pixel and would break parity with published weights.
+Padding is explicit and symmetric, as torch's: XLA's SAME pads a strided layer on one side only, which moves features by
+a pixel and would break parity with published weights.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,10 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 def conv(
     features: int, kernel: int, stride: int = 1, *, dtype: Dtype, name: str | None = None, **kwargs: Any
 ) -> nn.Conv:
-    """A square convolution (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features), padded by (kernel - 1) // 2."""
+    """A square convolution, padded by (kernel - 1) // 2.
+
+    (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features) for odd kernels.
+    """
     kwargs.setdefault("use_bias", False)
     kwargs.setdefault("kernel_init", he_normal)
     pad = (kernel - 1) // 2
@@ -44,7 +47,8 @@ def batch_norm(train: bool, *, dtype: Dtype, name: str | None = None) -> nn.Batc
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins."""
-    return nn.max_pool(x, (window, window), (stride, stride), padding=((pad, pad), (pad, pad)))
+    padding: Any = ((pad, pad), (pad, pad))
+    return nn.max_pool(x, (window, window), (stride, stride), padding)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -102,8 +102,8 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A residual (or plain) network.
 
-    Images (N, H, W, 3) -> {"logits": (N, num_classes) float32, "stem", "stage1", …: (N, H / stride, W / stride, channels)},
-    strides and channels as `endpoints` says. The last stage is pooled globally, so any image size will do.
+    Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stem", "stage1", …: (N, H / stride, W / stride, C')}
+    with the strides and channels C' that `endpoints` says. The last stage is pooled globally: any image size will do.
     """
 
     spec: Spec

@@ -21,8 +21,8 @@ class Classification:
     def loss(self, outputs: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         """Mean loss over the examples of the batch, and its metrics as (sum, weight).
 
-        The loss to minimise has the labels smoothed; the metric "loss" has not, so that it means the same in training and
-        evaluation: nats an example.
+        The loss to minimise has the labels smoothed; the metric "loss" has not, so that it means the same in training
+        and evaluation: nats an example.
 
         Args:
           outputs: "logits" (N, classes) float32; "aux_logits", a tuple of such, where the network has auxiliary heads.

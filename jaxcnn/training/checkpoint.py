@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: asynchronous, atomic, the newest few and the best kept, restored onto any devices.
 
-A checkpoint holds three items: "state", the arrays of a TrainState; "info", a JSON object with the position in the data, the
-model and the time spent; and Orbax's metrics, by which the best is known.
+A checkpoint holds three items: "state", the arrays of a TrainState; "info", a JSON object with the position in the
+data, the model and the time spent; and Orbax's metrics, by which the best is known.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ def evaluate(
     eval_step: Callable[[Any, Sums, Any], Sums], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
     mesh: Mesh, metrics: Iterable[str], examples: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Run a jitted `eval_step` over all batches -> {"eval/loss", "eval/top1", …, "eval/examples"}; fractions, not percent.
+    """Run a jitted `eval_step` over all batches -> {"eval/loss", "eval/top1", …, "eval/examples"}, as fractions.
 
     Raises:
       RuntimeError: not each of the `examples` was counted once.

@@ -34,13 +34,14 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
       UserError: the config, the data or a checkpoint do not fit together, or the loss is no longer finite.
       Interrupted: a signal came between two steps; what was done is saved.
     """
+    commit = report.commit()  # now: the files may change while this runs
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
     total, everywhere = program.total_steps, replicated(program.mesh)
     checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
     clock = report.Clock(spent)
-    if start >= total:
-        return finish(config, program, workdir, start, clock)
+    if start >= total and (workdir / "result.json").exists():
+        return json.loads((workdir / "result.json").read_text())
     log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
@@ -56,20 +57,15 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
             stop_if_not_finite(state, checkpoints)
             if step and step not in checkpoints.steps:
                 info = {
-                    "step": step,
-                    "position": data.position | {"next_step": step},
-                    "spent": clock.totals(),
-                }
-                model_info = {
-                    "model": config.model.name,
-                    "num_classes": data.num_classes,
+                    "step": step, "position": data.position | {"next_step": step}, "spent": clock.totals(),
+                    "model": config.model.name, "num_classes": data.num_classes, "input": data.input,
                     "config_hash": config_hash(config),
-                }
-                checkpoints.save(state, info | model_info, scores)
+                }  # fmt: skip
+                checkpoints.save(state, info, scores)
 
         eval_every = config.eval_every or data.steps_per_epoch
         checkpoint_every = config.checkpoint_every or data.steps_per_epoch
-        logged, flying = start, deque[jax.Array]()
+        logged, flying = start, deque[Any]()
         batches = on_devices(data.train_batches(start, total), program.mesh)
         clock.start()
         with jax.transfer_guard("disallow"):
@@ -93,11 +89,8 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     clock.stop(state)
                     stop_if_not_finite(state, checkpoints)
                     state = state.replace(metrics=jax.device_put(zero_metrics(program.metrics), everywhere))
-                    log.metrics(
-                        step,
-                        step / data.steps_per_epoch,
-                        values | clock.lap((step - logged) * config.global_batch_size),
-                    )
+                    values |= clock.lap((step - logged) * config.global_batch_size)
+                    log.metrics(step, step / data.steps_per_epoch, values)
                     logged = step
                 # Evaluate.
                 scores: dict[str, float] = {}
@@ -115,12 +108,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         checkpoints.close()
     finally:
         log.close()
-    return finish(config, program, workdir, total, clock)
-
-
-def finish(config: Config, program: Program, workdir: Path, step: int, clock: report.Clock) -> dict[str, Any]:
-    """Write result.json of a run that has taken `step` steps, its last, and return its content."""
-    result = report.result(config, program, workdir, step * config.global_batch_size, clock.totals())
+    result = report.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
     if jax.process_index() == 0:
         write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -160,6 +148,7 @@ def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     checkpoints.wait()
     good = f"{checkpoints.folder / str(checkpoints.steps[-1])}" if checkpoints.steps else "none yet"
     raise UserError(
-        f"step {int(fault['step']) + 1}: the loss is {float(fault['loss'])} and the gradient's norm {float(fault['grad_norm'])}; stopped. "
-        f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up, or set config.optimizer.clip_norm"
+        f"stopped at step {int(fault['step']) + 1}: the loss is {float(fault['loss'])} and the gradient's norm "
+        f"{float(fault['grad_norm'])}. Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add "
+        "warm-up, or set config.optimizer.clip_norm"
     )

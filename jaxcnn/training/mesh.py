@@ -43,14 +43,15 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulate: int = 1) -> None
     """Raise a UserError unless each micro-batch spreads evenly over the `data` axis."""
     parts = mesh.shape["data"] * accumulate
     if global_batch_size % parts:
+        nearest = max(1, round(global_batch_size / parts)) * parts
         raise UserError(
-            f"config.global_batch_size={global_batch_size} does not divide by {parts} (mesh.data={mesh.shape['data']} × "
-            f"optimizer.accumulate={accumulate}): the nearest that does is {max(1, round(global_batch_size / parts)) * parts}"
+            f"config.global_batch_size={global_batch_size} does not divide by {parts}, mesh.data={mesh.shape['data']} "
+            f"times optimizer.accumulate={accumulate}: the nearest that does is {nearest}"
         )
 
 
 def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, Any]]:
-    """Turn this process's batches into global arrays over `data`, `ahead` of them on their way while the step computes."""
+    """Turn this process's batches into global arrays over `data`, `ahead` of them on their way during a step."""
     sharding = over_data(mesh)
     queue: list[dict[str, Any]] = []
     for batch in batches:

@@ -40,7 +40,10 @@ def kernels_only(params: Any) -> Any:
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, then Adam, AdamW or SGD at `schedule`. Adam and SGD add weight decay to the gradient, AdamW decouples it."""
+    """Clipping, then Adam, AdamW or SGD at `schedule`.
+
+    Adam and SGD add the weight decay to the gradient (L2); AdamW decouples it (Loshchilov and Hutter 2019).
+    """
     optimizer = config.optimizer
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask=kernels_only)
     adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.epsilon)

@@ -1,6 +1,7 @@
 """A config made concrete on a mesh: every function of a run, jitted with its shardings, and the shapes it takes.
 
-Training, evaluation and compilation for machines that are not there all start from `build_program`: the step has no copy.
+Training, evaluation and compilation for machines that are not there all start from `build_program`: the step has no
+copy.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class Data(Protocol):
     steps_per_epoch: int
     eval_examples: int
     position: dict[str, Any]
+    input: dict[str, Any]
 
     def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
         """uint8 images -> what the model takes; random changes only where there is an `rng`."""

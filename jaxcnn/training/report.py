@@ -44,10 +44,10 @@ class Clock:
         self.spent[name] += time.monotonic() - start
 
     @contextmanager
-    def waiting_for_data(self, flying: Sequence[jax.Array]) -> Iterator[None]:
+    def waiting_for_data(self, flying: Sequence[Any]) -> Iterator[None]:
         """Count the block as data wait if the device was done with all that is `flying` by its end.
 
-        Where it was still computing, the wait cost nothing. Where it was not, all of the wait is counted: an upper bound.
+        Where it was still computing, the wait cost nothing. Where it was not, all of it counts: an upper bound.
         """
         start = time.monotonic()
         yield
@@ -81,19 +81,19 @@ class Clock:
 
 def plan(config: Config, program: Program, data: Data, start: int) -> str:
     """The lines at the start: model, parameters, types, devices, length."""
-    devices = program.mesh.devices.flatten()
+    devices, total, every = program.mesh.devices.flatten(), program.total_steps, data.steps_per_epoch
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state))
     optimizer = config.optimizer
     lines = [
-        f"model      {config.model.name}, {count_params(program.state.params):,} parameters, {data.num_classes} classes, "
-        f"images {'×'.join(map(str, data.image_shape))}",
-        f"types      {config.dtype} compute, float32 parameters, statistics, loss and optimizer; state {_size(state_bytes)}",
-        f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es), "
-        f"mesh {dict(program.mesh.shape)}; BatchNorm over the global batch",
-        f"data       {config.data.name}, {data.position['examples']:,} to train on, {data.eval_examples:,} to evaluate on; "
-        f"augmentation {config.data.augment}",
-        f"training   {program.total_steps:,} steps of {config.global_batch_size} ({data.steps_per_epoch:,} an epoch), "
-        f"{optimizer.name}, rate {optimizer.learning_rate:g} {optimizer.schedule}",
+        f"model      {config.model.name}, {count_params(program.state.params):,} parameters, "
+        f"{data.num_classes} classes, images of {'×'.join(map(str, data.image_shape))}",
+        f"types      {config.dtype} compute; parameters, statistics, loss and optimizer float32, {_size(state_bytes)}",
+        f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), "
+        f"processes {jax.process_count()}, mesh {dict(program.mesh.shape)}; BatchNorm over the global batch",
+        f"data       {config.data.name}, {data.position['examples']:,} to train on, "
+        f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
+        f"training   {total:,} steps of {config.global_batch_size}, {every:,} an epoch; "
+        f"{optimizer.name}, rate {optimizer.learning_rate:g}, {optimizer.schedule}",
     ]
     if start:
         lines.append(f"resuming   from the checkpoint of step {start:,}")
@@ -107,7 +107,8 @@ def compiled(executable: Any, seconds: float) -> str:
     if memory is None:
         return text
     return text + (
-        f"; each device holds {_size(memory.argument_size_in_bytes)} of state and batch, {_size(memory.temp_size_in_bytes)} temporaries"
+        f"; each device holds {_size(memory.argument_size_in_bytes)} of state and batch, "
+        f"{_size(memory.temp_size_in_bytes)} of temporaries"
     )
 
 
@@ -119,7 +120,9 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def result(config: Config, program: Program, workdir: Path, images: int, spent: dict[str, float]) -> dict[str, Any]:
+def result(
+    config: Config, program: Program, workdir: Path, commit: str, images: int, spent: dict[str, float]
+) -> dict[str, Any]:
     """What result.json holds: final metrics, what was run, on what, and how long it took.
 
     `images_per_sec` is all images trained on over all the wall time, compilation, evaluation and checkpoints included;
@@ -138,7 +141,7 @@ def result(config: Config, program: Program, workdir: Path, images: int, spent: 
         "best/eval/top1": max(scores, default=None),
         "parameters": count_params(program.state.params),
         "config_hash": config_hash(config),
-        "commit": commit(),
+        "commit": commit,
         "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in packages},
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
@@ -152,7 +155,7 @@ def result(config: Config, program: Program, workdir: Path, images: int, spent: 
 
 
 def commit() -> str:
-    """The commit of the code that runs, with "+" if it was changed since; "" where the code is not in a git checkout."""
+    """The commit of the code that runs, "+" behind it if changed since; "" where the code is in no git checkout."""
     here = Path(jaxcnn.__file__).parent
     try:
         arguments = [

@@ -1,6 +1,6 @@
 """TrainState: all that a run is. What is not in it, a restart forgets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,8 +22,8 @@ class TrainState(struct.PyTreeNode):
       params, batch_stats: the model's variables.
       opt_state: Optax's.
       ema: moving average of {"params", "batch_stats"}, or {} where it is off.
-      metrics: {name: (sum, weight)} since the last line of the log, so that a line does not depend on where a run was cut.
-      fault: {"step", "loss", "grad_norm"} of the first step whose loss or gradient was not finite; step is -1 while there is none.
+      metrics: {name: (sum, weight)} since the last line of the log, which then does not depend on where a run was cut.
+      fault: {"step", "loss", "grad_norm"} of the first step whose loss or gradient was not finite; -1 while none was.
     """
 
     step: jax.Array
@@ -46,11 +46,24 @@ def zero_metrics(names: Iterable[str]) -> dict[str, Any]:
     return {name: (np.zeros((), np.float32), np.zeros((), np.float32)) for name in names}
 
 
+def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> dict[str, Any]:
+    """{"params", "batch_stats"} of `model` for images of `image_shape` (H, W, C), to be traced.
+
+    Raises:
+      UserError: the model does not take such images.
+    """
+    try:
+        variables: Any = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
+    except (ValueError, ZeroDivisionError, TypeError) as error:
+        raise UserError(f"the model does not take images of {tuple(image_shape)}: {error}") from error
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
 def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: int,
-    image_shape: tuple[int, ...],
+    image_shape: Sequence[int],
     metrics: Iterable[str],
     ema: bool,
 ) -> TrainState:
@@ -59,20 +72,15 @@ def init_state(
     Args:
       image_shape: (H, W, C) of the images that the model is given.
       metrics: names of the step's metrics.
+      ema: whether to keep a moving average of the variables.
     """
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    try:
-        variables: Any = model.init(jax.random.key(seed), images, train=False)
-    except (ValueError, ZeroDivisionError, TypeError) as error:
-        raise UserError(f"the model does not take images of {image_shape}: {error}") from error
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    variables = init_variables(model, seed, image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else {},
+        **variables,
+        opt_state=tx.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, variables) if ema else {},
         metrics=jax.tree.map(jnp.asarray, zero_metrics(metrics)),
         fault={"step": jnp.full((), -1, jnp.int32), "loss": jnp.zeros(()), "grad_norm": jnp.zeros(())},
     )

@@ -28,11 +28,12 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """One update of the weights from one global batch, cut into `optimizer.accumulate` micro-batches.
 
-    The step is written for the whole batch: under `jit` with the batch sharded over `data`, XLA inserts the all-reduces of
-    gradients and of BatchNorm's statistics, and one device runs the same code. Randomness is a function of (seed, step).
+    The step is written for the whole batch: under `jit` with the batch sharded over `data`, XLA inserts the all-reduces
+    of gradients and of BatchNorm's statistics, and one device runs the same code. Every random draw is a function of
+    (seed, step).
 
     Returns:
-      (state, batch) -> (state, loss of this step). The loss is not part of the donated state: the host paces itself by it.
+      (state, batch) -> (state, loss of this step). The loss is no part of the donated state: the host is paced by it.
     """
     micro_batches, decay = config.optimizer.accumulate, config.ema.decay
 
@@ -73,7 +74,7 @@ def make_train_step(
         grads, loss, sums, batch_stats = compute(state.params, state.batch_stats, batch, rng)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         sums |= {"learning_rate": (schedule(state.step), 1.0), "grad_norm": (grad_norm, 1.0)}
         state = state.replace(
             step=state.step + 1,
@@ -93,12 +94,12 @@ def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
     """decay·ema + (1 - decay)·new; the decay rises as (1 + t) / (10 + t), so that the start is forgotten soon."""
     if not ema:
         return ema
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, ema, new)
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, x: d * old + (1 - d) * x, ema, new)
 
 
 def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array) -> dict[str, jax.Array]:
-    """Remember the first step that was not finite. Kept on the device: the loop reads it only when it reads the metrics."""
+    """Remember the first step that was not finite, on the device: the loop reads it before it saves."""
     new = {"step": state.step, "loss": loss, "grad_norm": grad_norm}
     sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     keep = (state.fault["step"] >= 0) | sound
@@ -109,7 +110,7 @@ def make_eval_step(model: nn.Module, task: Classification, preprocess: Preproces
     """(variables, sums so far, batch) -> sums with the batch's examples added; rows of mask 0 count for nothing."""
 
     def eval_step(variables: Any, sums: Any, batch: Batch) -> Any:
-        outputs = model.apply(variables, preprocess(batch["image"], None), train=False)
+        outputs: Any = model.apply(variables, preprocess(batch["image"], None), train=False)
         return jax.tree.map(jnp.add, sums, task.loss(outputs, batch)[1])
 
     return eval_step

@@ -1,7 +1,7 @@
 """torchvision's state dicts to our variables and back, exactly. The residual networks; the other families are to come.
 
-Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in); Flax as (height, width, in, out) and
-(in, out). The mapping is derived from our own parameter tree, so an entry can neither be forgotten nor invented.
+Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in); Flax as (height, width, in, out)
+and (in, out). The mapping is derived from our own parameter tree, so an entry can neither be forgotten nor invented.
 """
 
 import re

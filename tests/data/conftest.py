@@ -1,7 +1,6 @@
 """Small data sets on the disk: TFDS's files written by hand (no TensorFlow, hence fast), and IDX files."""
 
 import gzip
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -10,16 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 Examples = list[tuple[Any, int]]  # what is stored, encoded bytes or an array, with its label
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, C) as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""`jaxcnn data`: what it prints, draws and refuses."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import UserError
+from jaxcnn.commands import data
+from jaxcnn.data import prepare as prepare_module
+from jaxcnn.data import sources
+from jaxcnn.data.base import Source
+
+
+class TestList:
+    def test_rows(self, tmp_path, capsys):
+        assert data.main(["list", "--data-dir", str(tmp_path)]) == 0
+        heading, *rows = capsys.readouterr().out.splitlines()
+        assert heading.split() == ["name", "examples", "image", "classes", "status"]
+        assert rows[0].split() == ["digits", "train", "1,442,", "test", "355", "8×8×1", "10", "ready"]
+        assert [row.split()[0] for row in rows] == ["digits", "synthetic", "tfds:fashion_mnist"]
+        # Not a terminal: nothing is cut or wrapped, however long the line.
+        assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[2]
+
+    def test_narrow_terminal(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "50")
+        assert data.main(["list", "--data-dir", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        plain = re.sub(r"\x1b\[\d*m", "", out)
+        assert max(map(len, plain.splitlines())) <= 50
+        assert "…" not in plain
+
+
+class TestPrepare:
+    @pytest.mark.parametrize(
+        ("built", "words"), [(True, "prepared /x"), (False, "already prepared, nothing to do: /x")]
+    )
+    def test_passes_on(self, monkeypatch, capsys, built, words):
+        calls = []
+        monkeypatch.setattr(prepare_module, "prepare", lambda *args: calls.append(args) or (Path("/x"), built))
+        assert data.main(["prepare", "fashion_mnist", "--from", "a", "--data-dir", "b"]) == 0
+        assert calls == [("fashion_mnist", "b", "a")]
+        assert capsys.readouterr().out.splitlines() == [
+            words,
+            "look at it with: jaxcnn data check tfds:fashion_mnist",
+        ]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Broken(Source):
+    """Examples 2, 4, 5 and 6 cannot be read; the others differ in size."""
+
+    def _read(self, index):
+        if index in (2, 4, 5, 6):
+            raise UserError(f"example {index} is damaged")
+        return np.full((20 + index, 30, 3), index, np.uint8), index % 2
+
+
+class TestCheck:
+    def test_digits(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert data.main(["check", "digits"]) == 0
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        assert lines[:3] == [
+            "digits, train: 1,442 examples",
+            "  image  8×8×1 (1,442), uint8",
+            "  mean   0.3052   std 0.3760",
+        ]
+        assert lines[3].split() == ["143", "0"]
+        assert "digits, test: 355 examples" in lines
+        assert lines[-1] == "examples of train are drawn in digits.png"
+        assert err.splitlines() == ["reading 1,442 examples of train", "reading 355 examples of test"]
+
+    def test_measures_what_numpy_does(self, tmp_path, capsys):
+        data.main(["check", "synthetic:3:9", "--out", str(tmp_path / "x.png")])
+        source = sources.make_source("synthetic:3:9")
+        pixels = np.stack([source[i]["image"] for i in range(9)]) / 255
+        mean, std = (" ".join(f"{v:.4f}" for v in f((0, 1, 2))) for f in (pixels.mean, pixels.std))
+        assert f"  mean   {mean}   std {std}\n" in capsys.readouterr().out
+
+    def test_sheet(self, tmp_path):
+        """A row for each class; the first image of a row is the first of its class, enlarged by whole pixels."""
+        out = tmp_path / "sheet"  # PNG whatever its name
+        data.main(["check", "digits", "--out", str(out)])
+        with Image.open(out) as sheet:
+            assert sheet.format == "PNG"
+            pixels = np.asarray(sheet)
+        assert pixels.shape[0] == 10 * 60
+        tile = pixels[2:58, -600:-544]
+        source = sources.make_source("digits")
+        first = next(e["image"] for e in (source[i] for i in range(50)) if e["label"] == 0)
+        np.testing.assert_array_equal(tile[3::7, 3::7], np.repeat(first, 3, axis=-1))
+
+    def test_many_classes(self, tmp_path):
+        data.main(["check", "synthetic:300:600", "--out", str(tmp_path / "x.png")])
+        with Image.open(tmp_path / "x.png") as sheet:
+            assert sheet.height == 25 * 60
+
+    def test_reports_every_bad_example_after_reading_all(self, tmp_path, capsys, monkeypatch):
+        source = Broken("broken", "train", 9, ("even", "odd"), (None, None, 3), (0.5,) * 3, (0.5,) * 3)
+        monkeypatch.setattr(sources, "split_sizes", lambda *_: {"train": 9})
+        monkeypatch.setattr(sources, "make_source", lambda *_, **__: source)
+        with pytest.raises(UserError) as caught:
+            data.main(["check", "broken", "--out", str(tmp_path / "x.png")])
+        assert str(caught.value) == "broken has bad examples: train 2, 4-6. The first: example 2 is damaged"
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1] == "  image  20×30×3 (1) 21×30×3 (1) 23×30×3 (1) and 2 other shapes, uint8"
+        assert [line.split() for line in lines[3:6]] == [
+            ["2", "0", "even"],
+            ["3", "1", "odd"],
+            ["4", "bad:", "2,", "4-6"],
+        ]
+        assert (tmp_path / "x.png").is_file()
+
+    def test_bare_names(self, tmp_path):
+        with pytest.raises(UserError, match="data set 'tfds:fashion_mnist' is not prepared"):
+            data.main(["check", "fashion_mnist", "--data-dir", str(tmp_path)])
+        with pytest.raises(UserError, match="no data set 'digit': did you mean digits"):
+            data.main(["check", "digit", "--data-dir", str(tmp_path)])
+        (tmp_path / "my_set").mkdir()
+        with pytest.raises(UserError, match="data set 'tfds:my_set' is not prepared"):
+            data.main(["check", "my_set", "--data-dir", str(tmp_path)])
+
+    def test_folder_of_out_is_looked_at_first(self, tmp_path):
+        with pytest.raises(UserError, match="there is no folder"):
+            data.main(["check", "digits", "--out", str(tmp_path / "none" / "x.png")])
+
+
+def test_help_is_quick():
+    """It imports nothing heavy."""
+    code = "import sys; from jaxcnn.commands.data import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "list | prepare | check" in result.stdout
+    assert not {"numpy", "rich", "PIL", "jax", "tensorflow_datasets"} & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("argv", [[], ["prepare"], ["check"], ["nothing"], ["list", "x"]])
+def test_wrong_use(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        data.main(argv)
+    assert caught.value.code == 2
+    assert "jaxcnn data" in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""A network, data and configs small enough that a whole run takes a second."""
+
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.config import Config, base_config, flatten, set_key, validate
+from jaxcnn.data import transforms
+from jaxcnn.models.layers import Classifier, batch_norm, conv
+from jaxcnn.training.loop import train
+from jaxcnn.training.mesh import make_mesh, on_devices
+from jaxcnn.training.program import Program, build_program
+
+CLASSES = 6
+TIMING = ("train/images_per_sec", "train/data_wait_frac")
+
+
+class Tiny(nn.Module):
+    """Convolution, BatchNorm, ReLU, mean, dropout, linear."""
+
+    num_classes: int = CLASSES
+    norm: bool = True
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        x = conv(4, 3, dtype=self.dtype, use_bias=not self.norm, name="conv")(images.astype(self.dtype))
+        if self.norm:
+            x = batch_norm(train, dtype=self.dtype, name="norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x).mean((1, 2)))
+        return {"logits": Classifier(self.num_classes, self.dtype, name="head")(x)}
+
+
+@dataclasses.dataclass
+class Blobs:
+    """Noise brighter in the channel of its class; batch k is a function of k, and `damaged` ones make the loss NaN."""
+
+    batch: int = 16
+    steps_per_epoch: int = 5
+    eval_examples: int = 37
+    augment: str = "none"
+    damaged: tuple[int, ...] = ()
+    num_classes: int = CLASSES
+    image_shape: tuple[int, int, int] = (5, 4, 3)
+    position: dict[str, Any] = dataclasses.field(default_factory=lambda: {"data": "blobs", "seed": 0, "examples": 80})
+
+    def rows(self, seed: int, count: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        label = rng.integers(0, CLASSES, count, dtype=np.int32)
+        image = rng.integers(0, 128, (count, *self.image_shape), dtype=np.uint8)
+        image[np.arange(count), :, :, label % 3] += np.where(label < 3, 60, 120)[:, None, None].astype(np.uint8)
+        return {"image": image, "label": label, "mask": np.ones(count, np.float32)}
+
+    def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
+        if rng is not None:
+            images = transforms.augment(self.augment, 1, rng, images)
+        return transforms.normalize(images, (0.4,) * 3, (0.3,) * 3)
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        for step in range(start, stop):
+            batch = self.rows(1000 + step, self.batch)
+            if step in self.damaged:
+                batch["mask"][0] = np.nan
+            yield batch
+
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        rows, n = self.rows(1, self.eval_examples), self.batch
+        for begin in range(0, self.eval_examples, n):
+            part = {k: v[begin : begin + n] for k, v in rows.items()}
+            short = n - len(part["mask"])
+            yield {k: np.concatenate([v, np.repeat(v[-1:] * (k != "mask"), short, 0)]) for k, v in part.items()}
+
+
+def tiny_config(**values: Any) -> Config:
+    """12 steps of 16 on one device, float32; dots in the keys of `values` are written `__`."""
+    config = base_config()
+    small = {"steps": 12, "global_batch_size": 16, "dtype": "float32", "log_every": 4, "mesh__data": 1}
+    small |= {"optimizer__schedule": "constant", "optimizer__learning_rate": 0.01}
+    for key, value in (small | values).items():
+        set_key(config, key.replace("__", "."), value if isinstance(value, str) else repr(value))
+    validate(config)
+    return config
+
+
+def build(config: Config, model: nn.Module | None = None, data: Blobs | None = None) -> Program:
+    """The program of `config` over its `mesh.data` devices."""
+    data = data or Blobs(config.global_batch_size)
+    return build_program(config, model or Tiny(), data, make_mesh(config.mesh.data, config.mesh.model))
+
+
+def steps(program: Program, count: int, data: Blobs | None = None, state: Any = None) -> tuple[Any, list[float]]:
+    """The state after `count` more steps of a program, and their losses."""
+    state = program.init() if state is None else state
+    data = data or Blobs(program.batch["label"].shape[0])
+    start, losses = int(state.step), []
+    for batch in on_devices(data.train_batches(start, start + count), program.mesh):
+        state, loss = program.train_step(state, batch)
+        losses.append(float(loss))
+    return state, losses
+
+
+class Stop:
+    """Stands in for `Interrupt`: the loop asks once before each step, and is told to end after `after` of them."""
+
+    def __init__(self, after: int = 10**9):
+        self.left = after + 1
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        self.left -= 1
+        return signal.SIGTERM if self.left <= 0 else None
+
+
+def fit(
+    config: Config, workdir: Path, data: Blobs | None = None, model: nn.Module | None = None, stop: Any = None
+) -> Any:
+    """Train the tiny network in `workdir`, as the command does."""
+    data = data or Blobs(config.global_batch_size)
+    return train(config, workdir, model or Tiny(), data, stop or Stop())
+
+
+def lines(workdir: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock."""
+    every = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in every]
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Every array of a tree under its path."""
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Both trees hold the same bits."""
+    left, right = leaves(a), leaves(b)
+    assert left.keys() == right.keys()
+    different = [k for k in left if left[k].tobytes() != right[k].tobytes() or left[k].dtype != right[k].dtype]
+    assert not different, different
