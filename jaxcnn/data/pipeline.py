@@ -6,12 +6,14 @@ Batches are dicts of NumPy arrays, the slice of this process out of the global b
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from jaxcnn import UserError
@@ -105,5 +107,12 @@ def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     if not workers:
         return iter(batches.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which jaxcnn's command line does not use
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
-    return iter(batches.to_iter_dataset(options).mp_prefetch(processes))
+    return iter(batches.to_iter_dataset(options).mp_prefetch(processes, _start_worker))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leave Ctrl-C to the trainer, which stops its workers after it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,6 +42,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     clock = report.Clock(spent)
     if start >= total and (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
+    batches = on_devices(data.train_batches(start, total), program.mesh)
     log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
@@ -66,7 +67,6 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         eval_every = config.eval_every or data.steps_per_epoch
         checkpoint_every = config.checkpoint_every or data.steps_per_epoch
         logged, flying = start, deque[Any]()
-        batches = on_devices(data.train_batches(start, total), program.mesh)
         clock.start()
         with jax.transfer_guard("disallow"):
             for step in range(start + 1, total + 1):
@@ -107,6 +107,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     save(step, scores)
         checkpoints.close()
     finally:
+        batches.close()
         log.close()
     result = report.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
     if jax.process_index() == 0:

@@ -1,7 +1,8 @@
 """The one place where placement is decided: a named mesh, the batch over `data`, everything else replicated."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -10,6 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcnn import UserError
 
 AXES = ("data", "model")
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -50,12 +59,16 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulate: int = 1) -> None
         )
 
 
-def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, Any]]:
+def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
     """Turn this process's batches into global arrays over `data`, `ahead` of them on their way during a step."""
     sharding = over_data(mesh)
-    queue: list[dict[str, Any]] = []
-    for batch in batches:
-        queue.append({k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
-        if len(queue) > ahead:
-            yield queue.pop(0)
-    yield from queue
+    queue: deque[dict[str, Any]] = deque()
+    try:
+        for batch in batches:
+            queue.append({k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
+            if len(queue) > ahead:
+                yield queue.popleft()
+        yield from queue
+    finally:
+        if isinstance(batches, Closable):
+            batches.close()  # ends the reader's threads or processes

@@ -1,0 +1,115 @@
+"""Cross-entropy and top-k against formulas written out in float64."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.tasks import create_task
+from jaxcnn.tasks.classification import Classification
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def score(logits: Any, labels: Any, mask: Any = None, smoothing: float = 0.0) -> tuple[float, dict[str, Any]]:
+    labels = np.asarray(labels, np.int32)
+    mask = np.ones(len(labels), np.float32) if mask is None else np.asarray(mask, np.float32)
+    task = Classification(label_smoothing=smoothing)
+    loss, sums = task.loss({"logits": jnp.asarray(logits, jnp.float32)}, {"label": labels, "mask": mask})
+    assert set(sums) == set(task.metrics)
+    return float(loss), {name: (float(s), float(w)) for name, (s, w) in sums.items()}
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(6)
+    return rng.normal(0, 3, (9, 7)).astype(np.float32), rng.integers(0, 7, 9)
+
+
+def test_the_loss_is_the_mean_negative_log_probability_of_the_labels(batch):
+    logits, labels = batch
+    nll = -log_softmax(logits)[np.arange(9), labels]
+    loss, sums = score(logits, labels)
+    assert loss == pytest.approx(nll.mean(), rel=1e-6)
+    assert sums["loss"] == (pytest.approx(nll.sum(), rel=1e-6), 9)
+
+
+def test_smoothing_mixes_the_label_with_the_uniform_distribution_and_leaves_the_metric_alone(batch):
+    logits, labels = batch
+    log_p = log_softmax(logits)
+    nll = -log_p[np.arange(9), labels]
+    loss, sums = score(logits, labels, smoothing=0.1)
+    assert loss == pytest.approx((0.9 * nll - 0.1 * log_p.mean(-1)).mean(), rel=1e-6)
+    assert sums == score(logits, labels)[1]
+
+
+def test_the_gradient_is_the_softmax_less_the_target_over_the_examples_that_count(batch):
+    logits, labels = batch
+    mask = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], np.float32)
+    task = Classification(label_smoothing=0.2)
+    grad = jax.grad(lambda x: task.loss({"logits": x}, {"label": jnp.asarray(labels), "mask": jnp.asarray(mask)})[0])
+    target = 0.8 * np.eye(7)[labels] + 0.2 / 7
+    expected = (np.exp(log_softmax(logits)) - target) * mask[:, None] / 7
+    np.testing.assert_allclose(grad(jnp.asarray(logits)), expected, atol=1e-7)
+
+
+def test_padding_counts_for_nothing_whatever_it_holds(batch):
+    logits, labels = batch
+    padded = np.concatenate([logits, np.full((3, 7), 1e4, np.float32)])
+    whole = score(logits, labels)
+    assert score(padded, [*labels, 0, 3, 6], [1] * 9 + [0] * 3) == (pytest.approx(whole[0]), whole[1])
+
+
+def test_a_batch_of_nothing_but_padding_has_loss_zero():
+    loss, sums = score(np.ones((4, 7)), [0] * 4, [0] * 4)
+    assert loss == 0
+    assert set(sums.values()) == {(0, 0)}
+
+
+def test_sums_of_the_parts_are_those_of_the_whole(batch):
+    logits, labels = batch
+    whole = score(logits, labels)[1]
+    parts = [score(logits[i], labels[i])[1] for i in (slice(0, 2), slice(2, 3), slice(3, 9))]
+    for name, pair in whole.items():
+        np.testing.assert_allclose(np.sum([part[name] for part in parts], axis=0), pair, rtol=1e-6)
+
+
+def test_top_k_counts_the_labels_among_the_k_highest_scores(batch):
+    logits, labels = batch
+    rank = np.argsort(np.argsort(-logits, -1), -1)[np.arange(9), labels]
+    sums = score(logits, labels)[1]
+    assert sums["top1"] == ((rank < 1).sum(), 9)
+    assert sums["top5"] == ((rank < 5).sum(), 9)
+    assert 0 < sums["top1"][0] < sums["top5"][0] < 9  # the batch tells the three apart
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "top1"),
+    [
+        ([2, 2, 1], 0, 1),  # ties count for it
+        ([2, 2, 1], 1, 1),
+        ([2, 2, 1], 2, 0),
+        ([np.nan, np.nan, np.nan], 0, 0),  # a broken network is never right
+        ([np.nan, 0, 1], 2, 0),
+        ([-np.inf, 0, np.inf], 2, 1),
+    ],
+)
+def test_ties_count_and_not_a_number_never_does(row, label, top1):
+    assert score([row], [label])[1]["top1"] == (top1, 1)
+
+
+def test_with_five_classes_or_fewer_every_label_is_in_the_top_five():
+    assert score(np.random.default_rng(0).normal(size=(8, 4)), [3] * 8)[1]["top5"] == (8, 8)
+
+
+def test_the_task_of_a_config_has_its_smoothing():
+    from jaxcnn.config import base_config
+
+    config = base_config()
+    config.task.label_smoothing = 0.3
+    assert create_task(config) == Classification(label_smoothing=0.3)
