@@ -205,7 +205,7 @@ def set_key(config: Config, key: str, text: str) -> None:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 
@@ -230,7 +230,12 @@ def validate(config: Config) -> None:
     Raises:
       UserError: naming the key, its value and the legal ones.
     """
-    for key, value in flatten(config).items():
+    flat = flatten(config)
+    if missing := sorted(KEYS.keys() - flat.keys()):
+        raise UserError(
+            f"config has lost {', '.join(missing)}: set the keys of a group one by one, do not replace the group"
+        )
+    for key, value in flat.items():
         if key.startswith(_OPEN):
             continue
         if key not in KEYS:
@@ -287,11 +292,14 @@ def _config_file_error(path: Path, error: Exception) -> str:
     """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
-    words = str(error).strip().strip("\"'").splitlines() or [""]
-    text = words[0]
-    if isinstance(error, KeyError | AttributeError) and "locked" in str(error):
-        missing = str(error).split('"')[1] if '"' in str(error) else text
-        text = str(unknown_key(missing))
+    text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
+    if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
+        missing, groups = text.split('"')[1], {}
+        for key in KEYS:
+            groups.setdefault(key.rpartition(".")[0], []).append(f"'{key.rpartition('.')[2]}'")
+        # The message lists the other keys at that place, and so tells the group.
+        group = next((g for g, leaves in groups.items() if all(leaf in text for leaf in leaves)), "")
+        text = str(unknown_key(f"{group}.{missing}".lstrip(".")))
     return f"{path}:{line}: {type(error).__name__}: {text}"
 
 
@@ -335,7 +343,7 @@ def check_resume(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return
-    before, now = flatten(from_json(path)), flatten(config)
+    before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
     if changed:
         words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)

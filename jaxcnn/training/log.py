@@ -41,6 +41,7 @@ class RunLog:
     def __init__(self, workdir: Path, start: int, total: int, writes: bool = True):
         self.path, self.total, self.writes = workdir / "metrics.jsonl", total, writes
         self.bar: Progress | None = None
+        self.rates = ""  # what the bar shows until the next line of the log
         if not writes:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
@@ -61,10 +62,11 @@ class RunLog:
             self.task = self.bar.add_task("train", total=total, completed=start, note="")
             self.bar.start()
 
-    def advance(self, step: int) -> None:
-        """Move the bar."""
+    def advance(self, step: int, epoch: float, loss: float | None) -> None:
+        """Move the bar; `loss` is that of the newest step whose loss has arrived."""
         if self.bar:
-            self.bar.update(self.task, completed=step)
+            newest = "" if loss is None else f"loss {loss:.4f}  "
+            self.bar.update(self.task, completed=step, note=f"epoch {epoch:.2f}  {newest}{self.rates}")
 
     def say(self, text: str) -> None:
         """One plain line on stderr, above the bar if there is one."""
@@ -82,11 +84,11 @@ class RunLog:
         self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step, walltime=time.time())
-        note = f"epoch {epoch:.2f}  {_words(values)}"
         if self.bar and "train/loss" in values:
-            self.bar.update(self.task, note=note)
+            self.rates = _words({name: value for name, value in values.items() if name != "train/loss"})
+            self.advance(step, epoch, values["train/loss"])
         else:
-            self.say(f"step {step}/{self.total}  {note}")
+            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {_words(values)}")
 
     def close(self) -> None:
         """Flush and stop the bar."""
@@ -100,7 +102,7 @@ class RunLog:
 
 _FORMATS = {
     "train/loss": "loss {:.4f}", "train/top1": "top-1 {:.2%}", "train/images_per_sec": "{:,.0f} images/s",
-    "train/data_wait_frac": "data wait {:.1%}", "train/time_left_s": "{:.0f} s left",
+    "train/data_wait_frac": "data wait {:.1%}",
     "eval/loss": "eval loss {:.4f}", "eval/top1": "eval top-1 {:.2%}", "eval/examples": "of {:,.0f}",
 }  # fmt: skip
 

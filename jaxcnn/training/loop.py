@@ -80,10 +80,11 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     batch = next(batches)
                 state, loss = train_step(state, batch)
                 flying.append(loss)
-                if len(flying) > AHEAD and not math.isfinite(jax.device_get(flying.popleft())):
+                arrived = float(jax.device_get(flying.popleft())) if len(flying) > AHEAD else None
+                if arrived is not None and not math.isfinite(arrived):
                     stop_if_not_finite(state, checkpoints)
-                log.advance(step)
-                # Log: the only place where the host waits for the device between two epochs.
+                log.advance(step, step / data.steps_per_epoch, arrived)
+                # Log: here the host waits for the device to have done all it was given.
                 if step % config.log_every == 0 or step == total:
                     values = means("train", state.metrics)
                     clock.stop(state)
@@ -142,14 +143,16 @@ def check_position(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:
-    """Raise a UserError if the loss or a gradient of some step was not finite; called before anything is saved."""
+    """Raise a UserError if loss, gradient or weights of some step were not finite; called before anything is saved."""
     fault = jax.device_get(state.fault)
     if fault["step"] < 0:
         return
     checkpoints.wait()
     good = f"{checkpoints.folder / str(checkpoints.steps[-1])}" if checkpoints.steps else "none yet"
+    loss, norm = float(fault["loss"]), float(fault["grad_norm"])
+    after = ", the weights after it are not finite" if math.isfinite(loss) and math.isfinite(norm) else ""
     raise UserError(
-        f"stopped at step {int(fault['step']) + 1}: the loss is {float(fault['loss'])} and the gradient's norm "
-        f"{float(fault['grad_norm'])}. Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add "
-        "warm-up, or set config.optimizer.clip_norm"
+        f"stopped at step {int(fault['step']) + 1}: the loss is {loss} and the gradient's norm {norm}{after}. "
+        f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up, or set "
+        "config.optimizer.clip_norm"
     )

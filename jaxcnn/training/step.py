@@ -83,7 +83,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay, state.step),
             metrics=jax.tree.map(jnp.add, state.metrics, sums),
-            fault=_first_fault(state, loss, grad_norm),
+            fault=_first_fault(state, loss, grad_norm, (params, batch_stats)),
         )
         return state, loss
 
@@ -98,10 +98,10 @@ def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda old, x: d * old + (1 - d) * x, ema, new)
 
 
-def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array) -> dict[str, jax.Array]:
-    """Remember the first step that was not finite, on the device: the loop reads it before it saves."""
+def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array, variables: Any) -> dict[str, jax.Array]:
+    """Remember the first step that was not finite, on the device: the loop reads it before it saves `variables`."""
     new = {"step": state.step, "loss": loss, "grad_norm": grad_norm}
-    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.sum(variables))
     keep = (state.fault["step"] >= 0) | sound
     return jax.tree.map(lambda old, x: jnp.where(keep, old, x), state.fault, new)
 
