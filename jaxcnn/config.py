@@ -2,18 +2,13 @@
 
 An experiment is a Python file whose `get_config()` starts from `base_config()` and sets what differs. The result is
 locked: an unknown key or a wrong type is an error that names the key and its nearest neighbour, before data is read.
-A config file is Python and is *executed* when it is loaded; `config.json` in a run's folder is data and is only parsed.
+`jaxcnn.configfile` loads and stores configs.
 """
 
 import ast
 import difflib
-import hashlib
-import json
 import math
-import runpy
-import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -139,7 +134,7 @@ RESUMABLE = frozenset(
         "mesh.model",
     ]
 )
-_OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
+OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 
 
 def base_config() -> Config:
@@ -149,14 +144,14 @@ def base_config() -> Config:
         group, _, leaf = key.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        _group(config, key)[leaf] = default
+        group_of(config, key)[leaf] = default
     config.model.overrides = ConfigDict()
     config.lock()
     config.model.overrides.unlock()
     return config
 
 
-def _group(config: Config, key: str) -> Config:
+def group_of(config: Config, key: str) -> Config:
     """The part of `config` that holds dotted `key`: itself, or one of its groups."""
     group = key.rpartition(".")[0]
     return config[group] if group else config
@@ -188,28 +183,29 @@ def unknown_key(key: str) -> UserError:
 
 def set_key(config: Config, key: str, text: str) -> None:
     """Set dotted `key` from the text of the command line, by the type of the key's default."""
-    if key.startswith(_OPEN + ".") and key.count(".") == 2:
-        config.model.overrides[key.rsplit(".", 1)[-1]] = _literal(text)
+    if key.startswith(OPEN + ".") and key.count(".") == 2:
+        config.model.overrides[key.rsplit(".", 1)[-1]] = literal(text)
         return
     if key not in KEYS:
         raise unknown_key(key)
     default = KEYS[key][0]
-    value = text if isinstance(default, str) else _literal(text)
+    value = text if isinstance(default, str) else literal(text)
     if isinstance(default, bool):
         value = {"true": True, "false": False}.get(text.lower(), text)
     if isinstance(default, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else () if text == "" else (value,)
-    _group(config, key)[key.rpartition(".")[2]] = _typed(key, value)
+    group_of(config, key)[key.rpartition(".")[2]] = typed(key, value)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The Python literal that `text` is, or the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
         return text
 
 
-def _typed(key: str, value: Any) -> Any:
+def typed(key: str, value: Any) -> Any:
     """`value` in the type of the key's default (a whole number is a float too), or the error that names both."""
     default = KEYS[key][0]
     if type(default) is float and type(value) is int:
@@ -236,12 +232,12 @@ def validate(config: Config) -> None:
             f"config has lost {', '.join(missing)}: set the keys of a group one by one, do not replace the group"
         )
     for key, value in flat.items():
-        if key.startswith(_OPEN):
+        if key.startswith(OPEN):
             continue
         if key not in KEYS:
             raise unknown_key(key)
         _, rule, _ = KEYS[key]
-        if not rule.accepts(_typed(key, value)):
+        if not rule.accepts(typed(key, value)):
             raise UserError(f"config.{key}={value!r}: it must be {rule.words}")
     optimizer = config.optimizer
     if (config.steps > 0) == (config.epochs > 0):
@@ -257,96 +253,4 @@ def validate(config: Config) -> None:
         raise UserError(
             f"config.optimizer.accumulate={optimizer.accumulate} does not divide "
             f"config.global_batch_size={config.global_batch_size}"
-        )
-
-
-def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """Execute the experiment file at `path`, apply (key, text) overrides, and check the result.
-
-    Raises:
-      UserError: a missing or broken file, an unknown key, a wrong type or value; one line that says where.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config file {path} does not exist: pass an experiment such as experiments/digits/resnet20.py")
-    if path.suffix != ".py":
-        raise UserError(f"config file {path} is not a Python file (experiments/*/*.py are examples)")
-    try:
-        module = runpy.run_path(str(path))
-        if "get_config" not in module:
-            raise UserError(f"config file {path} defines no get_config()")
-        config = module["get_config"]()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_config_file_error(path, error)) from error
-    if not isinstance(config, ConfigDict) or not config.is_locked:
-        raise UserError(f"config file {path}: get_config() must return the ConfigDict made by base_config()")
-    for key, text in overrides:
-        set_key(config, key, text)
-    validate(config)
-    return config
-
-
-def _config_file_error(path: Path, error: Exception) -> str:
-    """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
-    text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
-    if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
-        missing, groups = text.split('"')[1], {}
-        for key in KEYS:
-            groups.setdefault(key.rpartition(".")[0], []).append(f"'{key.rpartition('.')[2]}'")
-        # The message lists the other keys at that place, and so tells the group.
-        group = next((g for g, leaves in groups.items() if all(leaf in text for leaf in leaves)), "")
-        text = str(unknown_key(f"{group}.{missing}".lstrip(".")))
-    return f"{path}:{line}: {type(error).__name__}: {text}"
-
-
-def to_json(config: Config) -> str:
-    """The resolved config as JSON: what `config.json` holds."""
-    return json.dumps(flatten(config), indent=1, sort_keys=True)
-
-
-def from_json(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The config of a run from its `config.json`, with overrides applied; data only, nothing is executed."""
-    config = base_config()
-    try:
-        values = json.loads(Path(path).read_text())
-        items = list(values.items())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's config.json: {error}") from None
-    for key, value in items:
-        if key.startswith(_OPEN + "."):
-            config.model.overrides[key.rsplit(".", 1)[-1]] = value
-        elif key in KEYS:
-            _group(config, key)[key.rpartition(".")[2]] = _typed(key, value)
-        else:
-            raise unknown_key(key)
-    for key, text in overrides:
-        set_key(config, key, text)
-    validate(config)
-    return config
-
-
-def config_hash(config: Config) -> str:
-    """Twelve hex digits that change when any value does."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
-
-
-def check_resume(config: Config, workdir: Path) -> None:
-    """Raise a UserError that names every key in which `config` differs from the run begun in `workdir` and may not."""
-    path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
-        return
-    before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
-    if changed:
-        words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
-        raise UserError(
-            f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
         )

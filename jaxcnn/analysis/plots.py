@@ -36,7 +36,7 @@ def curves(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
     for axes in (loss, error):
         axes.grid(alpha=0.3)
     loss.legend(title="thick: evaluation, thin: training", fontsize=8, title_fontsize=8)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, format="png")
 
 
 def prediction_grid(
@@ -70,4 +70,4 @@ def prediction_grid(
             colour = _WRONG if wrong else _RIGHT
             title += f"\nis {names[labels[i]]}" if wrong else ""
         axes.set_title(title, fontsize=8, color=colour)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, format="png")

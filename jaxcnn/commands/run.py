@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcnn.config import Config, from_json
+from jaxcnn.config import Config
+from jaxcnn.configfile import from_json
 from jaxcnn.data.transforms import normalize
 from jaxcnn.models import create_model
 from jaxcnn.tasks import create_task

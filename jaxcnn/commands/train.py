@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
     arguments, overrides = parse(parser, argv)
 
-    from jaxcnn.config import check_resume, load_config, to_json
+    from jaxcnn.configfile import check_resume, load_config, to_json
 
     config = load_config(arguments.config, overrides)
     workdir: Path = arguments.workdir

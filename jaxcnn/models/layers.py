@@ -5,7 +5,6 @@ a pixel and would break parity with published weights.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -73,5 +72,19 @@ class Classifier(nn.Module):
         """(N, C) of any float type -> (N, features) float32."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
-        return product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias
+        return _product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(N, C) × (C, features) -> float32. The products of its gradient, too, take operands of the type of `x`."""
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _gradients(operands: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    grad = grad.astype(x.dtype)
+    return grad @ kernel.T, x.T @ grad
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _gradients)

@@ -35,8 +35,13 @@ class Checkpoints:
             raise UserError(
                 f"{workdir} holds no checkpoints: train there first with `jaxcnn train --workdir {workdir}`"
             )
-        best = BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False)
+
+        def score(metrics: dict[str, float]) -> float:
+            return metrics[metric]
+
+        best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without one Orbax writes no metrics
             preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
             read_only=keep_last is None,
             create=keep_last is not None,
@@ -67,11 +72,9 @@ class Checkpoints:
         if which == "best":
             scored = [(self.manager.metrics(s) or {}).get(self.metric, -1.0) for s in steps]
             return max(zip(scored, steps, strict=True))[1]
-        if which.isdigit() and int(which) in steps:
+        if which in map(str, steps):
             return int(which)
-        raise UserError(
-            f"--checkpoint {which}: there is no such checkpoint in {self.folder}; there are best, last, {steps}"
-        )
+        raise UserError(f"there is no checkpoint {which!r} in {self.folder}: there are best, last, {steps}")
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
@@ -169,11 +172,11 @@ def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
         return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
-    have, want = shapes(saved), shapes(wanted)
+    have, want = shapes({key: saved[key] for key in saved if key in wanted}), shapes(wanted)
     faults = [
-        f"{key} is {have.get(key, 'missing')} where the config needs {shape}"
-        for key, shape in want.items()
-        if have.get(key) != shape
+        f"{key} is {have.get(key, 'missing')} where the config needs {want.get(key, 'none')}"
+        for key in (want | have)
+        if have.get(key) != want.get(key)
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 
 from jaxcnn import UserError
-from jaxcnn.config import Config, config_hash
+from jaxcnn.config import Config
+from jaxcnn.configfile import config_hash
 from jaxcnn.training import report
 from jaxcnn.training.checkpoint import Checkpoints, load_variables
 from jaxcnn.training.evaluate import evaluate, means

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 import jaxcnn
-from jaxcnn.config import Config, config_hash
+from jaxcnn.config import Config
+from jaxcnn.configfile import config_hash
 from jaxcnn.training.log import read_metrics
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import count_params

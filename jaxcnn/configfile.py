@@ -1,0 +1,121 @@
+"""Configs on the disk: experiment files, and the `config.json` of a run.
+
+An experiment file is Python and is *executed* when it is loaded; `config.json` is data and is only parsed.
+"""
+
+import hashlib
+import json
+import runpy
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcnn import UserError
+from jaxcnn.config import (
+    KEYS,
+    OPEN,
+    RESUMABLE,
+    Config,
+    base_config,
+    flatten,
+    group_of,
+    literal,
+    set_key,
+    typed,
+    unknown_key,
+    validate,
+)
+
+
+def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """Execute the experiment file at `path`, apply (key, text) overrides, and check the result.
+
+    Raises:
+      UserError: a missing or broken file, an unknown key, a wrong type or value; one line that says where.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist: pass an experiment such as experiments/digits/resnet20.py")
+    if path.suffix != ".py":
+        raise UserError(f"config file {path} is not a Python file (experiments/*/*.py are examples)")
+    try:
+        module = runpy.run_path(str(path))
+        if "get_config" not in module:
+            raise UserError(f"config file {path} defines no get_config()")
+        config = module["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_config_file_error(path, error)) from error
+    if not isinstance(config, ConfigDict) or not config.is_locked:
+        raise UserError(f"config file {path}: get_config() must return the ConfigDict made by base_config()")
+    for key, text in overrides:
+        set_key(config, key, text)
+    validate(config)
+    return config
+
+
+def _config_file_error(path: Path, error: Exception) -> str:
+    """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
+    text = " ".join(str(literal(str(error).strip())).split())  # a KeyError's words are quoted
+    if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
+        missing, groups = text.split('"')[1], {}
+        for key in KEYS:
+            groups.setdefault(key.rpartition(".")[0], []).append(f"'{key.rpartition('.')[2]}'")
+        # The message lists the other keys at that place, and so tells the group.
+        group = next((g for g, leaves in groups.items() if all(leaf in text for leaf in leaves)), "")
+        text = str(unknown_key(f"{group}.{missing}".lstrip(".")))
+    return f"{path}:{line}: {type(error).__name__}: {text}"
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as JSON: what `config.json` holds."""
+    return json.dumps(flatten(config), indent=1, sort_keys=True)
+
+
+def from_json(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """The config of a run from its `config.json`, with overrides applied; data only, nothing is executed."""
+    config = base_config()
+    try:
+        values = json.loads(Path(path).read_text())
+        items = list(values.items())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's config.json: {error}") from None
+    for key, value in items:
+        if key.startswith(OPEN + "."):
+            config.model.overrides[key.rsplit(".", 1)[-1]] = value
+        elif key in KEYS:
+            group_of(config, key)[key.rpartition(".")[2]] = typed(key, value)
+        else:
+            raise unknown_key(key)
+    for key, text in overrides:
+        set_key(config, key, text)
+    validate(config)
+    return config
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits that change when any value does."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def check_resume(config: Config, workdir: Path) -> None:
+    """Raise a UserError that names every key in which `config` differs from the run begun in `workdir` and may not."""
+    path = workdir / "config.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
+    if changed:
+        words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
+        raise UserError(
+            f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
+        )
