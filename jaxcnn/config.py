@@ -233,6 +233,8 @@ def validate(config: Config) -> None:
         )
     for key, value in flat.items():
         if key.startswith(OPEN):
+            if not isinstance(value, bool | int | float | str | tuple | list | None) or key.count(".") > 2:
+                raise UserError(f"config.{key}={value!r}: an override is a number, a text, a truth value or a list")
             continue
         if key not in KEYS:
             raise unknown_key(key)

@@ -222,6 +222,12 @@ def test_plot_tells_runs_apart_and_lines_them_up(tmp_path, capsys):
     assert len({first.index("best"), second.index("not"), third.index("best")}) == 1
 
 
+def test_plot_takes_a_folder_given_twice_once(tmp_path, capsys):
+    folder = run(tmp_path / "mine", LINES)
+    assert exit_code("plot", folder, folder, f"{folder}/.", "--out", str(tmp_path / "curves.png")) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_plot_draws_what_the_runs_hold(tmp_path):
     pictures = []
     for name, lines in {"one": LINES, "other": LINES[:3], "same": LINES}.items():

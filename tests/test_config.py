@@ -114,6 +114,15 @@ def test_overrides_of_the_model_are_free():
     assert flatten(config)["model.overrides.dropout"] == 0.5
 
 
+@pytest.mark.parametrize("value", [{"x": 1}, {1, 2}, b"x"])
+def test_an_override_that_config_json_could_not_hold_is_refused(value):
+    config = base_config()
+    config.epochs = 1
+    config.model.overrides.odd = value
+    with pytest.raises(UserError, match=r"config\.model\.overrides\.odd.*an override is"):
+        validate(config)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("seed", "1"), ("seed", 1.5), ("epochs", "2"), ("data.name", 3), ("optimizer.nesterov", 1), ("data.mean", 0.5)],

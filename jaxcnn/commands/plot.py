@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     from jaxcnn.training.log import read_metrics
 
     runs = {}
-    for workdir in arguments.workdir:
+    for workdir in {path.resolve(): path for path in arguments.workdir}.values():
         lines = read_metrics(workdir / "metrics.jsonl")
         if not lines:
             raise UserError(f"{workdir} holds no metrics.jsonl with a line in it: is it the folder of a run?")

@@ -17,7 +17,7 @@ RATE, DECAY = 0.1, 0.02
 
 def rates(at: list[int], **optimizer: Any) -> list[float]:
     keys = {f"optimizer__{k}": v for k, v in optimizer.items()}
-    schedule = make_schedule(tiny_config(steps=0, epochs=4.0, optimizer__learning_rate=RATE, **keys), SPE)
+    schedule: Any = make_schedule(tiny_config(steps=0, epochs=4.0, optimizer__learning_rate=RATE, **keys), SPE)
     return [float(schedule(step)) for step in at]
 
 
@@ -71,7 +71,8 @@ def test_the_length_is_in_steps_or_epochs(length, steps):
 
 def tree(seed: int) -> dict[str, dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return {"conv": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}, "norm": {"scale": rng.normal(size=2)}}
+    kernel, bias, scale = (rng.normal(size=shape) for shape in ((3, 2), 2, 2))
+    return {"conv": {"kernel": kernel, "bias": bias}, "norm": {"scale": scale}}
 
 
 def adam(grads: list[np.ndarray]) -> list[np.ndarray]:

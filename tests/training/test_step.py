@@ -47,10 +47,11 @@ def test_a_numpy_batch_is_refused_under_the_transfer_guard(plain):
 
 
 @pytest.mark.parametrize(
-    ("dropout", "augment", "drawn"), [(0.5, "none", True), (0.0, "pad_crop_flip", True), (0.0, "none", False)]
+    ("dropout", "augment", "accumulate"),
+    [(0.5, "none", 1), (0.0, "pad_crop_flip", 1), (0.5, "pad_crop_flip", 2), (0.0, "none", 1)],
 )
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_draws_are_a_function_of_seed_and_step(dropout, augment, drawn, accumulate):
+def test_draws_are_a_function_of_seed_and_step(dropout, augment, accumulate):
+    drawn = dropout > 0 or augment != "none"
     data = Blobs(augment=augment)
     config = tiny_config(**SGD, optimizer__accumulate=accumulate)
     program = build(config, Tiny(dropout=dropout), data)
@@ -66,19 +67,27 @@ def test_draws_are_a_function_of_seed_and_step(dropout, augment, drawn, accumula
     assert (other_seed != again) == drawn
 
 
-def test_micro_batches_do_not_share_their_draws():
-    data = Blobs(8)
-    data.preprocess = lambda images, rng: jnp.zeros(images.shape) + (0 if rng is None else jax.random.normal(rng))
-    one = build(tiny_config(**SGD, global_batch_size=8), Tiny(norm=False), data)
-    two = build(tiny_config(**SGD, global_batch_size=8, optimizer__accumulate=2), Tiny(norm=False), data)
-    same = {"image": np.zeros((8, *data.image_shape), np.uint8), "label": np.zeros(8, np.int32), "mask": np.ones(8, "f")}
-    grads = [p.train_step(p.init(), next(on_devices(iter([same]), p.mesh)))[0] for p in (one, two)]
-    kernels = [np.asarray(s.params["conv"]["kernel"] - p.init().params["conv"]["kernel"]) for s, p in zip(grads, (one, two))]
-    # Every image of a micro-batch is one constant: two draws make a gradient that no single draw of it is a multiple of.
-    assert np.abs(kernels[1]).max() > 0
+class Ruler(nn.Module):
+    """Statistics of the last batch and the one before it: the mean of the images."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        last = self.variable("batch_stats", "last", jnp.zeros, ())
+        previous = self.variable("batch_stats", "previous", jnp.zeros, ())
+        if train:
+            previous.value, last.value = last.value, images.mean()
+        return {"logits": jnp.zeros((len(images), 6)) + self.param("x", nn.initializers.zeros, (6,))}
 
 
-@pytest.mark.parametrize(("accumulate", "devices"), [(2, 1), (4, 1), (4, 4)])
+def test_micro_batches_have_draws_of_their_own():
+    data = Blobs()
+    data.preprocess = lambda images, rng: 0.0 * images + (0 if rng is None else jax.random.normal(rng))
+    state, _ = steps(build(tiny_config(optimizer__accumulate=2), Ruler(), data), 1)
+    assert state.batch_stats["previous"] != 0
+    assert state.batch_stats["previous"] != state.batch_stats["last"]
+
+
+@pytest.mark.parametrize(("accumulate", "devices"), [(2, 1), (4, 4)])
 def test_accumulating_is_one_batch_where_rows_do_not_meet_in_batch_norm(accumulate, devices):
     model = Tiny(norm=False)
     whole, losses = steps(build(tiny_config(**SGD), model), 3)
@@ -89,23 +98,24 @@ def test_accumulating_is_one_batch_where_rows_do_not_meet_in_batch_norm(accumula
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_micro_batch_i_is_rows_i_and_every_kth_after(devices):
-    program = build(tiny_config(**SGD, optimizer__accumulate=2, mesh__data=devices))
+def test_micro_batch_i_is_rows_i_and_every_kth_after():
+    program = build(tiny_config(**SGD, optimizer__accumulate=2, mesh__data=4))
     data, model = Blobs(), Tiny()
     rows = data.rows(1000, 16)
     state = jax.device_get(program.init())
     stats, grads = state.batch_stats, []
+
+    def loss(params: Any, stats: Any, images: Any, labels: Any) -> Any:
+        variables = {"params": params, "batch_stats": stats}
+        out: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return -(labels * jax.nn.log_softmax(out[0]["logits"])).sum(-1).mean(), out[1]["batch_stats"]
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
     for i in range(2):
         images = data.preprocess(jnp.asarray(rows["image"][i::2]), None)
-        labels = jax.nn.one_hot(rows["label"][i::2], 6)
+        labels = np.eye(6)[rows["label"][i::2]]
 
-        def loss(params: Any, stats: Any = stats, images: Any = images, labels: Any = labels) -> Any:
-            variables = {"params": params, "batch_stats": stats}
-            out: Any = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return -(labels * jax.nn.log_softmax(out[0]["logits"])).sum(-1).mean(), out[1]["batch_stats"]
-
-        grad, stats = jax.grad(loss, has_aux=True)(state.params)
+        grad, stats = gradient(state.params, stats, images, labels)
         grads.append(grad)
     expected = jax.tree.map(lambda x, a, b: x - 0.1 * (a + b) / 2, state.params, *grads)
     new, _ = steps(program, 1)
@@ -122,7 +132,7 @@ def test_cutting_a_batch_into_micro_batches_moves_no_rows_between_devices():
 
 
 def test_the_moving_average_follows_its_recursion_and_warms_up():
-    program = build(tiny_config(**SGD, ema__decay=0.3))
+    program = build(tiny_config(**SGD, optimizer__warmup_steps=4, ema__decay=0.3))
     state = program.init()
     expected = {k: v.astype(np.float64) for k, v in leaves(state.ema).items()}
     assert_same(state.ema, {"params": state.params, "batch_stats": state.batch_stats})
@@ -143,8 +153,7 @@ def test_without_a_moving_average_evaluation_uses_the_weights(plain):
 
 
 def test_metrics_add_up_from_step_to_step():
-    config = tiny_config(**SGD, optimizer__warmup_steps=4)
-    program = build(config)
+    program = build(tiny_config(**SGD, optimizer__warmup_steps=4, ema__decay=0.3))
     state, losses = steps(program, 4)
     sums = {k: (float(s), float(w)) for k, (s, w) in state.metrics.items()}
     assert set(sums) == set(program.metrics) == {"loss", "top1", "top5", "learning_rate", "grad_norm"}
@@ -153,16 +162,14 @@ def test_metrics_add_up_from_step_to_step():
     assert 0 <= sums["top1"][0] <= sums["top5"][0] <= sums["top1"][1] == 64
 
 
-def test_the_gradients_norm_is_that_before_clipping():
-    rate = {"optimizer__name": "sgd", "optimizer__learning_rate": 1.0, "optimizer__momentum": 0.0}
-    free, clipped = build(tiny_config(**rate)), build(tiny_config(**rate, optimizer__clip_norm=0.01))
+def test_the_gradients_norm_is_that_before_clipping(plain):
     norms = []
-    for program in (free, clipped):
+    for program in (plain, build(tiny_config(**SGD, optimizer__clip_norm=0.01))):
         before = leaves(program.init().params)
         state, _ = steps(program, 1)
-        moved = np.sqrt(sum(((x - before[k]) ** 2).sum() for k, x in leaves(state.params).items()))
-        norms.append((float(state.metrics["grad_norm"][0]), moved))
-    assert norms[0][0] == norms[1][0] == pytest.approx(norms[0][1], rel=1e-5)
+        moved = sum(((x - before[k]) ** 2).sum() for k, x in leaves(state.params).items())
+        norms.append((float(state.metrics["grad_norm"][0]), np.sqrt(moved) / 0.1))
+    assert norms[0][0] == norms[1][0] == pytest.approx(norms[0][1], rel=1e-4)
     assert norms[1][1] == pytest.approx(0.01, rel=1e-4)
 
 
@@ -192,10 +199,18 @@ def test_a_gradient_that_is_not_finite_is_a_fault_though_the_loss_is_finite():
     assert not np.isfinite(state.fault["grad_norm"])
 
 
-def test_a_rate_that_throws_the_weights_to_infinity_is_a_fault_of_that_step():
-    state, losses = steps(build(tiny_config(optimizer__name="sgd", optimizer__learning_rate=1e39)), 1)
+class Steep(nn.Module):
+    """Large gradients of a small loss: at the highest rates the weights leave the range of float32 in one step."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        return {"logits": jnp.full((len(images), 6), 100.0) * self.param("x", nn.initializers.zeros, (6,))}
+
+
+def test_weights_that_are_no_longer_finite_are_a_fault_of_the_step_that_made_them():
+    state, losses = steps(build(tiny_config(optimizer__name="sgd", optimizer__learning_rate=3e38), Steep()), 1)
     assert np.isfinite(losses).all()
-    assert not all(np.isfinite(x).all() for x in leaves(state.params).values())
+    assert np.isfinite(state.fault["grad_norm"])
     assert int(state.fault["step"]) == 0
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.config import Config, base_config, flatten, set_key, validate
+from jaxcnn.config import Config, base_config, set_key, validate
 from jaxcnn.data import transforms
 from jaxcnn.models.layers import Classifier, batch_norm, conv
 from jaxcnn.training.loop import train
@@ -21,6 +21,11 @@ from jaxcnn.training.program import Program, build_program
 
 CLASSES = 6
 TIMING = ("train/images_per_sec", "train/data_wait_frac")
+
+
+def ripple(_: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Weights that look random and cost nothing to compile."""
+    return jnp.sin(jnp.arange(np.prod(shape), dtype=dtype) * 12.9898).reshape(shape)
 
 
 class Tiny(nn.Module):
@@ -33,11 +38,11 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        x = conv(4, 3, dtype=self.dtype, use_bias=not self.norm, name="conv")(images.astype(self.dtype))
+        x = conv(4, 3, dtype=self.dtype, use_bias=not self.norm, kernel_init=ripple, name="conv")(images)
         if self.norm:
             x = batch_norm(train, dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x).mean((1, 2)))
-        return {"logits": Classifier(self.num_classes, self.dtype, name="head")(x)}
+        return {"logits": Classifier(self.num_classes, self.dtype, name="head", kernel_init=ripple)(x)}
 
 
 @dataclasses.dataclass
@@ -51,6 +56,7 @@ class Blobs:
     damaged: tuple[int, ...] = ()
     num_classes: int = CLASSES
     image_shape: tuple[int, int, int] = (5, 4, 3)
+    input: dict[str, Any] = dataclasses.field(default_factory=lambda: {"image_shape": (5, 4, 3)})
     position: dict[str, Any] = dataclasses.field(default_factory=lambda: {"data": "blobs", "seed": 0, "examples": 80})
 
     def rows(self, seed: int, count: int) -> dict[str, np.ndarray]:
@@ -121,11 +127,11 @@ class Stop:
 
 
 def fit(
-    config: Config, workdir: Path, data: Blobs | None = None, model: nn.Module | None = None, stop: Any = None
-) -> Any:
+    config: Config, workdir: Path, data: Blobs | None = None, model: nn.Module | None = None, stop: Stop | None = None
+) -> dict[str, Any]:
     """Train the tiny network in `workdir`, as the command does."""
-    data = data or Blobs(config.global_batch_size)
-    return train(config, workdir, model or Tiny(), data, stop or Stop())
+    interrupt: Any = stop or Stop()
+    return train(config, workdir, model or Tiny(), data or Blobs(config.global_batch_size), interrupt)
 
 
 def lines(workdir: Path) -> list[dict[str, float]]:

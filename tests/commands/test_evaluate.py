@@ -1,0 +1,173 @@
+"""`jaxcnn evaluate`: all examples, the checkpoint asked for, the same scores however they are computed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from jaxcnn import cli, models
+from jaxcnn.training.guard import only_trainer
+
+TRAINING = Path(__file__).parents[1] / "training"
+EXPERIMENT = f"""
+import sys
+sys.path.insert(0, {str(TRAINING)!r})
+from jaxcnn import models
+from jaxcnn.config import base_config
+from tiny import Tiny
+
+models._REGISTRY["tiny"] = Tiny
+
+
+def get_config():
+    config = base_config()
+    config.steps = 40
+    config.global_batch_size = 40
+    config.dtype = "float32"
+    config.eval_every = 10
+    config.checkpoint_every = 10
+    config.keep_last = 9
+    config.model.name = "tiny"
+    config.ema.decay = 0.9
+    config.optimizer.accumulate = 5
+    config.optimizer.learning_rate = 0.03
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of 40 steps on 8 devices, with checkpoints at 10, 20, 30 and 40. Not to be written to."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "tiny.py").write_text(EXPERIMENT)
+    with mock.patch.dict(models._REGISTRY):
+        assert cli.main(["train", "--config", str(folder / "tiny.py"), "--workdir", str(folder / "run")]) == 0
+        yield folder / "run"
+
+
+@pytest.fixture
+def evaluate(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`evaluate(*words)`: the object on the last line of stdout."""
+
+    def run(*words: str) -> dict[str, Any]:
+        assert cli.main(["evaluate", "--workdir", str(workdir), *words]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Any:
+    """`refused(workdir, *words)`: the one line on stderr."""
+
+    def refuse(folder: Path, *words: str) -> str:
+        assert cli.main(["evaluate", "--workdir", str(folder), *words]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        return line
+
+    return refuse
+
+
+def logged(workdir: Path) -> dict[int, dict[str, float]]:
+    """Step -> scores, as training wrote them."""
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: {k: v for k, v in line.items() if k[:5] == "eval/"} for line in lines if "eval/top1" in line}
+
+
+def scores(found: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in found.items() if k.startswith("eval/")}
+
+
+def test_each_checkpoint_scores_what_training_logged_for_it_over_all_examples(workdir, evaluate):
+    expected = logged(workdir)
+    assert sorted(expected) == [10, 20, 30, 40]
+    assert len({values["eval/loss"] for values in expected.values()}) == 4
+    for step in (10, 40):
+        found = evaluate("--checkpoint", str(step))
+        assert (found["checkpoint"], found["eval/examples"]) == (step, 355)
+        assert scores(found) == expected[step]
+        assert {k: found[k] for k in ("workdir", "model", "data", "split")} == {
+            "workdir": str(workdir), "model": "tiny", "data": "digits", "split": "test",
+        }  # fmt: skip
+
+
+def test_best_is_the_default_and_last_is_the_newest(workdir, evaluate):
+    expected = logged(workdir)
+    top = max(values["eval/top1"] for values in expected.values())
+    best = evaluate()
+    assert best == evaluate("--checkpoint=best")
+    assert best["eval/top1"] == expected[best["checkpoint"]]["eval/top1"] == top
+    assert evaluate("--checkpoint", "last")["checkpoint"] == 40
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["global_batch_size=7", "mesh.data=1", "optimizer.accumulate=1"],
+        ["mesh.data=1"],
+        ["global_batch_size=1440", "mesh.data=4"],  # more than there are to evaluate on
+    ],
+)
+def test_batch_and_devices_do_not_change_the_scores(overrides, workdir, evaluate):
+    found = scores(evaluate("--checkpoint", "40", *(f"--config.{o}" for o in overrides)))
+    expected = logged(workdir)[40]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert {k: v for k, v in found.items() if k != "eval/loss"} == {
+        k: v for k, v in expected.items() if k != "eval/loss"
+    }
+
+
+def test_another_split_has_its_own_number_of_examples(evaluate):
+    found = evaluate("--config.data.eval_split=train")
+    assert (found["split"], found["eval/examples"]) == ("train", 1442)
+
+
+def test_it_reads_beside_a_trainer_and_changes_no_file(workdir, evaluate):
+    def files() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in workdir.rglob("*") if p.name != ".lock"}
+
+    before = files()
+    with only_trainer(workdir):
+        evaluate()
+    assert files() == before
+
+
+def test_predictions_are_drawn(evaluate, tmp_path):
+    evaluate("--save", str(tmp_path / "grid.png"))
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "11", "Best", "-1"])
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(name, workdir, refused):
+    message = refused(workdir, f"--checkpoint={name}")
+    assert f"there is no checkpoint '{name}'" in message
+    assert message.endswith("there are best, last, [10, 20, 30, 40]")
+
+
+def test_a_folder_that_is_no_run_is_refused(refused, tmp_path):
+    assert "is this the folder of a run" in refused(tmp_path)
+    assert "is this the folder of a run" in refused(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_without_a_checkpoint_is_refused(workdir, refused, tmp_path):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    assert "holds no checkpoints" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.name=resnet20", "another model"),
+        ("global_batch_size=7", "does not divide"),
+        ("evaluate=1", "config has no key 'evaluate'"),
+        ("data.eval_split=validation", "its splits are train, test"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused_in_one_line(override, words, workdir, refused):
+    assert words in refused(workdir, f"--config.{override}")

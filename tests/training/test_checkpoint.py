@@ -1,0 +1,293 @@
+"""Checkpoints: what is in them, which are kept, onto what they are restored, and what is said where they do not fit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import Tiny, assert_same, build, leaves, steps, tiny_config
+
+from jaxcnn import UserError
+from jaxcnn.models import create_model
+from jaxcnn.training.checkpoint import Checkpoints, check_tree, load_variables
+
+METRIC = "eval/top1"
+ADAM = {"ema__decay": 0.9, "optimizer__weight_decay": 1e-3}
+
+
+def info(step: int) -> dict[str, Any]:
+    return {"step": step, "position": {"data": "blobs", "next_step": step}, "spent": {"wall_time_s": 0.1 + 0.2}}
+
+
+def write(workdir: Path, state: Any, scores: dict[int, float | None], keep_last: int = 2) -> Checkpoints:
+    """Save `state` at each step of `scores`, which has the metric or None."""
+    checkpoints = Checkpoints(workdir, METRIC, keep_last)
+    for step, score in scores.items():
+        checkpoints.save(state, info(step), {} if score is None else {METRIC: score, "eval/loss": 1.0})
+    checkpoints.wait()
+    return checkpoints
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    return build(tiny_config(**ADAM))
+
+
+@pytest.fixture(scope="module")
+def state(program) -> Any:
+    return steps(program, 3)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(state, tmp_path_factory) -> Path:
+    """A run with one checkpoint, of step 3; not to be written to."""
+    path = tmp_path_factory.mktemp("run")
+    write(path, state, {3: 0.5}).close()
+    return path
+
+
+def test_all_of_the_state_comes_back_to_the_bit_and_so_does_what_was_said_with_it(program, state, folder):
+    checkpoints = Checkpoints(folder, METRIC)
+    assert checkpoints.steps == [3]
+    assert checkpoints.info(3) == info(3)
+    restored = checkpoints.restore(3, program.state)
+    assert_same(restored, state)
+    for part in (restored.opt_state, restored.ema, restored.batch_stats, restored.metrics):
+        assert any(np.any(x) for x in leaves(part).values())
+    assert isinstance(restored.opt_state, type(state.opt_state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(("there", "here"), [(8, 1), (1, 8)])
+def test_a_checkpoint_is_restored_onto_other_devices_bit_for_bit_and_trains_on_there(there, here, tmp_path):
+    saved, _ = steps(build(tiny_config(mesh__data=there, **ADAM)), 2)
+    write(tmp_path, saved, {2: 0.5}).close()
+    other = build(tiny_config(mesh__data=here, **ADAM))
+    restored = Checkpoints(tmp_path, METRIC).restore(2, other.state)
+    assert_same(restored, saved)
+    assert [x.sharding for x in jax.tree.leaves(restored)] == [x.sharding for x in jax.tree.leaves(other.state)]
+    assert {len(x.devices()) for x in jax.tree.leaves(restored)} == {here}
+    went_on = steps(other, 2, state=restored)[1]
+    np.testing.assert_allclose(went_on, steps(build(tiny_config(mesh__data=there, **ADAM)), 4)[1][2:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_is_saved_is_the_state_of_that_moment_though_its_buffers_are_donated_at_once(devices, tmp_path):
+    program = build(tiny_config(mesh__data=devices, **ADAM))
+    big = jax.device_put(jnp.arange(2_000_000, dtype=jnp.float32), program.state.step.sharding)
+    state = program.init().replace(batch_stats={"big": big})
+    expected = jax.tree.map(np.array, state)
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    checkpoints.save(state, info(1), {})
+    for _ in range(5):
+        old, state = state, overwrite(state)
+        assert old.batch_stats["big"].is_deleted()
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    like = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y.sharding), expected, state)
+    assert_same(checkpoints.restore(1, like), expected)
+    checkpoints.close()
+
+
+def test_saving_returns_while_the_writing_goes_on(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    big = state.replace(batch_stats={"big": jnp.ones(4_000_000)})
+    writing = []
+    for step in range(1, 6):  # one that is quick to write proves nothing
+        checkpoints.save(big, info(step), {})
+        writing.append(checkpoints.manager.is_saving_in_progress())
+        checkpoints.wait()
+        assert not checkpoints.manager.is_saving_in_progress()
+        if any(writing):
+            break
+    assert any(writing)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ({1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4}, [2, 4, 5], 2),  # the best stays though it is old
+        ({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}, [3, 4], 4),  # and may be among the newest
+        ({1: 0.5, 2: 0.7, 3: None, 4: None, 5: None}, [2, 4, 5], 2),  # one without a score is never the best
+        ({1: None, 2: None, 3: None}, [2, 3], 3),  # without any score the best is the last
+        ({1: 0.0, 2: None, 3: None}, [1, 2, 3], 1),  # a score of 0 is a score
+    ],
+)
+def test_the_newest_and_the_best_are_kept_and_have_names(scores, kept, best, state, tmp_path):
+    checkpoints = write(tmp_path, state, scores)
+    checkpoints.close()
+    for opened in (checkpoints, Checkpoints(tmp_path, METRIC)):
+        assert opened.steps == kept
+        assert opened.resolve("last") == kept[-1]
+        assert opened.resolve("best") == best
+        assert opened.resolve(str(kept[0])) == kept[0]
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == kept
+
+
+def test_of_equal_scores_the_newest_kept_is_the_best_also_after_a_restart(state, tmp_path):
+    write(tmp_path, state, {1: 0.8, 2: 0.8, 3: 0.1}).close()
+    checkpoints = write(tmp_path, state, {4: 0.1, 5: 0.1})
+    checkpoints.close()
+    best = checkpoints.resolve("best")
+    assert best in (1, 2)
+    assert checkpoints.steps == [best, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["7", "-3", "3.0", "newest", "", "²", "٣"])
+def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(name, folder):
+    with pytest.raises(UserError, match=r"no checkpoint .* best, last, \[3\]"):
+        Checkpoints(folder, METRIC).resolve(name)
+
+
+def test_a_folder_without_checkpoints_is_an_error_and_stays_as_it_is(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        Checkpoints(tmp_path / "none", METRIC)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        Checkpoints(tmp_path, METRIC).resolve("best")
+
+
+def test_what_a_killed_save_left_is_never_listed_and_the_next_trainer_removes_it(state, folder, tmp_path):
+    """As Orbax leaves it: the same folder under a temporary name, without the mark of a finished one."""
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    half = run / "checkpoints" / "4.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "3", half)
+    reader = Checkpoints(run, METRIC)
+    assert reader.steps == [3]
+    assert half.exists()
+    with pytest.raises(UserError, match="there is no checkpoint '4'"):
+        reader.resolve("4")
+    trainer = Checkpoints(run, METRIC, 2)
+    assert trainer.steps == [3]
+    trainer.save(state, info(5), {})
+    trainer.close()
+    assert trainer.steps == [3, 5]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["3", "5"]
+
+
+def test_a_reader_beside_a_writer_changes_nothing_and_sees_what_is_finished(program, state, tmp_path):
+    writer = write(tmp_path, state, {1: 0.1, 2: 0.2}, keep_last=5)
+    half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    half.mkdir()
+    before = snapshot(tmp_path)
+    reader = Checkpoints(tmp_path, METRIC)
+    assert reader.steps == [1, 2]
+    assert_same(reader.restore_variables(2, program.variables), state.ema)
+    assert reader.info(1) == info(1)
+    reader.close()
+    assert snapshot(tmp_path) == before
+    half.rmdir()
+    writer.save(state, info(3), {})
+    writer.close()
+    assert Checkpoints(tmp_path, METRIC).steps == [1, 2, 3]
+
+
+def test_evaluation_takes_the_moving_average_where_there_is_one(program, state, folder, tmp_path):
+    assert_same(Checkpoints(folder, METRIC).restore_variables(3, program.variables), state.ema)
+    bare = state.replace(ema={})
+    write(tmp_path, bare, {3: 0.5}).close()
+    found = Checkpoints(tmp_path, METRIC).restore_variables(3, program.variables)
+    assert_same(found, {"params": state.params, "batch_stats": state.batch_stats})
+    with pytest.raises(AssertionError):
+        assert_same(found, state.ema)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (Tiny(7), r"head/kernel is \(4, 6\) where the config needs \(4, 7\)"),
+        (Tiny(norm=False), "conv/bias is missing"),
+        (create_model("resnet20", 6), "and [0-9]+ more$"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_one_line_that_names_the_arrays(model, named, folder):
+    other = build(tiny_config(**ADAM), model)
+    checkpoints = Checkpoints(folder, METRIC)
+    for restore, like in ((checkpoints.restore, other.state), (checkpoints.restore_variables, other.variables)):
+        with pytest.raises(UserError, match=named) as error:
+            restore(3, like)
+        assert "\n" not in str(error.value)
+        assert str(folder / "checkpoints" / "3") in str(error.value)
+
+
+def test_a_checkpoint_of_another_optimizer_does_not_resume(folder):
+    other = build(tiny_config(**ADAM, optimizer__name="sgd"))
+    with pytest.raises(UserError, match="another model or optimizer: opt_state"):
+        Checkpoints(folder, METRIC).restore(3, other.state)
+
+
+def test_a_deeper_network_is_another_model_though_it_has_all_that_is_asked_for():
+    def variables(name: str) -> Any:
+        shape = (1, 8, 8, 3)
+        return jax.eval_shape(create_model(name, 6).init, jax.random.key(0), jnp.zeros(shape))
+
+    shallow, deep = variables("resnet20"), variables("resnet32")
+    check_tree("it", deep, deep)
+    with pytest.raises(UserError, match="stage1_block4"):
+        check_tree("it", shallow, deep)
+    with pytest.raises(UserError, match="stage1_block4"):
+        check_tree("it", deep, shallow)
+
+
+def test_weights_to_start_from_are_those_of_the_best_checkpoint_or_of_the_one_named(program, state, tmp_path):
+    later = steps(program, 2, state=jax.tree.map(jnp.copy, state))[0]
+    checkpoints = Checkpoints(tmp_path, METRIC, 2)
+    for step, it, score in ((3, state, 0.9), (5, later, 0.2)):
+        checkpoints.save(it, info(step), {METRIC: score})
+    checkpoints.close()
+    best = load_variables(tmp_path, program.variables, METRIC)
+    named = load_variables(tmp_path / "checkpoints" / "5", program.variables, METRIC)
+    assert_same(best, state.ema)
+    assert_same(named, later.ema)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "holds no checkpoints"),
+        ("checkpoints/9", "there is no checkpoint '9'"),
+        ("checkpoints", "holds no checkpoints"),
+    ],
+)
+def test_weights_that_are_not_there_are_an_error(path, message, program, folder):
+    with pytest.raises(UserError, match=message):
+        load_variables(folder / path, program.variables, METRIC)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads, cut short
+@pytest.mark.parametrize("lost", ["state/_METADATA", "state/d", "info/metadata"])
+def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program, state, tmp_path):
+    write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
+    damaged = tmp_path / "checkpoints" / "4" / lost
+    shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "state" / "ocdbt.process_0", ignore_errors=True)
+    checkpoints = Checkpoints(tmp_path, METRIC)
+    with pytest.raises(UserError, match=r"checkpoints/4 cannot be read .* go on from step 3$"):
+        checkpoints.info(4) if "info" in lost else checkpoints.restore(4, program.state)
+    assert_same(checkpoints.restore(3, program.state), state)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: full\nmore")]
+)
+def test_a_save_that_fails_says_that_what_was_saved_is_intact(error, state, tmp_path, monkeypatch):
+    checkpoints = write(tmp_path, state, {1: 0.5})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints.manager, "save", fail)
+    with pytest.raises(UserError, match=r"earlier checkpoints are intact: .*(full|No space left on device)$"):
+        checkpoints.save(state, info(2), {})
+    assert Checkpoints(tmp_path, METRIC).steps == [1]

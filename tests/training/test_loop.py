@@ -1,0 +1,341 @@
+"""The loop: what it writes, and that a run cut anywhere is the run that was never cut."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, tiny_config
+
+from jaxcnn import UserError
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluate import evaluate
+from jaxcnn.training.guard import Interrupted
+from jaxcnn.training.loop import restore_or_init
+
+METRIC = "eval/top1"
+# 12 steps, 5 an epoch: lines of the log at 4, 8, 12; evaluations at 5, 10, 12; checkpoints at 3, 6, 9, 12.
+EVERYTHING: dict[str, Any] = {
+    "checkpoint_every": 3, "ema__decay": 0.9, "optimizer__accumulate": 2,
+    "optimizer__warmup_steps": 12, "optimizer__weight_decay": 1e-3, "task__label_smoothing": 0.1, "keep_last": 9,
+}  # fmt: skip
+MODEL = Tiny(dropout=0.2)
+
+
+class Crash(Exception):
+    """Stands in for SIGKILL, as the data raises it: nothing is saved after it."""
+
+
+class Crashing(Blobs):
+    """Dies when the batch of step `last` + 1 is asked for, which draws the one two steps further on."""
+
+    last = 0
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        for step, batch in enumerate(super().train_batches(start, stop), start):
+            if step >= self.last + 2:
+                raise Crash
+            yield batch
+
+
+def blobs(last: int | None = None) -> Blobs:
+    data = Crashing(augment="pad_crop_flip") if last is not None else Blobs(augment="pad_crop_flip")
+    if isinstance(data, Crashing):
+        data.last = last or 0
+    return data
+
+
+def run(workdir: Path, stop_after: int | None = None, crash_after: int | None = None, **values: Any) -> Any:
+    stop = Stop(stop_after) if stop_after is not None else None
+    try:
+        return fit(tiny_config(**EVERYTHING | values), workdir, blobs(crash_after), MODEL, stop)
+    except Crash:
+        while list(workdir.glob("checkpoints/*tmp*")):  # a kill would have taken the writing thread along
+            time.sleep(0.01)
+        raise
+
+
+def final(workdir: Path, step: int = 12, **values: Any) -> Any:
+    program = build(tiny_config(**EVERYTHING | values), MODEL)
+    return Checkpoints(workdir, METRIC).restore(step, program.state)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing cut, for the signal during its last step found it complete. Not to be written to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(workdir, stop_after=12)
+    return workdir
+
+
+def assert_is_the_whole(workdir: Path, whole: Path) -> None:
+    assert lines(workdir) == lines(whole)
+    assert_same(final(workdir), final(whole))
+
+
+def test_the_log_has_a_line_where_it_should(whole):
+    found = [(line["step"], [part for part in ("train", "eval") if f"{part}/loss" in line]) for line in lines(whole)]
+    assert found == [(4, ["train"]), (5, ["eval"]), (8, ["train"]), (10, ["eval"]), (12, ["train"]), (12, ["eval"])]
+    assert [line["epoch"] for line in lines(whole)] == [step / 5 for step, _ in found]
+    train = {"loss", "top1", "top5", "learning_rate", "grad_norm", "images_per_sec", "data_wait_frac"}
+    every = [json.loads(text) for text in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert set(every[0]) == {"step", "epoch"} | {f"train/{name}" for name in train}
+    assert set(every[1]) == {"step", "epoch"} | {f"eval/{name}" for name in ("loss", "top1", "top5", "examples")}
+    assert all(line["eval/examples"] == 37 for line in every if "eval/loss" in line)
+    assert every[0]["train/images_per_sec"] > 0
+    assert Checkpoints(whole, METRIC).steps == [3, 6, 9, 12]
+
+
+def test_a_line_is_of_the_steps_since_the_one_before(whole):
+    """The mean rate tells which steps are in it: all are of the warm-up, at step t 0.01 · t / 12."""
+    found = [line["train/learning_rate"] for line in lines(whole) if "train/loss" in line]
+    assert found == pytest.approx([0.01 * t / 12 for t in (1.5, 5.5, 9.5)], rel=1e-5)
+
+
+# Inside an interval of the log, at a checkpoint, at a line, and at an evaluation.
+@pytest.mark.parametrize("after", [1, 3, 4, 5])
+def test_stopped_after_any_step_and_run_again_it_is_the_run_never_stopped(after, whole, tmp_path):
+    with pytest.raises(Interrupted, match=f"SIGTERM: stopped at step {after} of 12, saved in") as stop:
+        run(tmp_path, stop_after=after)
+    assert stop.value.code == 143
+    assert Checkpoints(tmp_path, METRIC).resolve("last") == after
+    assert not (tmp_path / "result.json").exists()
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_stopped_after_every_single_step_it_is_the_run_never_stopped(whole, tmp_path):
+    for _ in range(11):
+        with pytest.raises(Interrupted):
+            run(tmp_path, stop_after=1)
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+
+
+@pytest.mark.parametrize("after", [2, 8])  # before the first checkpoint, and two steps after the second
+def test_killed_between_checkpoints_it_goes_on_from_the_last_and_is_the_run_never_killed(after, whole, tmp_path):
+    with pytest.raises(Crash):
+        run(tmp_path, crash_after=after)
+    assert max((line["step"] for line in lines(tmp_path)), default=0) <= after
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "epoch": 2.2, "train/lo')  # a line torn by the kill
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+
+
+def test_a_signal_before_the_first_step_of_a_process_loses_nothing_and_has_nothing_to_save(whole, tmp_path):
+    for after, reached, words in ((0, 0, "nothing to save yet"), (4, 4, "saved in"), (0, 4, "saved in")):
+        with pytest.raises(Interrupted, match=f"stopped at step {reached} of 12, {words}"):
+            run(tmp_path, stop_after=after)
+        assert Checkpoints(tmp_path, METRIC).steps == [3, 4][: reached // 2]
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+
+
+def test_resumed_on_other_devices_it_is_the_same_run_to_rounding_and_its_result_counts_all_of_it(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=7)
+    before = Checkpoints(tmp_path, METRIC).info(7)["spent"]
+    result = run(tmp_path, mesh__data=8)
+    for a, b in zip(lines(tmp_path), lines(whole), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    for path, x in leaves(final(tmp_path).params).items():
+        np.testing.assert_allclose(x, leaves(final(whole).params)[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    assert result["images"] == 12 * 16
+    assert result["images_per_sec"] == pytest.approx(192 / result["wall_time_s"])
+    assert result["wall_time_s"] > before["wall_time_s"] + result["compile_time_s"] - before["compile_time_s"]
+    assert result["device_count"] == 8
+
+
+def test_a_run_made_longer_is_the_one_that_was_longer_from_the_start(whole, tmp_path):
+    run(tmp_path, steps=8)
+    assert (tmp_path / "result.json").exists()
+    assert run(tmp_path)["step"] == 12
+    assert [line for line in lines(tmp_path) if (line["step"], "eval/loss" in line) != (8, True)] == lines(whole)
+    assert_same(final(tmp_path), final(whole))
+
+
+def test_a_run_that_is_complete_does_nothing_when_run_again(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in copy.rglob("*") if p.is_file()}
+
+    before = files()
+    result = run(copy, crash_after=-2)  # no batch is asked for
+    assert result == json.loads((whole / "result.json").read_text())
+    assert files() == before
+
+
+def test_other_data_is_refused_by_the_checkpoint(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    data = blobs()
+    data.position |= {"examples": 81}
+    with pytest.raises(UserError, match="was trained with examples 80, this run has 81"):
+        fit(tiny_config(**EVERYTHING | {"steps": 20}), copy, data, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("values", "logged", "evaluated", "saved"),
+    [
+        ({"log_every": 100}, [7], [5, 7], [5, 7]),  # more than there are: once, at the end
+        ({"eval_every": 3, "log_every": 7}, [7], [3, 6, 7], [5, 7]),
+        ({"steps": 1, "checkpoint_every": 100}, [1], [1], [1]),
+        ({"steps": 0, "epochs": 1.4, "log_every": 5}, [5, 7], [5, 7], [5, 7]),  # 1.4 epochs of 5 are 7 steps
+    ],
+)
+def test_intervals_that_do_not_divide_the_run_still_end_with_its_last_step(values, logged, evaluated, saved, tmp_path):
+    fit(tiny_config(**{"steps": 7} | values), tmp_path)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found if "train/loss" in line] == logged
+    assert [line["step"] for line in found if "eval/loss" in line] == evaluated
+    assert Checkpoints(tmp_path, METRIC).steps == saved
+
+
+@pytest.mark.parametrize("damaged", [6, 11])  # between two lines of the log, and the last batch
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(damaged, tmp_path):
+    good = rf"checkpoints/{damaged // 2 * 2}\."
+    message = rf"stopped at step {damaged + 1}: the loss is nan .* Last good checkpoint: \S*{good}"
+    with pytest.raises(UserError, match=message) as error:
+        fit(tiny_config(checkpoint_every=2, keep_last=9), tmp_path, Blobs(damaged=(damaged,)))
+    assert "\n" not in str(error.value)
+    checkpoints = Checkpoints(tmp_path, METRIC)
+    assert checkpoints.steps == list(range(2, damaged + 1, 2))
+    for step in checkpoints.steps:
+        assert all(np.isfinite(x).all() for x in leaves(checkpoints.restore(step, build(tiny_config()).state)).values())
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert not (tmp_path / "result.json").exists()
+
+
+class Inflating(nn.Module):
+    """Its statistic becomes infinite at the second step, and neither loss nor gradient sees it."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        size = self.variable("batch_stats", "size", jnp.zeros, ())
+        if train:
+            size.value = size.value * 1e30 + 1e30
+        return {"logits": jnp.zeros((len(images), 6)) + self.param("x", nn.initializers.zeros, (6,))}
+
+
+def test_a_state_lost_between_two_finite_losses_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match=r"stopped at step 2: .* the weights after it are not finite.*checkpoints/1\."):
+        fit(tiny_config(checkpoint_every=1), tmp_path, model=Inflating())
+    assert Checkpoints(tmp_path, METRIC).steps == [1]
+
+
+def test_a_signal_after_a_loss_that_is_not_finite_does_not_save_it(tmp_path):
+    with pytest.raises(UserError, match=r"stopped at step 2: the loss is nan .* Last good checkpoint: none yet\."):
+        fit(tiny_config(), tmp_path, Blobs(damaged=(1,)), stop=Stop(2))
+    assert Checkpoints(tmp_path, METRIC).steps == []
+
+
+class Leaky(Blobs):
+    """Copies to the device in passing."""
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in super().train_batches(start, stop):
+            batch["mask"] = np.asarray(jnp.asarray(batch["mask"]) * 1)
+            yield batch
+
+
+class LeakyEvaluation(Blobs):
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        for batch in super().eval_batches():
+            yield batch | {"mask": np.asarray(jnp.asarray(batch["mask"]) * 1)}
+
+
+@pytest.mark.parametrize("leak", [Leaky, LeakyEvaluation])
+def test_an_implicit_transfer_inside_the_loop_is_an_error(leak, tmp_path):
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        fit(tiny_config(), tmp_path, leak())
+
+
+def test_the_network_learns_and_its_best_checkpoint_stays_when_the_run_goes_on(tmp_path):
+    fit(tiny_config(steps=30, optimizer__learning_rate=0.2, keep_last=1, log_every=10), tmp_path)
+    loss = [line["train/loss"] for line in lines(tmp_path) if "train/loss" in line]
+    assert max(loss[1:]) < loss[0]
+    scores = {line["step"]: line["eval/top1"] for line in lines(tmp_path) if "eval/top1" in line}
+    checkpoints = Checkpoints(tmp_path, METRIC)
+    best = checkpoints.resolve("best")
+    assert scores[best] == max(scores.values())
+    assert checkpoints.steps == sorted({best, 30})
+    assert json.loads((tmp_path / "result.json").read_text())["best/eval/top1"] == scores[best]
+
+
+def test_the_result_says_what_was_run_on_what_and_how_fast(whole):
+    result = json.loads((whole / "result.json").read_text())
+    last = {k: v for line in lines(whole) for k, v in line.items()}
+    assert {k: result[k] for k in last} == last
+    documented = {
+        "step", "epoch", "train/loss", "eval/loss", "eval/top1", "eval/top5", "eval/examples", "parameters", "model",
+        "config_hash", "commit", "versions", "device_kind", "device_count", "wall_time_s", "images_per_sec", "images",
+    }  # fmt: skip
+    assert documented <= set(result)
+    assert result["images"] == 12 * 16
+    assert result["images_per_sec"] == pytest.approx(result["images"] / result["wall_time_s"])
+    assert result["wall_time_s"] > result["compile_time_s"] + result["train_time_s"] > result["train_time_s"] > 0
+    assert result["parameters"] == sum(x.size for x in leaves(final(whole).params).values())
+    assert result["device_count"] == 1
+    assert {"jaxcnn", "jax", "flax", "optax"} <= set(result["versions"])
+
+
+def test_evaluation_in_the_loop_is_of_the_moving_average(whole):
+    config = tiny_config(**EVERYTHING)
+    program, state = build(config, MODEL, blobs()), final(whole)
+
+    def scores(variables: Any) -> dict[str, float]:
+        return evaluate(program.eval_step, variables, Blobs().eval_batches(), mesh=program.mesh,
+                        metrics=program.task.metrics, examples=37)  # fmt: skip
+
+    logged = {k: v for k, v in lines(whole)[-1].items() if k.startswith("eval/")}
+    assert scores(state.ema) == pytest.approx(logged, rel=1e-6)
+    assert scores({"params": state.params, "batch_stats": state.batch_stats})["eval/loss"] != logged["eval/loss"]
+
+
+def test_init_from_starts_with_the_weights_of_a_run_but_with_a_fresh_optimizer(whole, tmp_path):
+    config = tiny_config(**EVERYTHING | {"init_from": str(whole)})
+    data, program = blobs(), build(config, MODEL)
+    start, state, spent = restore_or_init(config, program, data, Checkpoints(tmp_path, METRIC, 1))
+    source = Checkpoints(whole, METRIC)
+    assert (start, spent, int(state.step)) == (0, {}, 0)
+    assert_same(state.ema, final(whole, source.resolve("best")).ema)
+    assert_same({"params": state.params, "batch_stats": state.batch_stats}, state.ema)
+    assert_same(state.opt_state, program.init().opt_state)
+    run(tmp_path, init_from=str(whole / "checkpoints" / "3"), steps=2)
+    run(tmp_path, init_from=str(whole / "checkpoints" / "3"), steps=3)  # resumes: it does not start from there again
+    assert Checkpoints(tmp_path, METRIC).resolve("last") == 3
+
+
+@pytest.mark.parametrize(("model", "message"), [(Tiny(7), "head/kernel is"), (Tiny(norm=False), "missing")])
+def test_init_from_a_run_of_another_model_is_refused(model, message, whole, tmp_path):
+    with pytest.raises(UserError, match=message):
+        fit(tiny_config(init_from=str(whole)), tmp_path, model=model)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "checkpoints/99"])
+def test_init_from_what_is_not_there_is_refused(where, whole, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        fit(tiny_config(init_from=str(whole / where)), tmp_path)
+
+
+class Picky(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        raise ValueError("224 pixels or more")
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"does not take images of \(5, 4, 3\): 224 pixels or more"):
+        fit(tiny_config(), tmp_path, model=Picky())
+    assert not list(tmp_path.iterdir())

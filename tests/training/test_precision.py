@@ -1,0 +1,97 @@
+"""What is computed in which type, read off the jaxpr of ResNet-20's own steps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import Blobs, build, tiny_config
+
+from jaxcnn.models import create_model
+
+PRODUCTS = {"conv_general_dilated", "dot_general"}
+FORWARD, BACKWARD = 19 + 1, 18 + 19 + 2  # convolutions and the head; no gradient goes to the images
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of the jaxprs inside it."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(value)
+
+
+def operands(jaxpr: Any) -> list[tuple[Any, ...]]:
+    """Types of the two operands of each convolution and matrix product."""
+    return [tuple(v.aval.dtype.name for v in e.invars) for e in equations(jaxpr) if e.primitive.name in PRODUCTS]
+
+
+def traced(dtype: str, **values: Any) -> tuple[Any, Any]:
+    """ResNet-20's program and the jaxpr of its training step."""
+    config = tiny_config(dtype=dtype, ema__decay=0.9, optimizer__weight_decay=1e-4, optimizer__clip_norm=1.0, **values)
+    data = Blobs(augment="pad_crop_flip", image_shape=(8, 8, 3))
+    program = build(config, create_model("resnet20", 6, jnp.dtype(dtype)), data)
+    return program, jax.make_jaxpr(program.train_step)(program.state, program.batch)
+
+
+@pytest.fixture(scope="module")
+def half() -> tuple[Any, Any]:
+    return traced("bfloat16")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_product_of_the_training_step_has_bfloat16_operands(half, accumulate):
+    _, jaxpr = half if accumulate == 1 else traced("bfloat16", optimizer__accumulate=2)
+    types = operands(jaxpr)
+    assert len(types) == FORWARD + BACKWARD
+    assert set(types) == {("bfloat16", "bfloat16")}
+
+
+def test_the_walk_sees_float32_where_there_is_some():
+    types = operands(traced("float32")[1])
+    assert len(types) == FORWARD + BACKWARD
+    assert set(types) == {("float32", "float32")}
+
+
+def test_the_state_goes_in_and_comes_out_in_float32_and_so_does_the_loss(half):
+    program, jaxpr = half
+    new, loss = jax.eval_shape(program.train_step, program.state, program.batch)
+    assert loss.dtype == jnp.float32
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), program.state)
+    floats = [x.dtype for x in jax.tree.leaves(program.state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert set(floats) == {np.dtype(np.float32)}
+    integers = {x.dtype for x in jax.tree.leaves(program.state)} - set(floats)
+    assert integers <= {np.dtype(np.int32), np.dtype(np.uint32)}
+    assert {v.aval.dtype for v in jaxpr.jaxpr.outvars} <= {np.dtype(np.float32), *integers}
+
+
+def test_gradients_meet_the_optimizer_in_float32(half):
+    """Nothing of the size of a filter is added, scaled or rooted in 16 bits."""
+    _, jaxpr = half
+    filters = {(3, 3, 16, 16), (3, 3, 32, 32), (3, 3, 64, 64)}
+    updates = [e for e in equations(jaxpr) if e.primitive.name in {"sqrt", "div", "integer_pow", "square"}]
+    shaped = [e for e in updates if e.outvars[0].aval.shape in filters]
+    assert len(shaped) >= 19 - 3
+    assert {v.aval.dtype for e in shaped for v in e.outvars} == {np.dtype(np.float32)}
+
+
+def test_evaluation_computes_in_bfloat16_and_sums_in_float32(half):
+    program, _ = half
+    sums = {name: (jnp.zeros(()), jnp.zeros(())) for name in program.task.metrics}
+    jaxpr = jax.make_jaxpr(program.eval_step)(program.variables, sums, program.batch)
+    assert operands(jaxpr) == [("bfloat16", "bfloat16")] * FORWARD
+    assert {v.aval.dtype for v in jaxpr.jaxpr.outvars} == {np.dtype(np.float32)}
+
+
+def test_logits_are_float32_and_are_not_rounded_to_16_bits_on_the_way():
+    model = create_model("resnet20", 6, jnp.bfloat16)
+    images = jnp.zeros((2, 8, 8, 3))
+    variables: Any = jax.eval_shape(model.init, jax.random.key(0), images)
+    outputs: Any = jax.eval_shape(model.apply, variables, images)
+    assert outputs["logits"].dtype == jnp.float32
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x)["logits"])(variables, images)  # type: ignore[index]
+    last = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert [e.outvars[0].aval.dtype for e in last] == [jnp.float32]

@@ -1,0 +1,131 @@
+"""What a run says of itself, and its clock."""
+
+import re
+import subprocess
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from tiny import Blobs, build, tiny_config
+
+from jaxcnn.training import report
+
+
+class Time:
+    """Passes only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 100.0
+        monkeypatch.setattr(report.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def time(monkeypatch) -> Time:
+    return Time(monkeypatch)
+
+
+def test_training_time_is_what_passes_between_start_and_stop(time):
+    clock = report.Clock({})
+    time.now += 5  # compiling, say
+    clock.start()
+    time.now += 2
+    clock.stop(())
+    time.now += 30  # evaluating
+    clock.start()
+    time.now += 3
+    clock.stop(())
+    assert clock.totals() == {"wall_time_s": 40, "train_time_s": 5, "data_wait_s": 0, "compile_time_s": 0}
+    assert clock.lap(100) == {"train/images_per_sec": 20, "train/data_wait_frac": 0}
+
+
+def test_a_lap_is_of_what_came_since_the_one_before(time):
+    clock = report.Clock({})
+    rates = []
+    for seconds in (4, 8):
+        clock.start()
+        time.now += seconds
+        clock.stop(())
+        rates.append(clock.lap(64)["train/images_per_sec"])
+    assert rates == [16, 8]
+
+
+def test_a_resumed_clock_goes_on_but_its_first_lap_is_its_own(time):
+    clock = report.Clock({"wall_time_s": 1000.0, "train_time_s": 800.0, "data_wait_s": 300.0, "compile_time_s": 9.0})
+    clock.start()
+    time.now += 2
+    clock.stop(())
+    assert clock.lap(50) == {"train/images_per_sec": 25, "train/data_wait_frac": 0}
+    assert clock.totals() == {"wall_time_s": 1002, "train_time_s": 802, "data_wait_s": 300, "compile_time_s": 9}
+
+
+class Flying:
+    def __init__(self, ready: bool):
+        self.ready = ready
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+
+@pytest.mark.parametrize(
+    ("flying", "counted"), [([], 3), ([Flying(True)], 3), ([Flying(False)], 0), ([Flying(True), Flying(False)], 0)]
+)
+def test_waiting_for_data_counts_where_the_device_had_nothing_left_to_do(flying, counted, time):
+    clock = report.Clock({})
+    clock.start()
+    with clock.waiting_for_data(flying):
+        time.now += 3
+    time.now += 1
+    clock.stop(())
+    assert clock.totals()["data_wait_s"] == counted
+    assert clock.lap(8)["train/data_wait_frac"] == counted / 4
+
+
+def test_compiling_is_measured(time):
+    clock = report.Clock({"compile_time_s": 1.0})
+    with clock.measuring("compile_time_s"):
+        time.now += 7
+    assert clock.totals()["compile_time_s"] == 8
+
+
+def test_a_lap_without_time_divides_by_no_zero(time):
+    assert report.Clock({}).lap(8)["train/images_per_sec"] > 0
+
+
+@pytest.mark.parametrize(("dtype", "start"), [("float32", 0), ("bfloat16", 1234)])
+def test_the_plan_tells_model_types_devices_data_and_length(dtype, start):
+    config = tiny_config(dtype=dtype, mesh__data=4, steps=5000, optimizer__name="sgd")
+    text = report.plan(config, build(config), Blobs(), start)
+    for fact in (
+        "146 parameters", "6 classes", "5×4×3", f"{dtype} compute", "float32", "4 × cpu", "80 to train on",
+        "37 to evaluate on", "5,000 steps of 16", "5 an epoch", "sgd, rate 0.01, constant",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert ("resuming   from the checkpoint of step 1,234" in text) == (start > 0)
+
+
+def test_the_compiled_step_tells_its_memory():
+    program = build(tiny_config())
+    executable: Any = program.train_step.lower(program.state, program.batch).compile()
+    assert re.fullmatch(
+        r"compiled   in 1\.5 s; each device holds [\d.]+ kB of state and batch, [\d.]+ k?B of temporaries",
+        report.compiled(executable, 1.5),
+    )
+
+
+def test_the_commit_is_named_and_marked_where_files_have_changed():
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|", report.commit())
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert report.commit() == ""
+
+
+def test_stopping_waits_for_the_device():
+    clock = report.Clock({})
+    clock.start()
+    clock.stop({"x": jnp.ones(3) * 2})
+    assert clock.totals()["train_time_s"] > 0
