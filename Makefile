@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw the result (about three minutes)
 	$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/digits
-	$(BIN)/jaxcnn evaluate --workdir runs/digits --checkpoint best --save runs/digits/predictions.png
+	$(BIN)/jaxcnn evaluate --workdir runs/digits --save runs/digits/predictions.png
 	$(BIN)/jaxcnn plot runs/digits --out runs/digits/curves.png
 	@printf '\nLook at  runs/digits/curves.png  and  runs/digits/predictions.png\nGo on with:\n'
 	@printf '  %s\n' '$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/longer --config.epochs=60' \

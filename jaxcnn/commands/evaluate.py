@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
     """Evaluate as `argv` says."""
     parser = argparse.ArgumentParser("jaxcnn evaluate", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--checkpoint", metavar="STEP|best|last", default="best", help="which one (default: best)")
+    parser.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
     parser.add_argument("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
     arguments, overrides = parse(parser, argv)
 
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     if arguments.save:
         from jaxcnn.analysis.plots import prediction_grid
 
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
         batch = next(data.eval_batches())
         images, labels = (batch[key][batch["mask"] > 0] for key in ("image", "label"))
         prediction_grid(images, labels.tolist(), run.probabilities(images), data.class_names, arguments.save)

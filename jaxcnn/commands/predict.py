@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="JPEG, PNG, WebP … files")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--checkpoint", metavar="STEP|best|last", default="best", help="which one (default: best)")
+    parser.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--save", metavar="PNG", type=Path, help="draw the images with their classes")
     arguments, overrides = parse(parser, argv)
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     if arguments.save:
         from jaxcnn.analysis.plots import prediction_grid
 
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
         prediction_grid(np.stack(images), None, probabilities, names, arguments.save, side=len(images))
         print(f"predictions: {arguments.save}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2

@@ -21,6 +21,8 @@ from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.mesh import make_mesh, replicated
 from jaxcnn.training.state import init_variables
 
+_CHUNK = 64  # images that go through the network at once
+
 
 class Run(NamedTuple):
     """What `open_run` gives.
@@ -45,7 +47,12 @@ class Run(NamedTuple):
             outputs: Any = self.model.apply(variables, normalize(images, self.input["mean"], self.input["std"]))
             return jax.nn.softmax(outputs["logits"])
 
-        return np.asarray(jax.jit(apply)(self.variables, images))
+        # Chunks of one size: memory stays bounded, and one program does for all.
+        size = min(len(images), _CHUNK)
+        filled = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
+        compiled = jax.jit(apply)
+        chunks = [np.asarray(compiled(self.variables, chunk)) for chunk in filled.reshape(-1, size, *images.shape[1:])]
+        return np.concatenate(chunks)[: len(images)]
 
 
 def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -> Run:

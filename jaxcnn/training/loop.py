@@ -35,12 +35,12 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
       UserError: the config, the data or a checkpoint do not fit together, or the loss is no longer finite.
       Interrupted: a signal came between two steps; what was done is saved.
     """
-    commit = report.commit()  # now: the files may change while this runs
+    began, commit = time.monotonic(), report.commit()  # now: the files may change while this runs
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
     total, everywhere = program.total_steps, replicated(program.mesh)
     checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
-    clock = report.Clock(spent)
+    clock = report.Clock(spent, began)
     if start >= total and (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
     batches = on_devices(data.train_batches(start, total), program.mesh)

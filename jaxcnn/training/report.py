@@ -23,10 +23,11 @@ class Clock:
 
     Args:
       spent: totals of the run's earlier processes, from the checkpoint.
+      began: when this process began, by `time.monotonic()`.
     """
 
-    def __init__(self, spent: dict[str, float]):
-        self.began = time.monotonic()
+    def __init__(self, spent: dict[str, float], began: float):
+        self.began = began
         self.spent = {
             "wall_time_s": 0.0,
             "train_time_s": 0.0,

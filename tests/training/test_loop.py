@@ -15,6 +15,7 @@ import pytest
 from tiny import Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, tiny_config
 
 from jaxcnn import UserError
+from jaxcnn.training import loop
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.guard import Interrupted
@@ -288,6 +289,17 @@ def test_the_result_says_what_was_run_on_what_and_how_fast(whole):
     assert result["parameters"] == sum(x.size for x in leaves(final(whole).params).values())
     assert result["device_count"] == 1
     assert {"jaxcnn", "jax", "flax", "optax"} <= set(result["versions"])
+
+
+def test_the_wall_time_has_initialisation_in_it(tmp_path, monkeypatch):
+    def slow(*arguments: Any) -> Any:
+        time.sleep(1)
+        return restore_or_init(*arguments)
+
+    monkeypatch.setattr(loop, "restore_or_init", slow)
+    began = time.monotonic()
+    result = fit(tiny_config(steps=1), tmp_path)
+    assert result["wall_time_s"] == pytest.approx(time.monotonic() - began, abs=0.5)
 
 
 def test_evaluation_in_the_loop_is_of_the_moving_average(whole):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from time import monotonic
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def time(monkeypatch) -> Time:
 
 
 def test_training_time_is_what_passes_between_start_and_stop(time):
-    clock = report.Clock({})
+    clock = report.Clock({}, time.now)
     time.now += 5  # compiling, say
     clock.start()
     time.now += 2
@@ -39,7 +40,7 @@ def test_training_time_is_what_passes_between_start_and_stop(time):
 
 
 def test_a_lap_is_of_what_came_since_the_one_before(time):
-    clock = report.Clock({})
+    clock = report.Clock({}, time.now)
     rates = []
     for seconds in (4, 8):
         clock.start()
@@ -50,7 +51,9 @@ def test_a_lap_is_of_what_came_since_the_one_before(time):
 
 
 def test_a_resumed_clock_goes_on_but_its_first_lap_is_its_own(time):
-    clock = report.Clock({"wall_time_s": 1000.0, "train_time_s": 800.0, "data_wait_s": 300.0, "compile_time_s": 9.0})
+    clock = report.Clock(
+        {"wall_time_s": 1000.0, "train_time_s": 800.0, "data_wait_s": 300.0, "compile_time_s": 9.0}, time.now
+    )
     clock.start()
     time.now += 2
     clock.stop(())
@@ -70,7 +73,7 @@ class Flying:
     ("flying", "counted"), [([], 3), ([Flying(True)], 3), ([Flying(False)], 0), ([Flying(True), Flying(False)], 0)]
 )
 def test_waiting_for_data_counts_where_the_device_had_nothing_left_to_do(flying, counted, time):
-    clock = report.Clock({})
+    clock = report.Clock({}, time.now)
     clock.start()
     with clock.waiting_for_data(flying):
         time.now += 3
@@ -81,14 +84,14 @@ def test_waiting_for_data_counts_where_the_device_had_nothing_left_to_do(flying,
 
 
 def test_compiling_is_measured(time):
-    clock = report.Clock({"compile_time_s": 1.0})
+    clock = report.Clock({"compile_time_s": 1.0}, time.now)
     with clock.measuring("compile_time_s"):
         time.now += 7
     assert clock.totals()["compile_time_s"] == 8
 
 
 def test_a_lap_without_time_divides_by_no_zero(time):
-    assert report.Clock({}).lap(8)["train/images_per_sec"] > 0
+    assert report.Clock({}, time.now).lap(8)["train/images_per_sec"] > 0
 
 
 @pytest.mark.parametrize(("dtype", "start"), [("float32", 0), ("bfloat16", 1234)])
@@ -125,7 +128,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 
 def test_stopping_waits_for_the_device():
-    clock = report.Clock({})
+    clock = report.Clock({}, monotonic())
     clock.start()
     clock.stop({"x": jnp.ones(3) * 2})
     assert clock.totals()["train_time_s"] > 0
