@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `jaxcnn … | head` is no error
         return 0
+    except KeyboardInterrupt:
+        return 130
     except UserError as error:
         return _refuse(str(error), debug)
     except OSError as error:

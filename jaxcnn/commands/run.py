@@ -61,7 +61,8 @@ def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -
     Raises:
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
-    config = from_json(workdir / "config.json", overrides)
+    # Micro-batches are training's; another batch size need not divide by their number.
+    config = from_json(workdir / "config.json", [*overrides, ("optimizer.accumulate", "1")])
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")
     step = checkpoints.resolve(checkpoint)

@@ -70,11 +70,18 @@ class Checkpoints:
         if which == "last":
             return steps[-1]
         if which == "best":
-            scored = [(self.manager.metrics(s) or {}).get(self.metric, -1.0) for s in steps]
-            return max(zip(scored, steps, strict=True))[1]
+            return max((self._score(s), s) for s in steps)[1]
         if which in map(str, steps):
             return int(which)
         raise UserError(f"there is no checkpoint {which!r} in {self.folder}: there are best, last, {steps}")
+
+    @property
+    def best_score(self) -> float:
+        """The highest evaluation score of a checkpoint; -1 where none was evaluated."""
+        return max((self._score(s) for s in self.steps), default=-1.0)
+
+    def _score(self, step: int) -> float:
+        return (self.manager.metrics(step) or {}).get(self.metric, -1.0)
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""

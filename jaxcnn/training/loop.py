@@ -104,8 +104,9 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     )  # fmt: skip
                     log.metrics(step, step / data.steps_per_epoch, scores)
                     clock.start()
-                # Save.
-                if step % checkpoint_every == 0 or step == total:
+                # Save: when it is time, and what evaluates better than all that is kept.
+                better = bool(scores) and scores[checkpoints.metric] > checkpoints.best_score
+                if step % checkpoint_every == 0 or step == total or better:
                     save(step, scores)
         checkpoints.close()
     finally:

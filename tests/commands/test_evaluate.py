@@ -70,7 +70,7 @@ def test_last_is_the_default_and_best_has_the_highest_score(workdir, evaluate):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["global_batch_size=7", "mesh.data=1", "optimizer.accumulate=1"],
+        ["global_batch_size=7", "mesh.data=1"],
         ["mesh.data=1"],
         ["global_batch_size=1440", "mesh.data=4"],  # more than there are to evaluate on
     ],

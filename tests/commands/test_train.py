@@ -138,7 +138,7 @@ def test_ctrl_c_and_sigterm_end_it_with_their_codes_and_the_same_command_finishe
         with start(experiment, workdir) as process:
             before = wait_for(process, f"step {line}/400")
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         assert process.returncode == code
         assert out == ""
         last = err.splitlines()[-1]
@@ -150,7 +150,7 @@ def test_ctrl_c_and_sigterm_end_it_with_their_codes_and_the_same_command_finishe
         assert (workdir / "checkpoints" / str(stopped)).is_dir()
         reached = stopped
     with start(experiment, workdir) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert json.loads(out)["step"] == 400
     assert f"resuming   from the checkpoint of step {reached}" in err
@@ -168,7 +168,7 @@ def test_killed_at_any_moment_it_finishes_the_very_same_run(experiment, whole, t
             process.kill()
         assert process.returncode == -signal.SIGKILL
     with start(experiment, workdir) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0
     assert_same_run(workdir, whole)
     assert not list((workdir / "checkpoints").glob("*tmp*"))

@@ -1,6 +1,8 @@
 """What is read, in which order, by whom."""
 
+import gc
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,8 +74,11 @@ def test_order_is_a_function_of_the_seed_and_neighbouring_seeds_share_none():
 
 
 def test_worker_processes_read_the_same_batches_as_threads():
-    batches = train_batches(Numbers(40), 8, 0, 2, 9, workers=2)
+    batches: Any = train_batches(Numbers(40), 8, 0, 2, 9, workers=2)
     assert labels(batches) == train(40, 8, 2, 9)
+    batches.close()
+    del batches
+    gc.collect()  # now, not while another test imports TensorFlow: Grain's finalizers would disturb it
 
 
 def test_masks_are_one_in_training_and_zero_for_padding():

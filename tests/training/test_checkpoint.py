@@ -88,9 +88,8 @@ def test_what_is_saved_is_the_state_of_that_moment_though_its_buffers_are_donate
     checkpoints = Checkpoints(tmp_path, METRIC, 1)
     checkpoints.save(state, info(1), {})
     for _ in range(5):
-        old, state = state, overwrite(state)
-        assert old.batch_stats["big"].is_deleted()
-    jax.block_until_ready(state)
+        state = overwrite(state)
+    assert float(state.batch_stats["big"][0]) == 7
     checkpoints.wait()
     like = jax.tree.map(lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y.sharding), expected, state)
     assert_same(checkpoints.restore(1, like), expected)

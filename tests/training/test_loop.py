@@ -81,6 +81,16 @@ def assert_is_the_whole(workdir: Path, whole: Path) -> None:
     assert_same(final(workdir), final(whole))
 
 
+def improving(workdir: Path) -> set[int]:
+    """The steps whose evaluation was better than every one before."""
+    found, best = set(), -1.0
+    for line in lines(workdir):
+        if line.get("eval/top1", -1.0) > best:
+            best = line["eval/top1"]
+            found.add(int(line["step"]))
+    return found
+
+
 def test_the_log_has_a_line_where_it_should(whole):
     found = [(line["step"], [part for part in ("train", "eval") if f"{part}/loss" in line]) for line in lines(whole)]
     assert found == [(4, ["train"]), (5, ["eval"]), (8, ["train"]), (10, ["eval"]), (12, ["train"]), (12, ["eval"])]
@@ -91,7 +101,7 @@ def test_the_log_has_a_line_where_it_should(whole):
     assert set(every[1]) == {"step", "epoch"} | {f"eval/{name}" for name in ("loss", "top1", "top5", "examples")}
     assert all(line["eval/examples"] == 37 for line in every if "eval/loss" in line)
     assert every[0]["train/images_per_sec"] > 0
-    assert Checkpoints(whole, METRIC).steps == [3, 6, 9, 12]
+    assert Checkpoints(whole, METRIC).steps == sorted({3, 6, 9, 12} | improving(whole))
 
 
 def test_a_line_is_of_the_steps_since_the_one_before(whole):
@@ -190,7 +200,7 @@ def test_other_data_is_refused_by_the_checkpoint(whole, tmp_path):
     ("values", "logged", "evaluated", "saved"),
     [
         ({"log_every": 100}, [7], [5, 7], [5, 7]),  # more than there are: once, at the end
-        ({"eval_every": 3, "log_every": 7}, [7], [3, 6, 7], [5, 7]),
+        ({"eval_every": 3, "log_every": 7}, [7], [3, 6, 7], [5, 7]),  # and what evaluates better
         ({"steps": 1, "checkpoint_every": 100}, [1], [1], [1]),
         ({"steps": 0, "epochs": 1.4, "log_every": 5}, [5, 7], [5, 7], [5, 7]),  # 1.4 epochs of 5 are 7 steps
     ],
@@ -200,7 +210,17 @@ def test_intervals_that_do_not_divide_the_run_still_end_with_its_last_step(value
     found = lines(tmp_path)
     assert [line["step"] for line in found if "train/loss" in line] == logged
     assert [line["step"] for line in found if "eval/loss" in line] == evaluated
-    assert Checkpoints(tmp_path, METRIC).steps == saved
+    assert Checkpoints(tmp_path, METRIC).steps == sorted({*saved} | improving(tmp_path))[-3:]
+
+
+def test_the_best_is_kept_although_nothing_else_is_saved_where_it_was_evaluated(tmp_path):
+    fit(tiny_config(eval_every=2, checkpoint_every=11, keep_last=1), tmp_path)
+    checkpoints = Checkpoints(tmp_path, METRIC)
+    scores = {line["step"]: line["eval/top1"] for line in lines(tmp_path) if "eval/top1" in line}
+    best = max(improving(tmp_path))
+    assert scores[best] == max(scores.values())
+    assert checkpoints.steps == sorted({best, 12})
+    assert checkpoints.resolve("best") == best
 
 
 @pytest.mark.parametrize("damaged", [6, 11])  # between two lines of the log, and the last batch
@@ -211,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(d
         fit(tiny_config(checkpoint_every=2, keep_last=9), tmp_path, Blobs(damaged=(damaged,)))
     assert "\n" not in str(error.value)
     checkpoints = Checkpoints(tmp_path, METRIC)
-    assert checkpoints.steps == list(range(2, damaged + 1, 2))
+    assert checkpoints.steps == sorted({*range(2, damaged + 1, 2)} | improving(tmp_path))
     for step in checkpoints.steps:
         assert all(np.isfinite(x).all() for x in leaves(checkpoints.restore(step, build(tiny_config()).state)).values())
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
