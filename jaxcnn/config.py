@@ -56,7 +56,7 @@ _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number
 # key: (default, legal values, meaning with its unit)
 KEYS: dict[str, tuple[Any, Rule, str]] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
-    "steps": (0, _at_least(0), "length of training in steps (0: see epochs)"),
+    "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
     "epochs": (0.0, _at_least(0), "length of training in epochs (0: see steps)"),
     "global_batch_size": (128, _at_least(1), "examples a step, over all devices and processes"),
     "dtype": ("bfloat16", _one_of("bfloat16", "float32"), "compute type; state is float32 always"),
@@ -73,7 +73,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
-    "data.image_size": (0, _at_least(0), "side in pixels that images are resized to (0: as stored)"),
+    "data.image_size": (0, _between(0, 4097), "side in pixels that images are resized to (0: as stored)"),
     "data.augment": (
         "none",
         _one_of("none", "pad_crop", "pad_crop_flip"),
@@ -134,6 +134,7 @@ RESUMABLE = frozenset(
         "mesh.model",
     ]
 )
+_ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 
 
@@ -175,8 +176,9 @@ def flatten(config: Config) -> dict[str, Any]:
 def unknown_key(key: str) -> UserError:
     """The error for a key that does not exist, with its nearest neighbour."""
     leaves = {k.rsplit(".", 1)[-1]: k for k in KEYS}
-    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
-    near = near or [leaves[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)]
+    leaf = key.rpartition(".")[2]
+    near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
+    near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
     hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
     return UserError(f"config has no key '{key}': {hint}")
 

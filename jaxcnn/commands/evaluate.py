@@ -25,6 +25,9 @@ def main(argv: list[str]) -> int:
     from jaxcnn.training.program import build_program
 
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)
+    # Evaluation pads and masks: any batch will do, once it spreads over the devices.
+    devices = run.mesh.shape["data"]
+    run.config.global_batch_size += -run.config.global_batch_size % devices
     data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()))
     program = build_program(run.config, run.model, data, run.mesh)
     scores = evaluate(

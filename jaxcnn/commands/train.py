@@ -15,13 +15,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
     arguments, overrides = parse(parser, argv)
 
-    from jaxcnn.configfile import check_resume, load_config, to_json
+    from jaxcnn.configfile import check_resume, load_config
 
     config = load_config(arguments.config, overrides)
     workdir: Path = arguments.workdir
 
     from jaxcnn.training.guard import Interrupt, Interrupted, only_trainer
-    from jaxcnn.training.log import write_atomically
 
     with Interrupt() as interrupt, only_trainer(workdir):
         check_resume(config, workdir)
@@ -36,24 +35,15 @@ def main(argv: list[str]) -> int:
 
         data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
         model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
-        if jax.process_index() == 0:
-            write_atomically(workdir / "config.json", to_json(config) + "\n")
         try:
             result = train(config, workdir, model, data, interrupt)
         except Interrupted as stop:
             print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
             return stop.code
     keys = (
-        "step",
-        "epoch",
-        "train/loss",
-        "eval/loss",
-        "eval/top1",
-        "eval/top5",
-        "eval/examples",
-        "images_per_sec",
-        "wall_time_s",
-    )
+        "step", "epoch", "train/loss", "eval/loss", "eval/top1", "eval/top5", "eval/examples",
+        "images_per_sec", "wall_time_s",
+    )  # fmt: skip
     print(json.dumps({key: result.get(key) for key in keys}))
     print(
         f"done: {workdir}/result.json; go on with `jaxcnn evaluate --workdir {workdir}` or `jaxcnn plot {workdir}`",

@@ -29,13 +29,14 @@ class Dataset:
         self.train = make_source(data.name, data.train_split, data_dir=data.dir)
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
-        self.class_names = self.train.class_names
         self.num_classes = config.model.num_classes or self.train.num_classes
         if self.num_classes < self.train.num_classes:
             raise UserError(
                 f"config.model.num_classes={self.num_classes} is less than "
                 f"the {self.train.num_classes} classes of {data.name}"
             )
+        spare = range(self.train.num_classes, self.num_classes)  # a wider head than the data needs
+        self.class_names = (*self.train.class_names, *map(str, spare))
         height, width, channels = self.train.image_shape
         if data.image_size:
             height = width = data.image_size

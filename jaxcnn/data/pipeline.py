@@ -5,8 +5,10 @@ Batches are dicts of NumPy arrays, the slice of this process out of the global b
 """
 
 import math
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -114,5 +116,13 @@ def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leave Ctrl-C to the trainer, which stops its workers after it has saved."""
+    """Leave Ctrl-C to the trainer, which stops its workers after it has saved; end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent:
+            parent.join()
+            os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()

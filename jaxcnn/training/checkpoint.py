@@ -6,6 +6,8 @@ data, the model and the time spent; and Orbax's metrics, by which the best is kn
 
 import contextlib
 import dataclasses
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,13 @@ class Checkpoints:
             create=keep_last is not None,
             cleanup_tmp_directories=keep_last is not None,  # what a killed run left half written was never visible
         )
-        self.manager = ocp.CheckpointManager(
-            self.folder,
-            options=options,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()},
-        )
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
+        try:
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except ValueError as error:  # Orbax reads the scores of all checkpoints at once
+            raise UserError(
+                f"a file of scores, {self.folder}/STEP/metrics/metrics, is damaged ({_reason(error)}): remove that STEP"
+            ) from error
 
     @property
     def steps(self) -> list[int]:
@@ -94,6 +98,11 @@ class Checkpoints:
                 force=True,
             )
 
+    def check(self) -> None:
+        """Raise the UserError of a save that has failed meanwhile, rather than at the next one."""
+        with self._writing():
+            self.manager.check_for_errors()
+
     def wait(self) -> None:
         """Block until all that was begun is on the disk."""
         with self._writing():
@@ -110,7 +119,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             raise UserError(
-                f"saving to {self.folder} failed, earlier checkpoints are intact: {_first_line(error)}"
+                f"saving to {self.folder} failed, earlier checkpoints are intact: {_reason(error)}"
             ) from error
 
     def info(self, step: int) -> dict[str, Any]:
@@ -154,7 +163,7 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> UserError:
         others = [s for s in self.steps if s != step]
         mend = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
-        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)}): {mend}")
+        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): {mend}")
 
 
 def load_variables(path: Path, like: Tree, metric: str) -> Tree:
@@ -168,7 +177,10 @@ def load_variables(path: Path, like: Tree, metric: str) -> Tree:
     return checkpoints.restore_variables(checkpoints.resolve(which), like)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The system's words for the error, where tensorstore hides its number in a long text; else its first line."""
+    if number := re.search(r"os_error_code='?(\d+)", str(error)):
+        return os.strerror(int(number[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from tensorboardX import SummaryWriter
+
+from jaxcnn import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -20,13 +23,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    texts = path.read_text().splitlines() if path.exists() else []
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = json.loads(text)
+            lines.append(line | {"step": int(line["step"])})
+        except (ValueError, TypeError, KeyError):
+            if number < len(texts):
+                raise UserError(f"{path}:{number} is no line of metrics: mend or remove that line") from None
     return lines
 
 
@@ -47,16 +57,17 @@ class RunLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         console = Console(stderr=True)
         if console.is_terminal:
-            text = TextColumn("[cyan]{task.fields[note]}")
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                text,
-                TimeRemainingColumn(),
+            digits = len(str(total))
+            columns = (  # on a narrow terminal the note is cut, the step and the time left are not
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=_fixed(2 * digits + 6)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
+                TextColumn(
+                    "[cyan]{task.fields[note]}", table_column=Column(ratio=9, no_wrap=True, overflow="ellipsis")
+                ),
+                TimeRemainingColumn(table_column=_fixed(7)),
             )
             self.bar = Progress(*columns, console=console, expand=True)
             self.task = self.bar.add_task("train", total=total, completed=start, note="")
@@ -90,6 +101,11 @@ class RunLog:
         else:
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {_words(values)}")
 
+    def flush(self) -> None:
+        """Write out what is buffered, before the checkpoint that is past it."""
+        if self.writes:
+            self.board.flush()
+
     def close(self) -> None:
         """Flush and stop the bar."""
         if not self.writes:
@@ -105,6 +121,10 @@ _FORMATS = {
     "train/data_wait_frac": "data wait {:.1%}",
     "eval/loss": "eval loss {:.4f}", "eval/top1": "eval top-1 {:.2%}", "eval/examples": "of {:,.0f}",
 }  # fmt: skip
+
+
+def _fixed(width: int) -> Column:
+    return Column(no_wrap=True, min_width=width)
 
 
 def _words(values: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ import jax
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.configfile import config_hash
+from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.training import report
 from jaxcnn.training.checkpoint import Checkpoints, load_variables
 from jaxcnn.training.evaluate import evaluate, means
@@ -41,9 +41,13 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
     clock = report.Clock(spent, began)
-    if start >= total and (workdir / "result.json").exists():
+    if start > total:
+        raise UserError(f"the run in {workdir} is at step {start}, the config ends at {total}: take another --workdir")
+    if start == total and (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
     batches = on_devices(data.train_batches(start, total), program.mesh)
+    if jax.process_index() == 0:
+        write_atomically(workdir / "config.json", to_json(config) + "\n")  # all that could refuse it has passed
     log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
@@ -63,6 +67,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     "model": config.model.name, "num_classes": data.num_classes, "input": data.input,
                     "config_hash": config_hash(config),
                 }  # fmt: skip
+                log.flush()
                 checkpoints.save(state, info, scores)
 
         eval_every = config.eval_every or data.steps_per_epoch
@@ -90,6 +95,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     values = means("train", state.metrics)
                     clock.stop(state)
                     stop_if_not_finite(state, checkpoints)
+                    checkpoints.check()
                     state = state.replace(metrics=jax.device_put(zero_metrics(program.metrics), everywhere))
                     values |= clock.lap((step - logged) * config.global_batch_size)
                     log.metrics(step, step / data.steps_per_epoch, values)
@@ -155,6 +161,6 @@ def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:
     after = ", the weights after it are not finite" if math.isfinite(loss) and math.isfinite(norm) else ""
     raise UserError(
         f"stopped at step {int(fault['step']) + 1}: the loss is {loss} and the gradient's norm {norm}{after}. "
-        f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up, or set "
-        "config.optimizer.clip_norm"
+        f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up or set "
+        "config.optimizer.clip_norm, in a new --workdir; config.init_from starts it from a checkpoint"
     )

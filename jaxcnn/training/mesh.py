@@ -31,7 +31,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     data = len(devices) // model if data == -1 else data
     if data * model > len(devices) or data < 1:
         raise UserError(
-            f"config.mesh asks for {data} × {model} devices: there are {len(devices)} ({devices[0].device_kind})"
+            f"config.mesh asks for {data} × {model} devices, there are {len(devices)} ({devices[0].device_kind}): "
+            "set config.mesh.data=-1 to take all"
         )
     if jax.process_count() > 1 and data * model != len(devices):
         raise UserError(f"config.mesh.data={data}: several processes use all {len(devices)} devices, leave it at -1")

@@ -91,7 +91,8 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"{data.num_classes} classes, images of {'×'.join(map(str, data.image_shape))}",
         f"types      {config.dtype} compute; parameters, statistics, loss and optimizer float32, {_size(state_bytes)}",
         f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), "
-        f"processes {jax.process_count()}, mesh {dict(program.mesh.shape)}; BatchNorm over the global batch",
+        f"processes {jax.process_count()}, mesh {dict(program.mesh.shape)}; BatchNorm over "
+        f"the {'micro-batch' if optimizer.accumulate > 1 else 'global batch'}",
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
         f"training   {total:,} steps of {config.global_batch_size}, {every:,} an epoch; "

@@ -255,7 +255,7 @@ def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(refused, tmp_p
         (["mesh.data=9"], "there are 8"),
         (["epochs=1"], "config.steps and config.epochs: set exactly one"),
         (["steps=0"], "config.steps and config.epochs: set exactly one"),
-        (["steps=-5"], "config.steps=-5: it must be 0 or more"),
+        (["steps=-5"], "config.steps=-5: it must be at least 0"),
         (["log_every=0"], "config.log_every=0: it must be 1 or more"),
         (["step=5"], "did you mean 'steps'?"),
         (["model.name=resnet21"], "resnet20"),

@@ -26,6 +26,12 @@ def test_every_mode_is_read_as_the_channels_asked_for(tmp_path, suffix, mode):
         assert image[0, 0].max() < 80 < 170 < image[-1, -1].min(), "dark stays dark: CMYK is not inverted"
 
 
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    deep = np.linspace(0, 65535, 24 * 36).astype(np.uint16).reshape(24, 36)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (read_image(tmp_path / "deep.png", (24, 36, 1))[..., 0] == deep >> 8).all()
+
+
 def test_an_image_is_turned_upright_and_its_centre_fitted(tmp_path):
     image = Image.fromarray(RAMP)
     exif = Image.Exif()

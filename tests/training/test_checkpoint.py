@@ -264,6 +264,13 @@ def test_weights_that_are_not_there_are_an_error(path, message, program, folder)
         load_variables(folder / path, program.variables, METRIC)
 
 
+def test_a_damaged_file_of_scores_is_named(state, tmp_path):
+    write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
+    (tmp_path / "checkpoints" / "3" / "metrics" / "metrics").write_text("")
+    with pytest.raises(UserError, match=r"checkpoints/STEP/metrics/metrics, is damaged .* remove that STEP"):
+        Checkpoints(tmp_path, METRIC)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads, cut short
 @pytest.mark.parametrize("lost", ["state/_METADATA", "state/d", "info/metadata"])
 def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program, state, tmp_path):

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
+from jaxcnn import UserError
 from jaxcnn.training.log import RunLog, read_metrics, write_atomically
 
 LINE = {"train/loss": 1.25, "train/top1": 0.5, "train/images_per_sec": 1234.5, "train/data_wait_frac": 0.01}
@@ -132,11 +133,22 @@ def test_tensorboard_has_every_value_at_its_step(tmp_path):
     assert found == {(name, 12): pytest.approx(value) for name, value in (LINE | SCORES).items()}
 
 
-def test_tensorboard_is_told_what_a_resumed_run_does_again(tmp_path):
-    told(tmp_path)
-    assert not [e for e in events(tmp_path) if e.HasField("session_log")]
-    told(tmp_path, start=8)
-    assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [9]
+@pytest.mark.parametrize("start", [0, 8])
+def test_tensorboard_is_told_from_where_a_run_does_again_what_was_told(start, tmp_path):
+    """From the first step too: a process killed before its first checkpoint has told something."""
+    told(tmp_path, start)
+    assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [start + 1]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "3", '{"epoch": 1}'])
+def test_a_damaged_line_of_metrics_is_an_error_that_names_it_unless_it_is_the_last(damage, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{damage}\n')
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of metrics"):
+        RunLog(tmp_path, 2, 3)
+    assert len(path.read_text().splitlines()) == 3, "nothing is lost"
 
 
 def test_a_process_that_does_not_write_is_silent(tmp_path, capsys):

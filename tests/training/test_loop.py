@@ -223,6 +223,18 @@ def test_the_best_is_kept_although_nothing_else_is_saved_where_it_was_evaluated(
     assert checkpoints.resolve("best") == best
 
 
+def test_a_run_that_is_past_its_end_is_refused_and_its_config_kept(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    (copy / "config.json").write_text("as it was")
+    (copy / "result.json").unlink()
+    with pytest.raises(UserError, match="is at step 12, the config ends at 8"):
+        fit(tiny_config(**EVERYTHING | {"steps": 8}), copy, blobs(), MODEL)
+    with pytest.raises(UserError, match="asks for 99"):
+        fit(tiny_config(**EVERYTHING | {"mesh__data": 99}), copy, blobs(), MODEL)
+    assert (copy / "config.json").read_text() == "as it was"
+
+
 @pytest.mark.parametrize("damaged", [6, 11])  # between two lines of the log, and the last batch
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(damaged, tmp_path):
     good = rf"checkpoints/{damaged // 2 * 2}\."
