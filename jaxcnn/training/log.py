@@ -65,7 +65,7 @@ class RunLog:
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=_fixed(2 * digits + 6)),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 TextColumn(
-                    "[cyan]{task.fields[note]}", table_column=Column(ratio=9, no_wrap=True, overflow="ellipsis")
+                    "[cyan]{task.fields[note]}", table_column=Column(ratio=50, no_wrap=True, overflow="ellipsis")
                 ),
                 TimeRemainingColumn(table_column=_fixed(7)),
             )
@@ -76,8 +76,8 @@ class RunLog:
     def advance(self, step: int, epoch: float, loss: float | None) -> None:
         """Move the bar; `loss` is that of the newest step whose loss has arrived."""
         if self.bar:
-            newest = "" if loss is None else f"loss {loss:.4f}  "
-            self.bar.update(self.task, completed=step, note=f"epoch {epoch:.2f}  {newest}{self.rates}")
+            newest = "" if loss is None else f"loss {loss:.4f} "
+            self.bar.update(self.task, completed=step, note=f"epoch {epoch:.2f} {newest}{self.rates}")
 
     def say(self, text: str) -> None:
         """One plain line on stderr, above the bar if there is one."""
@@ -96,7 +96,8 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(name, value, step, walltime=time.time())
         if self.bar and "train/loss" in values:
-            self.rates = _words({name: value for name, value in values.items() if name != "train/loss"})
+            words = _words({name: value for name, value in values.items() if name != "train/loss"})
+            self.rates = words.replace("  ", " ").replace("data wait", "wait")  # all of it fits in 80 columns
             self.advance(step, epoch, values["train/loss"])
         else:
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {_words(values)}")
