@@ -20,7 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 .venv: $(STAMP)  ## the environment, from requirements.lock, hashes required
 
-demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw the result (about three minutes)
+demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw the result (about two minutes, installation included)
 	$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/digits
 	$(BIN)/jaxcnn evaluate --workdir runs/digits --save runs/digits/predictions.png
 	$(BIN)/jaxcnn plot runs/digits --out runs/digits/curves.png

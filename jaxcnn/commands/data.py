@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -68,7 +69,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     folder, built = prepare(arguments.name, arguments.data_dir, arguments.source_dir)
     print(f"{'prepared' if built else 'already prepared, nothing to do:'} {folder}")
-    print(f"look at it with: jaxcnn data check tfds:{arguments.name.removeprefix('tfds:')}")
+    where = f" --data-dir {shlex.quote(arguments.data_dir)}" if arguments.data_dir else ""
+    print(f"look at it with: jaxcnn data check tfds:{arguments.name.removeprefix('tfds:')}{where}")
 
 
 @dataclass
@@ -102,6 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
     name, data_dir = _source_name(arguments.name, arguments.data_dir), arguments.data_dir
     stem = re.sub(r"\W+", "-", name.removeprefix("tfds:"))
     out = arguments.out or Path(f"{stem}.png")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a PNG file in it")
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     sources = [make_source(name, split, data_dir=data_dir) for split in split_sizes(name, data_dir)]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +15,11 @@ def main(argv: list[str]) -> int:
     from jaxcnn.analysis.cost import describe
     from jaxcnn.models import list_models
 
-    rows = [describe(name) for name in ([arguments.name] if arguments.name else list_models())]
+    # resnet18 before resnet101: numbers are compared as numbers.
+    names = sorted(
+        list_models(), key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    )
+    rows = [describe(name) for name in ([arguments.name] if arguments.name else names)]
     for row in rows:
         if arguments.json:
             print(json.dumps(row))

@@ -112,7 +112,16 @@ def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which jaxcnn's command line does not use
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
-    return iter(batches.to_iter_dataset(options).mp_prefetch(processes, _start_worker))
+    return _copied(iter(batches.to_iter_dataset(options).mp_prefetch(processes, _start_worker)))
+
+
+def _copied(batches: Any) -> Iterator[Batch]:
+    """Copies out of the workers' shared memory, which is then free at once and not only when JAX lets go of it."""
+    try:
+        for batch in batches:
+            yield {key: np.array(value) for key, value in batch.items()}
+    finally:
+        batches.close()
 
 
 def _start_worker(index: int, count: int) -> None:

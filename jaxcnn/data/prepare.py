@@ -8,6 +8,7 @@ interrupted is never taken for a data set.
 import contextlib
 import difflib
 import gzip
+import logging
 import math
 import os
 import re
@@ -134,6 +135,7 @@ def _build(name: str, builder: Any, downloads: bool) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.util import DownloadError
 
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of many retries; the error says it once
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:

@@ -8,6 +8,7 @@ They are read through their files alone, without TensorFlow and without the code
 import io
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _locate(name: str, data_dir: str) -> Path:
         return found[-1]
     if others := _versions(folder):
         raise UserError(f"{folder} has no version {version}: take one of {', '.join(p.name for p in others)}")
-    option = f" --data-dir {data_dir}" if data_dir else ""
+    option = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
     command = f"jaxcnn data prepare {name.removeprefix('tfds:')}{option}"
     raise UserError(f"data set '{name}' is not prepared in {folder}: run {command}")
 

@@ -33,10 +33,12 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
       UserError: an unknown name (the nearest are listed) or override.
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=4, cutoff=0.5)
+        near = difflib.get_close_matches(name.lower(), _REGISTRY, n=4, cutoff=0.5)
         raise UserError(
             f"there is no model '{name}': " + ("the nearest are " + ", ".join(near) if near else "see `jaxcnn models`")
         )
+    if num_classes < 1:
+        raise UserError(f"model {name}: num_classes={num_classes}, it must be 1 or more")
     try:
         return _REGISTRY[name](num_classes=num_classes, dtype=dtype, **overrides)
     except TypeError as error:
