@@ -48,7 +48,7 @@ class TestPrepare:
         assert calls == [("fashion_mnist", "b", "a")]
         assert capsys.readouterr().out.splitlines() == [
             words,
-            "look at it with: jaxcnn data check tfds:fashion_mnist",
+            "look at it with: jaxcnn data check tfds:fashion_mnist --data-dir b",
         ]
 
 

@@ -74,7 +74,7 @@ class TestBuild:
         data_dir, result = built
         assert result.stdout.splitlines() == [
             f"prepared {data_dir}/fashion_mnist/3.0.1",
-            "look at it with: jaxcnn data check tfds:fashion_mnist",
+            f"look at it with: jaxcnn data check tfds:fashion_mnist --data-dir {data_dir}",
         ]
         assert "Traceback" not in result.stderr
 

@@ -268,3 +268,8 @@ def test_a_name_like_no_other_says_where_the_names_are():
 def test_an_unknown_override_is_named_with_its_model():
     with pytest.raises(UserError, match=r"resnet20.*widht"):
         create_model("resnet20", widht=3)
+
+
+def test_a_head_without_classes_is_refused():
+    with pytest.raises(UserError, match="resnet18: num_classes=0, it must be 1 or more"):
+        create_model("resnet18", num_classes=0)
