@@ -5,7 +5,6 @@ locked: an unknown key or a wrong type is an error that names the key and its ne
 `jaxcnn.configfile` loads and stores configs.
 """
 
-import ast
 import difflib
 import math
 from collections.abc import Callable, Iterable
@@ -181,30 +180,6 @@ def unknown_key(key: str) -> UserError:
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
     hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
     return UserError(f"config has no key '{key}': {hint}")
-
-
-def set_key(config: Config, key: str, text: str) -> None:
-    """Set dotted `key` from the text of the command line, by the type of the key's default."""
-    if key.startswith(OPEN + ".") and key.count(".") == 2:
-        config.model.overrides[key.rsplit(".", 1)[-1]] = literal(text)
-        return
-    if key not in KEYS:
-        raise unknown_key(key)
-    default = KEYS[key][0]
-    value = text if isinstance(default, str) else literal(text)
-    if isinstance(default, bool):
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    if isinstance(default, tuple):
-        value = tuple(value) if isinstance(value, tuple | list) else () if text == "" else (value,)
-    group_of(config, key)[key.rpartition(".")[2]] = typed(key, value)
-
-
-def literal(text: str) -> Any:
-    """The Python literal that `text` is, or the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
-        return text
 
 
 def typed(key: str, value: Any) -> Any:

@@ -3,30 +3,43 @@
 An experiment file is Python and is *executed* when it is loaded; `config.json` is data and is only parsed.
 """
 
+import ast
 import hashlib
 import json
 import runpy
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import (
-    KEYS,
-    OPEN,
-    RESUMABLE,
-    Config,
-    base_config,
-    flatten,
-    group_of,
-    literal,
-    set_key,
-    typed,
-    unknown_key,
-    validate,
-)
+from jaxcnn.config import KEYS, OPEN, RESUMABLE, Config, base_config, flatten, group_of, typed, unknown_key, validate
+
+
+def set_key(config: Config, key: str, text: str) -> None:
+    """Set dotted `key` from the text of the command line, by the type of the key's default."""
+    if key.startswith(OPEN + ".") and key.count(".") == 2:
+        config.model.overrides[key.rsplit(".", 1)[-1]] = _literal(text)
+        return
+    if key not in KEYS:
+        raise unknown_key(key)
+    default = KEYS[key][0]
+    value = text if isinstance(default, str) else _literal(text)
+    if isinstance(default, bool):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, tuple | list) else () if text == "" else (value,)
+    group_of(config, key)[key.rpartition(".")[2]] = typed(key, value)
+
+
+def _literal(text: str) -> Any:
+    """The Python literal that `text` is, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
 
 
 def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
@@ -61,7 +74,7 @@ def _config_file_error(path: Path, error: Exception) -> str:
     """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
-    text = " ".join(str(literal(str(error).strip())).split())  # a KeyError's words are quoted
+    text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
     if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
         missing, groups = text.split('"')[1], {}
         for key in KEYS:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import KEYS, Config, base_config, flatten, set_key, validate
-from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, to_json
+from jaxcnn.config import KEYS, Config, base_config, flatten, validate
+from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data import transforms
 from jaxcnn.models import create_model
 from jaxcnn.training.mesh import make_mesh

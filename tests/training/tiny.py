@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.config import Config, base_config, set_key, validate
+from jaxcnn.config import Config, base_config, validate
+from jaxcnn.configfile import set_key
 from jaxcnn.data import transforms
 from jaxcnn.models.layers import Classifier, batch_norm, conv
 from jaxcnn.training.loop import train

@@ -102,11 +102,15 @@ def test_loss_and_gradients_in_float64_are_torchvisions():
 
 
 def test_loss_and_gradients_in_float32_are_torchvisions_to_rounding():
+    """Single norms cannot be had to 1e-4 in float32: rounding flips ReLUs near zero, which the first stage feels.
+
+    PyTorch 2.13 itself, in float32 on a CPU, is off its own float64 by up to 1.5e-3, and by more than 1e-4 in 29 of 62.
+    """
     loss, norms = training_step("float32")
     together, worst = deviations(norms)
     assert loss == pytest.approx(golden()["resnet18/train_loss"], rel=1e-4)
     assert together < 1e-4
-    assert worst < 2e-3  # rounding flips a few ReLUs, which single norms of the first stage feel
+    assert worst < 2e-3
 
 
 def noise(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
