@@ -59,6 +59,9 @@ class Interrupt:
         if self.signal:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
+        # Not print: the signal may have come in the middle of one.
+        said = f"\njaxcnn: {self.signal.name}: stopping after this step or evaluation; once more ends it at once\n"
+        os.write(2, said.encode())
 
 
 class Interrupted(Exception):
