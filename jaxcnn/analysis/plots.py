@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-
-matplotlib.use("Agg")  # files only: no window, on no machine
 
 _WRONG, _RIGHT = "#c1121f", "#2a7f3f"
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
         from jaxcnn.analysis.plots import prediction_grid
 
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        prediction_grid(np.stack(images), None, probabilities, names, arguments.save, side=len(images))
+        prediction_grid(
+            np.stack(images), None, probabilities, names, arguments.save, side=math.isqrt(len(images) - 1) + 1
+        )
         print(f"predictions: {arguments.save}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2

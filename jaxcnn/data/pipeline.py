@@ -96,7 +96,7 @@ def _example(source: Source, image_size: int, index: int) -> Batch:
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 (H, W, C) -> (size, size, C), bilinear with antialiasing; unchanged where it fits or `size` is 0."""
-    if size in (0, image.shape[0]) and (not size or size == image.shape[1]):
+    if not size or image.shape[:2] == (size, size):
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     resized = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
 
     def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-        return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+        name = partial(jax.tree_util.keystr, simple=True, separator="/")
+        return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
     have, want = shapes({key: saved[key] for key in saved if key in wanted}), shapes(wanted)
     faults = [
@@ -200,7 +202,3 @@ def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{what} is of another model or optimizer: {'; '.join(faults[:3])}{more}")
-
-
-def _key(key: Any) -> str:
-    return str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)))

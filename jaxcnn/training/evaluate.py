@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxcnn.tasks.classification import Sums
 from jaxcnn.training.mesh import on_devices, replicated
 from jaxcnn.training.state import zero_metrics
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def means(prefix: str, sums: Sums) -> dict[str, float]:

@@ -161,16 +161,7 @@ def commit() -> str:
     """The commit of the code that runs, "+" behind it if changed since; "" where the code is in no git checkout."""
     here = Path(jaxcnn.__file__).parent
     try:
-        arguments = [
-            "git",
-            "-C",
-            str(here),
-            "describe",
-            "--always",
-            "--abbrev=12",
-            "--dirty=+",
-            "--exclude=*",
-        ]
+        arguments = ["git", "-C", str(here), *["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]]
         return subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

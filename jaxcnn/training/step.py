@@ -13,9 +13,8 @@ from jaxcnn.tasks import Classification
 from jaxcnn.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-Preprocess = Callable[
-    [jax.Array, jax.Array | None], jax.Array
-]  # (uint8 images, rng or None in evaluation) -> float images
+# (uint8 images, rng or None in evaluation) -> float images
+Preprocess = Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 def make_train_step(
@@ -95,7 +94,7 @@ def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
     if not ema:
         return ema
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, x: d * old + (1 - d) * x, ema, new)
+    return optax.incremental_update(new, ema, 1 - d)
 
 
 def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array, variables: Any) -> dict[str, jax.Array]:

@@ -5,34 +5,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
 
-TRAINING = Path(__file__).parents[1] / "training"
-EXPERIMENT = f"""
-import sys
-sys.path.insert(0, {str(TRAINING)!r})
-from jaxcnn import models
-from jaxcnn.config import base_config
-from tiny import Tiny
-
-models._REGISTRY["tiny"] = Tiny
-
-
-def get_config():
-    config = base_config()
-    config.steps = 40
-    config.global_batch_size = 40
-    config.dtype = "float32"
-    config.eval_every = 10
-    config.checkpoint_every = 10
-    config.keep_last = 9
-    config.model.name = "tiny"
-    config.ema.decay = 0.9
-    config.optimizer.accumulate = 5
-    config.optimizer.learning_rate = 0.03
-    return config
-"""
+EXPERIMENT = experiment_text(
+    steps=40, global_batch_size=40, eval_every=10, checkpoint_every=10, keep_last=9,
+    optimizer__accumulate=5, optimizer__learning_rate=0.03,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

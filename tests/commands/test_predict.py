@@ -68,6 +68,13 @@ def test_it_draws_what_it_says(workdir, digit, tmp_path, capsys):
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
+def test_many_images_are_drawn_as_a_square_not_as_a_row(workdir, digit, tmp_path):
+    out = tmp_path / "many.png"
+    assert cli.main(["predict", "--workdir", str(workdir), "--save", str(out), *(digit(i) for i in range(70))]) == 0
+    with Image.open(out) as picture:  # 9 columns and 8 rows
+        assert 0.5 < picture.width / picture.height < 2
+
+
 def test_it_needs_no_data_set(workdir, digit, capsys, monkeypatch):
     def gone(*args, **kwargs):
         raise AssertionError("the data set was opened")

@@ -15,39 +15,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
 from jaxcnn.training.guard import only_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
-TRAINING = Path(__file__).parents[1] / "training"
-# The file is Python and is executed: it brings along a network that compiles in no time.
-EXPERIMENT = f"""
-import sys
-sys.path.insert(0, {str(TRAINING)!r})
-from jaxcnn import models
-from jaxcnn.config import base_config
-from tiny import Tiny
-
-models._REGISTRY["tiny"] = Tiny
-
-
-def get_config():
-    config = base_config()
-    config.steps = 400
-    config.global_batch_size = 32
-    config.dtype = "float32"
-    config.log_every = 20
-    config.eval_every = 180
-    config.checkpoint_every = 70
-    config.model.name = "tiny"
-    config.model.overrides.dropout = 0.1
-    config.data.augment = "pad_crop"
-    config.optimizer.schedule = "constant"
-    config.ema.decay = 0.9
-    config.mesh.data = 1
-    return config
-"""
+EXPERIMENT = experiment_text(
+    steps=400, global_batch_size=32, log_every=20, eval_every=180, checkpoint_every=70, mesh__data=1,
+    model__overrides__dropout=0.1, data__augment="pad_crop", optimizer__schedule="constant",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
