@@ -1,0 +1,241 @@
+"""Torch's pickles, interpreted without torch and without trust.
+
+A pickle is a program for a small stack machine that may call any function by name. It never meets Python's unpickler
+here: `pickletools` splits it into instructions, and those that a dict of tensors needs are interpreted. A name only
+ever becomes the inert record `Global`, and the few calls accepted only fill in records of ours.
+"""
+
+import pickletools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+MAX_BYTES = 2**23  # of one pickle, which has names and shapes: those of ResNet-152 take a thirtieth of it
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+DTYPES_READ = "float16 to 64, bfloat16, int8 to 64, uint8 and bool are read"
+_ONLY_TENSORS = "only tensors are read; the file is refused (it should hold model.state_dict() alone)"
+
+
+class RefusedError(Exception):
+    """What is wrong with a file and how to mend it, in words for its user."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the pickle asks for. It is never looked up."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A tensor's memory, found elsewhere in the file under `key`: `numel` elements of `dtype`."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage, as the file claims it: unchecked but for its being of counts. All counts are of elements."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def shown(text: str) -> str:
+    """The text of a file, fit for one line of an error."""
+    return "".join(c if c.isprintable() else "?" for c in text[:80])
+
+
+_MARK = object()
+_CALLABLE = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.nn.parameter.Parameter",  # before 0.4
+}
+_INERT = {f"torch.{dtype}" for dtype in STORAGES.values()}  # as checkpoints note them beside the state dict
+
+
+def _global(name: str) -> Global:
+    module, _, last = name.rpartition(".")
+    known_storage = last in STORAGES and module in ("torch", "torch.cuda")
+    if known_storage or name in _CALLABLE | _INERT:
+        return Global(name)
+    if module in ("torch", "torch.cuda", "torch.storage", "torch._utils") and (
+        last.endswith("Storage") or last == "_rebuild_tensor_v3"
+    ):
+        raise RefusedError(f"holds a tensor of unsupported dtype ({shown(name)}); {DTYPES_READ}")
+    raise RefusedError(f"asks for {shown(name)}: {_ONLY_TENSORS}")
+
+
+def _counts(*values: Any) -> bool:
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _storage(identity: Any) -> Storage:
+    match identity:
+        case ("storage", Global(name), str(key), _, numel) | ("storage", Global(name), str(key), _, numel, None):
+            dtype = STORAGES.get(name.rpartition(".")[2])
+            if dtype is not None and _counts(numel):
+                return Storage(key, dtype, numel)
+    raise RefusedError("a storage described otherwise than torch 0.4 and later do; save it again with a newer torch")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What torch's own call would give, as a record."""
+    # A pickle repeats a call in a few bytes: what one call may cost is cut short, and a list serves one call.
+    match function, arguments[:8]:
+        case Global("collections.OrderedDict"), ():
+            return {}
+        case Global("collections.OrderedDict"), (list(pairs),):  # Python 2's
+            made = _set_items({}, pairs)
+            pairs.clear()
+            return made
+        case (
+            Global("torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2"),
+            (Storage() as storage, offset, tuple(size), tuple(stride), *rest),
+        ) if len(size) == len(stride) <= 64 and _counts(offset, *size, *stride) and not any(rest[2:]):
+            return Tensor(storage, offset, size, stride)  # a third of the rest would have the values negated
+        case Global("torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter"), (Tensor() as tensor, *_):
+            return tensor
+    name = function.name if isinstance(function, Global) else "no function"
+    raise RefusedError(f"calls {name} in another way than torch does: {_ONLY_TENSORS}")
+
+
+def _set_items(target: Any, pairs: Iterable[Any]) -> Any:
+    if type(target) is not dict:
+        raise TypeError
+    for key, value in pairs:
+        if type(key) not in (str, int):  # a tuple's hash recurses as deep as the file likes
+            raise RefusedError(f"has keys other than strings and integers: {_ONLY_TENSORS}")
+        target[key] = value
+    return target
+
+
+def _paired(items: list[Any]) -> Iterable[Any]:
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _extend(target: Any, items: list[Any]) -> Any:
+    if type(target) is not list:
+        raise TypeError
+    target.extend(items)
+    return target
+
+
+def _build(target: Any, state: Any) -> Any:
+    """Attributes are dropped, and only those that torch gives are let pass."""
+    match target, state:
+        case dict(), dict() if state.keys() <= {"_metadata"}:
+            return target
+        case Tensor(), tuple():  # a Parameter's before 0.4
+            return target
+    raise RefusedError(f"sets attributes: {_ONLY_TENSORS}")
+
+
+def _to_mark(stack: list[Any]) -> list[Any]:
+    items = []
+    while (item := stack.pop()) is not _MARK:
+        items.append(item)
+    return items[::-1]
+
+
+# Instruction -> what it pushes, given what it pops: that many items, or (None) all to the mark.
+_POPPING: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
+    "TUPLE": (None, tuple),
+    "TUPLE1": (1, tuple),
+    "TUPLE2": (2, tuple),
+    "TUPLE3": (3, tuple),
+    "LIST": (None, list),
+    "DICT": (None, lambda items: _set_items({}, _paired(items))),
+    "STACK_GLOBAL": (2, lambda items: _global(".".join(items))),
+    "REDUCE": (2, lambda items: _call(*items)),
+    "BUILD": (2, lambda items: _build(*items)),
+    "APPEND": (2, lambda items: _extend(items[0], items[1:])),
+    "SETITEM": (3, lambda items: _set_items(items[0], [items[1:]])),
+}
+# The same for those that change the item below the mark.
+_CHANGING: dict[str, Callable[[Any, list[Any]], Any]] = {
+    "APPENDS": _extend,
+    "SETITEMS": lambda target, items: _set_items(target, _paired(items)),
+}
+_NEW: dict[str, Callable[[], Any]] = {
+    "MARK": lambda: _MARK,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+_LITERALS = _NUMBERS | _STRINGS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+
+
+def _step(stack: list[Any], name: str, argument: Any) -> None:
+    if name in _LITERALS:
+        stack.append(argument)
+    elif name in _NEW:
+        stack.append(_NEW[name]())
+    elif name in _POPPING:
+        count, make = _POPPING[name]
+        items = _to_mark(stack) if count is None else [stack.pop() for _ in range(count)][::-1]
+        stack.append(make(items))
+    elif name in _CHANGING:
+        items = _to_mark(stack)
+        _CHANGING[name](stack[-1], items)
+    elif name == "GLOBAL":
+        stack.append(_global(argument.replace(" ", ".")))
+    elif name not in ("PROTO", "FRAME"):
+        raise RefusedError(f"uses the pickle instruction {name}: {_ONLY_TENSORS}")
+
+
+def unpickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
+    """The next object in `file`: dicts, lists, tuples, plain values and the records above; its storages by key.
+
+    Raises:
+      RefusedError: it is made of anything else.
+      ValueError, TypeError, LookupError: it is no whole pickle.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}  # not a list: its indices are the file's choice
+    start = file.tell()
+    for opcode, argument, position in pickletools.genops(file):
+        if position is None or position - start > MAX_BYTES:
+            raise RefusedError(f"its pickle is larger than {MAX_BYTES >> 20} MiB; save model.state_dict() alone")
+        match opcode.name:
+            case "STOP":
+                return stack.pop()
+            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(memo[argument])
+            case "BINPERSID":
+                storage = _storage(stack.pop())
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise RefusedError("one storage under two dtypes or sizes; the file is refused")
+                stack.append(storage)
+            case name:
+                _step(stack, name, argument)
+    raise ValueError("no end")
