@@ -36,7 +36,7 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-FORMATS = ("zip", "zip, big-endian", "legacy")
+FORMATS = ("zip", "zip, big-endian", "zip before torch 2", "legacy")
 
 
 def fake(module: str, name: str) -> Any:
@@ -99,14 +99,15 @@ def pickled(obj: Any, protocol: int = 2, legacy: bool = False) -> tuple[bytes, d
 
 
 def swapped(array: np.ndarray, order: str) -> bytes:
-    return array.view(f"u{array.itemsize}").astype(f"{order}u{array.itemsize}").tobytes()
+    return array.view(f"u{array.itemsize}").astype(f"{order.replace('=', '<')}u{array.itemsize}").tobytes()
 
 
 def zipped(data_pkl: bytes, memories: dict[str, np.ndarray] | None = None, order: str = "<", **options: Any) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", **options) as archive:
         archive.writestr("archive/data.pkl", data_pkl)
-        archive.writestr("archive/byteorder", {"<": "little", ">": "big"}[order])
+        if order != "=":  # torch 1 leaves it out: little-endian
+            archive.writestr("archive/byteorder", {"<": "little", ">": "big"}[order])
         for key, array in (memories or {}).items():
             archive.writestr(f"archive/data/{key}", swapped(array, order))
         archive.writestr("archive/version", "3\n")
@@ -122,7 +123,9 @@ def legacy(data_pkl: bytes, memories: dict[str, np.ndarray] | None = None) -> by
 
 def saved(obj: Any, form: str = "zip", protocol: int = 2) -> bytes:
     data_pkl, memories = pickled(obj, protocol, form == "legacy")
-    return legacy(data_pkl, memories) if form == "legacy" else zipped(data_pkl, memories, ">" if "big" in form else "<")
+    if form == "legacy":
+        return legacy(data_pkl, memories)
+    return zipped(data_pkl, memories, {"zip": "<", "zip, big-endian": ">", "zip before torch 2": "="}[form])
 
 
 def tensor(array: Any, key: str = "0") -> Reduced:
