@@ -1,14 +1,26 @@
-"""`jaxcnn predict`: the likeliest classes of image files, by a run's folder alone."""
+"""`jaxcnn predict`: the likeliest classes of image files, by a run's folder alone or by published weights."""
 
 import json
+import zlib
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+import sklearn.datasets
 from PIL import Image
 
-from jaxcnn import cli
+from jaxcnn import UserError, cli
+from jaxcnn.commands import predict
+from jaxcnn.commands.predict import Network
+from jaxcnn.data.decode import read_image
 from jaxcnn.data.sources import make_source
+from jaxcnn.models import create_model
+from jaxcnn.weights.files import write_safetensors
+from jaxcnn.weights.torchvision import to_state_dict
+
+PHOTOS = [str(Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg") for name in ("china", "flower")]
 
 
 @pytest.fixture
@@ -68,11 +80,12 @@ def test_it_draws_what_it_says(workdir, digit, tmp_path, capsys):
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
-def test_many_images_are_drawn_as_a_square_not_as_a_row(workdir, digit, tmp_path):
+def test_many_images_are_drawn_as_a_square_not_as_a_row(workdir, digit, tmp_path, capsys):
     out = tmp_path / "many.png"
     assert cli.main(["predict", "--workdir", str(workdir), "--save", str(out), *(digit(i) for i in range(70))]) == 0
-    with Image.open(out) as picture:  # 9 columns and 8 rows
+    with Image.open(out) as picture:
         assert 0.5 < picture.width / picture.height < 2
+    assert "many.png (the first 36 of 70 images)" in capsys.readouterr().err
 
 
 def test_it_needs_no_data_set(workdir, digit, capsys, monkeypatch):
@@ -88,3 +101,144 @@ def test_it_needs_no_data_set(workdir, digit, capsys, monkeypatch):
 def test_a_folder_that_is_no_run_is_refused(tmp_path, digit, capsys):
     assert cli.main(["predict", "--workdir", str(tmp_path), digit(0)]) == 2
     assert "config.json does not exist" in capsys.readouterr().err
+
+
+def test_json_has_a_line_for_every_image_in_order_whatever_the_chunk(workdir, digit, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty.png").touch()
+    broken = [str(tmp_path / "empty.png"), str(tmp_path), str(tmp_path / "missing.png")]
+    paths = [digit(0), broken[0], digit(1), digit(2), *broken, digit(3), digit(0), broken[1]]
+
+    def run(chunk: int) -> list[dict[str, Any]]:
+        monkeypatch.setattr(predict, "_CHUNK", chunk)
+        assert cli.main(["predict", "--workdir", str(workdir), "--json", *paths]) == 2
+        out, err = capsys.readouterr()
+        assert [line for line in err.splitlines() if "cannot read" not in line] == []
+        assert len(err.splitlines()) == 5
+        return objects(out)
+
+    chunked, whole = run(3), run(64)
+    assert [o["image"] for o in chunked] == [o["image"] for o in whole] == paths
+    assert ["error" in o for o in chunked] == [path in broken for path in paths]
+    for a, b in zip(chunked, whole, strict=True):
+        assert a.get("error") == b.get("error")
+        assert [t["index"] for t in a.get("top5", [])] == [t["index"] for t in b.get("top5", [])]
+
+
+class Means:
+    """A network whose logits are an image's mean colours over its variables."""
+
+    num_classes = 3
+
+    def apply(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        return {"logits": images.mean(axis=(1, 2)) / variables}
+
+
+def test_numbers_that_are_none_are_an_error_not_a_class(tmp_path):
+    Image.new("RGB", (4, 4), (255, 0, 255)).save(tmp_path / "image.png")
+    given = {"image_shape": [4, 4, 3], "mean": [0.0] * 3, "std": [1.0] * 3, "class_names": ["r", "g", "b"]}
+    for divisor, error in ((1.0, ""), (0.0, f"the network's output for {tmp_path}/image.png is not finite")):
+        (result,) = predict._results(Network(Means(), np.float32(divisor), given), [tmp_path / "image.png"])
+        assert result.error.startswith(error)
+        assert bool(result.error) == bool(error)
+
+
+def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, 15:25] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    given = {"image_shape": [8, 8, 3]}
+    fitted, cropped = (predict._read(tmp_path / "wide.png", given | more).image for more in ({}, {"resize": 16}))
+    assert fitted.mean() < 150 < cropped.mean()
+    assert (cropped == read_image(tmp_path / "wide.png", (8, 8, 3), resize=16)).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "no network: give --workdir DIR"),
+        ("--workdir RUN --weights FILE --model resnet18", "not both"),
+        ("--workdir RUN --model resnet18", "--model NAME goes with --weights"),
+        ("--weights FILE", "--weights FILE needs --model NAME"),
+        ("--weights FILE --model resnet18 --checkpoint 3", "--checkpoint goes with --workdir"),
+        ("--weights FILE --model resnet18 --config.seed=3", "--config.seed goes with --workdir"),
+        ("--weights FILE --model resnet18", "cannot read the weights"),
+        ("--weights RUN --model resnet18", "holds tiny, not resnet18"),
+        ("--workdir RUN --save FILE --explain FILE", "would both write"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(workdir, tmp_path, capsys, words, told):
+    words = words.replace("RUN", str(workdir)).replace("FILE", str(tmp_path / "none.pth"))
+    assert cli.main(["predict", *words.split(), "image.png"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines()), told in err) == ("", 1, True)
+
+
+def test_a_folder_of_weights_is_a_run(workdir, digit, capsys):
+    outputs = []
+    for words in (["--workdir", str(workdir)], ["--weights", str(workdir), "--dtype", "float32"]):
+        assert cli.main(["predict", *words, digit(0)]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+
+
+def test_names_are_one_a_line_and_as_many_as_classes(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\ufefftabby cat\nhen \n", encoding="utf-8")
+    assert predict.read_names(path, 2) == ("tabby cat", "hen")
+    with pytest.raises(UserError, match="has 2 lines, but the network 3 classes"):
+        predict.read_names(path, 3)
+    path.write_bytes(b"\xff\xfe\x00")
+    for bad in (path, tmp_path, tmp_path / "missing.txt"):
+        with pytest.raises(UserError, match="cannot read the names"):
+            predict.read_names(bad, 2)
+
+
+def entry(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One entry of a state dict, as in tests/golden; the head is small, so that no class takes all."""
+    normal = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+    if key.endswith("running_var"):
+        return 1 + 0.1 * np.abs(normal)
+    if key.endswith(("running_mean", "bias")):
+        return 0.1 * normal
+    if len(shape) == 1:
+        return 1 + 0.1 * normal
+    return normal * np.float32(np.sqrt(2 / np.prod(shape[1:])) / (20 if key == "fc.weight" else 1))
+
+
+@pytest.fixture(scope="session")
+def state_dict() -> dict[str, np.ndarray]:
+    """A ResNet-18 of torchvision's, drawn from seeds."""
+    init = create_model("resnet18").init
+    shapes: Any = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
+    empty = to_state_dict("resnet18", jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes))
+    return {key: entry(key, array.shape) for key, array in empty.items()}
+
+
+def test_published_weights_say_what_they_say_in_torchvision(state_dict, tmp_path, capsys):
+    """torchvision 0.29.1 in float64: resnet18 of these weights on the photographs by its ImageClassification preset."""
+    write_safetensors(tmp_path / "resnet18.safetensors", state_dict)
+    words = ["--model", "resnet18", "--weights", str(tmp_path / "resnet18.safetensors"), "--json", *PHOTOS]
+    drawn, explained = tmp_path / "drawn.png", tmp_path / "new" / "explained.png"
+    assert cli.main(["predict", *words, "--save", str(drawn), "--explain", str(explained)]) == 0
+    china, flower = objects(capsys.readouterr().out)
+    expected = [0.028847, 0.022704, 0.020061, 0.016215, 0.007922]
+    assert [t["index"] for t in china["top5"]] == [419, 545, 910, 335, 502]
+    assert [t["probability"] for t in china["top5"]] == pytest.approx(expected, rel=1e-3)
+    assert [t["class"] for t in flower["top5"]] == ["electric fan", "Band Aid", "wooden spoon", "fox squirrel", "clog"]
+    for path in (drawn, explained):
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 1000
+
+    (tmp_path / "names.txt").write_text("\n".join(f"${i}_{{" for i in range(1000)))  # no formulas, for matplotlib
+    assert cli.main(["predict", *words, "--names", str(tmp_path / "names.txt"), "--save", str(drawn)]) == 0
+    assert objects(capsys.readouterr().out)[0]["top5"][0]["class"] == "$419_{"
+
+
+def test_classes_without_names_are_numbers_and_sixteen_bits_are_widened(state_dict, tmp_path):
+    fewer = {key: array[:7] if key.startswith("fc.") else array for key, array in state_dict.items()}
+    write_safetensors(tmp_path / "half.safetensors", {k: v.astype(np.float16) for k, v in fewer.items()})
+    network = predict._published("resnet18", tmp_path / "half.safetensors", "bfloat16")
+    assert network.input["class_names"] == tuple("0123456")
+    assert (network.model.num_classes, network.model.dtype) == (7, jax.numpy.bfloat16)
+    assert {x.dtype for x in jax.tree.leaves(network.variables)} == {np.dtype(np.float32)}
