@@ -11,8 +11,8 @@ from jaxcnn.training.state import count_params
 
 def describe(name: str) -> dict[str, Any]:
     """Parameters and endpoints of `name` at its paper's image size and number of classes (CIFAR-10 or ImageNet)."""
-    cifar = create_model(name).endpoints["stem"][0] == 1  # the CIFAR networks' stem keeps the full resolution
-    num_classes, size = (10, 32) if cifar else (1000, 224)
+    size: int = create_model(name).image_size  # type: ignore[attr-defined]
+    num_classes = 10 if size == 32 else 1000
     model = create_model(name, num_classes)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

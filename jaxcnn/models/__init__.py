@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import resnet
+from jaxcnn.models import alexnet, googlenet, resnet, vgg
 
-_REGISTRY = {**resnet.MODELS}
+_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS}
 
 
 def list_models() -> list[str]:
@@ -27,7 +27,8 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
       name: an architecture as its paper publishes it; the suffix `_tv` is torchvision's form where that differs.
       num_classes: outputs of the head.
       dtype: compute type of every convolution and matrix product.
-      overrides: further fields of the family's module.
+      overrides: further fields of the family's module. All have `dropout` (a rate) and `small_images`, which makes a
+        network of 224-pixel images one of 28 to 64 by changing its stem and its head only.
 
     Raises:
       UserError: an unknown name (the nearest are listed) or override.

@@ -1,15 +1,20 @@
-"""Layers that the families share: convolution, norm, pooling and the classifier head. All NHWC.
+"""Layers that the families share: convolution, norms, pooling, fully connected layers, the classifier head. All NHWC.
 
 Padding is explicit and symmetric, as torch's: XLA's SAME pads a strided layer on one side only, which moves features by
 a pixel and would break parity with published weights.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn import UserError
 
 Dtype = Any
 Module = Callable[..., Any]
@@ -18,41 +23,180 @@ Module = Callable[..., Any]
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
+def scaled(channels: int, width: float) -> int:
+    """`channels` times the override `width`, to the nearest multiple of 8 (at least 8), so that groups still divide."""
+    return max(1, round(channels * width / 8)) * 8
+
+
+class Endpoint(nn.Module):
+    """Identity that gives a feature map its name, so that tools find it: Grad-CAM differentiates with respect to it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`x` itself."""
+        return x
+
+
 def conv(
-    features: int, kernel: int, stride: int = 1, *, dtype: Dtype, name: str | None = None, **kwargs: Any
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dtype: Dtype,
+    pad: int | None = None,
+    groups: int = 1,
+    name: str | None = None,
+    **kwargs: Any,
 ) -> nn.Conv:
-    """A square convolution, padded by (kernel - 1) // 2.
+    """A square convolution, padded by (kernel - 1) // 2 unless `pad` says otherwise.
 
     (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features) for odd kernels.
+
+    Args:
+      groups: each of so many equal parts of the output channels sees only its part of the input channels.
     """
     kwargs.setdefault("use_bias", False)
     kwargs.setdefault("kernel_init", he_normal)
-    pad = (kernel - 1) // 2
+    pad = (kernel - 1) // 2 if pad is None else pad
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
         padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        conv_general_dilated=_by_group if groups > 1 else None,
         dtype=dtype,
         name=name,
         **kwargs,
     )
 
 
-def batch_norm(train: bool, *, dtype: Dtype, name: str | None = None) -> nn.BatchNorm:
+def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: int, **kwargs: Any) -> jax.Array:
+    """A grouped convolution as one convolution a group, side by side: few groups of many channels run best so."""
+    parts = zip(jnp.split(x, feature_group_count, -1), jnp.split(kernel, feature_group_count, -1), strict=True)
+    return jnp.concatenate([lax.conv_general_dilated(a, b, *args, **kwargs) for a, b in parts], axis=-1)
+
+
+def batch_norm(train: bool, *, dtype: Dtype, epsilon: float = 1e-5, name: str | None = None) -> nn.BatchNorm:
     """BatchNorm over the global batch; statistics in float32. Flax's momentum 0.9 is torch's 0.1."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
 
 
-def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins."""
-    padding: Any = ((pad, pad), (pad, pad))
-    return nn.max_pool(x, (window, window), (stride, stride), padding)
+@jax.custom_vjp
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Krizhevsky et al. 2012, section 3.3, with its constants: x / (2 + 1e-4 · Σ x²)^0.75, computed in float32.
+
+    The sum is over five channels, the two on each side included; the constant is not divided by five, as it is in Caffe
+    and torch. (N, H, W, C) -> the same shape and type. The gradient keeps nothing but `x`, and computes the rest anew.
+    """
+    wide = x.astype(jnp.float32)
+    with jax.named_scope("lrn"):
+        return (wide * _lrn_scale(wide)[1]).astype(x.dtype)
+
+
+def _neighbours(x: jax.Array) -> jax.Array:
+    """Sum over five adjacent channels, as five shifted slices that fuse with what is around them."""
+    channels = x.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (2, 2)))
+    return sum((padded[..., i : i + channels] for i in range(1, 5)), padded[..., :channels])
+
+
+def _lrn_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 / d and d^-0.75, where d = 2 + 1e-4 · Σ x²; by roots, which cost less than a power."""
+    root = lax.rsqrt(2 + 1e-4 * _neighbours(x * x))
+    return root * root, root * lax.sqrt(root)
+
+
+def _lrn_gradient(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    wide, grad = x.astype(jnp.float32), grad.astype(jnp.float32)
+    inverse, scale = _lrn_scale(wide)
+    across = _neighbours(grad * wide * scale * inverse)
+    return ((grad * scale - 2 * 1e-4 * 0.75 * wide * across).astype(x.dtype),)
+
+
+local_response_norm.defvjp(lambda x: (local_response_norm(x), x), _lrn_gradient)
+
+
+def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = False) -> jax.Array:
+    """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins.
+
+    Maxima of shifted slices, rows first and then columns: XLA's own pooling has a gradient that is several times slower
+    on a CPU. Where values tie, the first one gets the gradient, as in torch.
+
+    Args:
+      ceil: round the output size up, as the GoogLeNet of Caffe and torch does: the last window hangs over the edge.
+    """
+
+    def pool(x: jax.Array, axis: int) -> jax.Array:
+        over = x.shape[axis] + 2 * pad - window
+        if over < 0:
+            raise too_small(x, f"max pooling of {window}×{window}")
+        size = (over + (stride - 1 if ceil else 0)) // stride + 1
+        if (size - 1) * stride >= x.shape[axis] + pad:  # a window that begins in the padding is left out, as in torch
+            size -= 1
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (pad, max(0, (size - 1) * stride + window - x.shape[axis] - pad))
+        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
+        last = (size - 1) * stride + 1
+        slices = [lax.slice_in_dim(padded, i, i + last, stride, axis) for i in range(window)]
+        return functools.reduce(lambda a, b: jnp.where((a >= b) | (a != a), a, b), slices)
+
+    with jax.named_scope("max_pool"):
+        return pool(pool(x, 1), 2)
+
+
+def avg_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Mean over windows, summed in float32: (N, H, W, C) -> (N, …, C). A map below the window's size counts whole."""
+    with jax.named_scope("avg_pool"):
+        shape = (min(window, x.shape[1]), min(window, x.shape[2]))
+        return nn.avg_pool(x.astype(jnp.float32), shape, (stride, stride)).astype(x.dtype)
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """torch's adaptive pooling to (N, size, size, C): window i of a side s is [⌊i·s/size⌋, ⌈(i+1)·s/size⌉)."""
+
+    def pool(x: jax.Array, axis: int) -> jax.Array:
+        side = x.shape[axis]
+        windows = [(i * side // size, -(-(i + 1) * side // size)) for i in range(size)]
+        return jnp.stack([lax.slice_in_dim(x, *w, axis=axis).mean(axis) for w in windows], axis)
+
+    with jax.named_scope("avg_pool"):
+        return pool(pool(x.astype(jnp.float32), 1), 2).astype(x.dtype)
+
+
+def too_small(x: jax.Array, what: str) -> UserError:
+    """The error for images that leave nothing to a later layer."""
+    return UserError(
+        f"{what} has only {x.shape[1]}×{x.shape[2]} pixels left: take larger images (config.data.image_size) "
+        "or the form for 28 to 64 pixels, config.model.overrides.small_images=True"
+    )
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over space, summed in float32: (N, H, W, C) -> (N, C) in the type of `x`."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+    with jax.named_scope("global_avg_pool"):
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+class FullyConnected(nn.Module):
+    """Hidden layer (N, H, W, C) or (N, C) -> (N, features) in `dtype`, before its ReLU.
+
+    The kernel of a layer over a feature map is kept as (H, W, C, features): the convolution that it is (VGG, section
+    3.2: dense evaluation), computed as the matrix product that is faster.
+    """
+
+    features: int
+    dtype: Dtype
+    kernel_init: Callable[..., Any] = he_normal
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Product and bias, in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (*x.shape[1:], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        fan_in = math.prod(x.shape[1:])
+        flat = x.astype(self.dtype).reshape(len(x), fan_in)
+        return flat @ kernel.astype(self.dtype).reshape(fan_in, self.features) + bias.astype(self.dtype)
 
 
 class Classifier(nn.Module):

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, batch_norm, conv, global_avg_pool, max_pool
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv, global_avg_pool, max_pool
 
 
 class Spec(NamedTuple):
@@ -104,36 +104,54 @@ class ResNet(nn.Module):
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stem", "stage1", …: (N, H / stride, W / stride, C')}
     with the strides and channels C' that `endpoints` says. The last stage is pooled globally: any image size will do.
+
+    Attributes:
+      dropout: rate before the head; the paper uses none (section 3.4).
+      small_images: for 28 to 64 pixels: the stem becomes 3×3 with stride 1, without pooling, as section 4.2 has it for
+        CIFAR. The networks of that section are so already.
     """
 
     spec: Spec
     num_classes: int = 1000
     dtype: Dtype = jnp.bfloat16
+    dropout: float = 0.0
+    small_images: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the network is meant for."""
+        return 32 if self._small_stem else 224
+
+    @property
+    def _small_stem(self) -> bool:
+        return self.spec.cifar or self.small_images
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Name of each endpoint -> (stride in pixels of the image, channels)."""
-        base, stride, growth = (16, 1, 1) if self.spec.cifar else (64, 4, 4 if self.spec.bottleneck else 1)
+        base, growth = 16 if self.spec.cifar else 64, 4 if self.spec.bottleneck else 1
+        stem, stride = (1, 1) if self._small_stem else (2, 4)
         stages = {f"stage{i + 1}": (stride << i, (base * growth) << i) for i in range(len(self.spec.blocks))}
-        return {"stem": (1 if self.spec.cifar else 2, base)} | stages
+        return {"stem": (stem, base)} | stages
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Logits and endpoints of NHWC float images."""
         outputs = {}
-        base, kernel, stride = (16, 3, 1) if self.spec.cifar else (64, 7, 2)
+        base, (kernel, stride) = 16 if self.spec.cifar else 64, (3, 1) if self._small_stem else (7, 2)
         x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(images.astype(self.dtype))
         x = nn.relu(batch_norm(train, dtype=self.dtype, name="stem_norm")(x))
-        outputs["stem"] = x
-        if not self.spec.cifar:
+        outputs["stem"] = x = Endpoint(name="stem")(x)
+        if not self._small_stem:
             x = max_pool(x, window=3, stride=2, pad=1)
         for stage, blocks in enumerate(self.spec.blocks, start=1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
                 x = Block(base << (stage - 1), stride, self.spec, self.dtype, name=name)(x, train)
-            outputs[f"stage{stage}"] = x
-        outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(global_avg_pool(x))
+            outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
+        outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)
         return outputs
 
 

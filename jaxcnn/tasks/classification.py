@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+AUX_WEIGHT = 0.3  # of each auxiliary classifier's loss (GoogLeNet, section 5)
+
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, weight)}: added over steps and shards, divided once
 
 
@@ -21,21 +23,19 @@ class Classification:
     def loss(self, outputs: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         """Mean loss over the examples of the batch, and its metrics as (sum, weight).
 
-        The loss to minimise has the labels smoothed; the metric "loss" has not, so that it means the same in training
-        and evaluation: nats an example.
+        The loss to minimise has the labels smoothed and the auxiliary classifiers' losses added; the metric "loss" has
+        neither, so that it means the same in training and evaluation: nats an example.
 
         Args:
           outputs: "logits" (N, classes) float32; "aux_logits", a tuple of such, where the network has auxiliary heads.
           batch: "label" (N,) int32, "mask" (N,) float32.
         """
         logits, labels, mask = outputs["logits"], batch["label"], batch["mask"]
-        classes = logits.shape[-1]
         weight = mask.sum()
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        objective = nll
-        if self.label_smoothing:
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), self.label_smoothing)
-            objective = optax.softmax_cross_entropy(logits, targets)
+        objective = self._smoothed(logits, labels) + AUX_WEIGHT * sum(
+            self._smoothed(aux_logits, labels) for aux_logits in outputs.get("aux_logits", ())
+        )
         # An example is in the top k if fewer than k classes score higher; ties count for it, NaN never does.
         score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         above = jnp.sum(~(logits <= score), axis=-1)
@@ -45,3 +45,10 @@ class Classification:
             "top5": (jnp.sum((above < 5) * mask), weight),
         }
         return jnp.sum(objective * mask) / jnp.maximum(weight, 1), sums
+
+    def _smoothed(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Cross-entropy (N,) against the smoothed labels."""
+        if not self.label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets)

@@ -1,0 +1,213 @@
+"""GoogLeNet: "Going Deeper with Convolutions", Szegedy et al., CVPR 2015 (arXiv:1409.4842).
+
+Table 1. Sizes are rounded up where a pooling window hangs over the edge:
+
+    images      224×224×3
+    conv1       7×7, stride 2       112×112×64       stage1
+    pool        3×3, stride 2        56×56×64
+    conv2       1×1, then 3×3        56×56×192       stage2
+    pool        3×3, stride 2        28×28×192
+    3a, 3b      inception            28×28×480       stage3
+    pool        3×3, stride 2        14×14×480
+    4a … 4e     inception            14×14×832       stage4
+    pool        3×3, stride 2         7×7×832
+    5a, 5b      inception             7×7×1024       stage5
+    average pooling, dropout, head
+
+`googlenet` has response normalisation beside the first two pooling layers (Figure 3) and no BatchNorm. `googlenet_tv`
+is torchvision's network: BatchNorm after every convolution, 3×3 where the paper has 5×5, and a last pooling of 2×2.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.models.layers import (
+    Classifier,
+    Dtype,
+    Endpoint,
+    FullyConnected,
+    adaptive_avg_pool,
+    avg_pool,
+    batch_norm,
+    conv,
+    global_avg_pool,
+    local_response_norm,
+    max_pool,
+    scaled,
+)
+
+# Table 1: channels of #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
+INCEPTIONS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+AUXILIARY = {"4a": "aux1", "4d": "aux2"}  # section 5: a classifier on top of each, in training only
+LAST = {"3b": "stage3", "4e": "stage4", "5b": "stage5"}
+
+
+class Spec(NamedTuple):
+    """One architecture: what differs between the paper's network and torchvision's."""
+
+    norm: bool = False  # BatchNorm in place of biases and response normalisation
+    large: int = 5  # kernel of the branch of large filters
+    last_pool: int = 3  # window of the pooling before 5a
+    dropout: float = 0.4
+
+
+SPECS = {"googlenet": Spec(), "googlenet_tv": Spec(norm=True, large=3, last_pool=2, dropout=0.2)}
+
+
+class Unit(nn.Module):
+    """Convolution, BatchNorm where the network has it, ReLU. (N, H, W, C) -> (N, ⌈H / stride⌉, …, features)."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    norm: bool = False
+    dtype: Dtype = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Apply it; `train` selects the batch's statistics in BatchNorm."""
+        x = conv(self.features, self.kernel, self.stride, use_bias=not self.norm, dtype=self.dtype, name="conv")(x)
+        if self.norm:
+            x = batch_norm(train, dtype=self.dtype, epsilon=1e-3, name="norm")(x)
+        return nn.relu(x)
+
+
+class Inception(nn.Module):
+    """Figure 2(b): filters of three sizes and a pooling side by side, 1×1 layers keeping them cheap.
+
+    (N, H, W, C) -> (N, H, W, sum of the four branches' channels).
+    """
+
+    channels: tuple[int, ...]  # a row of INCEPTIONS
+    large: int
+    unit: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Concatenate the four branches."""
+        one, reduce3, three, reduce5, five, project = self.channels
+        a = self.unit(one, 1, name="conv1x1")(x, train)
+        b = self.unit(reduce3, 1, name="reduce3x3")(x, train)
+        b = self.unit(three, 3, name="conv3x3")(b, train)
+        c = self.unit(reduce5, 1, name="reduce5x5")(x, train)
+        c = self.unit(five, self.large, name="conv5x5")(c, train)
+        d = max_pool(x, window=3, stride=1, pad=1)
+        d = self.unit(project, 1, name="project")(d, train)
+        return jnp.concatenate([a, b, c, d], axis=-1)
+
+
+class Auxiliary(nn.Module):
+    """Section 5, the classifier beside the network: (N, H, W, C) -> logits (N, num_classes) float32.
+
+    Average pooling to 4×4 at 224 pixels, 1×1 convolution to 128 channels, 1024 fully connected, dropout, head.
+    """
+
+    num_classes: int
+    spec: Spec
+    unit: Any
+    dropout: float
+    width: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Pool, project, classify."""
+        x = adaptive_avg_pool(x, 4) if self.spec.norm else avg_pool(x, window=5, stride=3)
+        x = self.unit(scaled(128, self.width), 1, name="project")(x, train)
+        dtype = x.dtype
+        x = nn.relu(FullyConnected(scaled(1024, self.width), dtype, name="fc")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Classifier(self.num_classes, dtype, name="head")(x)
+
+
+class GoogLeNet(nn.Module):
+    """Nine inception modules between a convolutional stem and one fully connected layer.
+
+    Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", … "stage5"}, and in training "aux_logits", the
+    logits of the two auxiliary classifiers. The last stage is pooled globally: any image size will do in evaluation.
+
+    Attributes:
+      dropout: rate before the head; None is the architecture's own (0.4, Table 1; torchvision 0.2).
+      aux_dropout: rate in the auxiliary classifiers (section 5).
+      width: factor on all channels.
+      small_images: for 28 to 64 pixels: conv1 becomes 3×3 with stride 1 and the first pooling is left out.
+    """
+
+    spec: Spec
+    num_classes: int = 1000
+    dtype: Dtype = jnp.bfloat16
+    dropout: float | None = None
+    aux_dropout: float = 0.7
+    width: float = 1.0
+    small_images: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the network is meant for."""
+        return 32 if self.small_images else 224
+
+    @property
+    def endpoints(self) -> dict[str, tuple[int, int]]:
+        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        strides = (1, 1, 2, 4, 8) if self.small_images else (2, 4, 8, 16, 32)
+        channels = [scaled(64, self.width), scaled(192, self.width)]
+        channels += [sum(self._row(block)[i] for i in (0, 2, 4, 5)) for block in LAST]
+        return {f"stage{i + 1}": pair for i, pair in enumerate(zip(strides, channels, strict=True))}
+
+    def _row(self, block: str) -> tuple[int, ...]:
+        return tuple(scaled(c, self.width) for c in INCEPTIONS[block])
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, Any]:
+        """Logits and endpoints of NHWC float images."""
+        spec, outputs = self.spec, {}
+        unit = partial(Unit, norm=spec.norm, dtype=self.dtype)
+        lrn = (lambda x: x) if spec.norm else local_response_norm
+        pool = partial(max_pool, stride=2, ceil=True)
+
+        def endpoint(name: str, x: jax.Array) -> jax.Array:
+            outputs[name] = Endpoint(name=name)(x)
+            return outputs[name]
+
+        kernel, stride = (3, 1) if self.small_images else (7, 2)
+        x = unit(scaled(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train)
+        x = endpoint("stage1", x)
+        x = lrn(x if self.small_images else pool(x, window=3))
+        x = unit(scaled(64, self.width), 1, name="conv2_reduce")(x, train)
+        x = unit(scaled(192, self.width), 3, name="conv2")(x, train)
+        x = pool(endpoint("stage2", lrn(x)), window=3)
+        aux_logits = []
+        for block in INCEPTIONS:
+            x = Inception(self._row(block), spec.large, unit, name=f"inception{block}")(x, train)
+            # `init` in evaluation makes the auxiliary parameters too, so that both modes have the same.
+            if block in AUXILIARY and (train or self.is_initializing()):
+                auxiliary = Auxiliary(
+                    self.num_classes, spec, unit, self.aux_dropout, self.width, name=AUXILIARY[block]
+                )  # fmt: skip
+                aux_logits.append(auxiliary(x, train))
+            if block in LAST:
+                x = endpoint(LAST[block], x)
+            if block in ("3b", "4e"):
+                x = pool(x, window=3 if block == "3b" else spec.last_pool)
+        if train:
+            outputs["aux_logits"] = tuple(aux_logits)
+        rate = spec.dropout if self.dropout is None else self.dropout
+        x = nn.Dropout(rate, deterministic=not train)(global_avg_pool(x))
+        outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)
+        return outputs
+
+
+MODELS = {name: partial(GoogLeNet, spec) for name, spec in SPECS.items()}

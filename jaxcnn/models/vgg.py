@@ -1,0 +1,135 @@
+"""VGG: "Very Deep Convolutional Networks for Large-Scale Image Recognition", Simonyan and Zisserman, ICLR 2015.
+
+arXiv:1409.1556. A network is a row of `SPECS`, a column of the paper's Table 1:
+
+    images   224×224×3
+    stage1   224×224×64        2×2 max pooling, stride 2, after each stage
+    stage2   112×112×128
+    stage3    56×56×256
+    stage4    28×28×512
+    stage5    14×14×512
+    pool       7×7
+    fc6, fc7   4096
+    head       classes
+
+Every convolution is 3×3 with stride 1, but for the 1×1 ones of configuration C, and followed by ReLU. Two 3×3 layers
+see 5×5 pixels, four see 9×9, with fewer weights and more non-linearities (section 2.3; `jaxcnn tables stacks`).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn import UserError
+from jaxcnn.models.layers import (
+    Classifier,
+    Dtype,
+    Endpoint,
+    FullyConnected,
+    batch_norm,
+    conv,
+    he_normal,
+    local_response_norm,
+    max_pool,
+    scaled,
+)
+
+CHANNELS = (64, 128, 256, 512, 512)
+
+
+class Spec(NamedTuple):
+    """One architecture: the kernel sizes of each stage's convolutions."""
+
+    stages: tuple[tuple[int, ...], ...]
+    lrn: bool = False  # response normalisation after the first convolution, with the constants of AlexNet
+    norm: bool = False  # BatchNorm after every convolution, as torchvision's `_bn`; the biases stay
+
+
+# Columns A to E of Table 1: stages of 64, 128, 256, 512 and 512 channels.
+_A = ((3,), (3,), (3, 3), (3, 3), (3, 3))
+_B = ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3))
+_C = ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1))
+_D = ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+_E = ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3))
+SPECS = {
+    "vgg11": Spec(_A),
+    "vgg11_lrn": Spec(_A, lrn=True),
+    "vgg13": Spec(_B),
+    "vgg16_c": Spec(_C),
+    "vgg16": Spec(_D),
+    "vgg19": Spec(_E),
+    "vgg11_bn": Spec(_A, norm=True),
+    "vgg13_bn": Spec(_B, norm=True),
+    "vgg16_bn": Spec(_D, norm=True),
+    "vgg19_bn": Spec(_E, norm=True),
+}
+
+# Kernels, by the override `init_scheme`. He's Gaussian trains every depth from scratch. The paper's own, section 3.1,
+# is a Gaussian of variance 0.01 for network A, whose weights the deeper ones then begin from.
+INITS = {"he": he_normal, "paper": nn.initializers.normal(0.1)}
+
+
+class VGG(nn.Module):
+    """Five stages of convolutions and three fully connected layers.
+
+    Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", … "stage5"}: the maps that the five pooling
+    layers take. The weights of fc6 fit one image size.
+
+    Attributes:
+      dropout: rate after fc6 and fc7 (section 3.1).
+      width: factor on all channels.
+      small_images: for 28 to 64 pixels: the last pooling is left out, all else stays.
+      init_scheme: "he" or "paper", see `INITS`.
+    """
+
+    spec: Spec
+    num_classes: int = 1000
+    dtype: Dtype = jnp.bfloat16
+    dropout: float = 0.5
+    width: float = 1.0
+    small_images: bool = False
+    init_scheme: str = "he"
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the network is meant for."""
+        return 32 if self.small_images else 224
+
+    @property
+    def endpoints(self) -> dict[str, tuple[int, int]]:
+        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        return {f"stage{i + 1}": (1 << i, scaled(c, self.width)) for i, c in enumerate(CHANNELS)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Logits and endpoints of NHWC float images."""
+        if self.init_scheme not in INITS:
+            raise UserError(f"model.overrides.init_scheme={self.init_scheme!r}: it must be {' | '.join(INITS)}")
+        kernel_init, outputs = INITS[self.init_scheme], {}
+        x = images.astype(self.dtype)
+        for stage, (kernels, channels) in enumerate(zip(self.spec.stages, CHANNELS, strict=True), start=1):
+            for i, kernel in enumerate(kernels, start=1):
+                x = conv(
+                    scaled(channels, self.width), kernel, use_bias=True, kernel_init=kernel_init, dtype=self.dtype,
+                    name=f"stage{stage}_conv{i}",
+                )(x)  # fmt: skip
+                if self.spec.norm:
+                    x = batch_norm(train, dtype=self.dtype, name=f"stage{stage}_norm{i}")(x)
+                x = nn.relu(x)
+                if self.spec.lrn and stage == i == 1:
+                    x = local_response_norm(x)
+            outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
+            if stage < len(CHANNELS) or not self.small_images:
+                x = max_pool(x, window=2, stride=2)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        for layer in ("fc6", "fc7"):
+            hidden = FullyConnected(scaled(4096, self.width), self.dtype, kernel_init=kernel_init, name=layer)
+            x = drop(nn.relu(hidden(x)))
+        outputs["logits"] = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)
+        return outputs
+
+
+MODELS = {name: partial(VGG, spec) for name, spec in SPECS.items()}
