@@ -16,7 +16,7 @@ from jaxcnn import UserError
 from jaxcnn.config import KEYS, Config, base_config, flatten, validate
 from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data import transforms
-from jaxcnn.models import create_model
+from jaxcnn.models import create_model, list_models
 from jaxcnn.training.mesh import make_mesh
 from jaxcnn.training.program import build_program
 
@@ -25,7 +25,12 @@ MAY_DIFFER = {
     *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last"),
     *("data.dir", "data.workers", "data.prefetch", "mesh.data", "mesh.model"),
 }
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*/*.py"))
+# Other programs lie beside the experiments: those have a get_config().
+EXPERIMENTS = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "experiments").glob("*/*.py")
+    if "def get_config" in path.read_text()
+)
 INF, NAN = float("inf"), float("nan")
 
 # Every key that has a rule: legal values besides the default, the extreme ones, and illegal ones of the right type.
@@ -503,6 +508,7 @@ DATA = {
     "digits": (10, (8, 8, 1), 1_438),
     "tfds:fashion_mnist": (10, (28, 28, 1), 60_000),
     "tfds:cifar10": (10, (32, 32, 3), 50_000),
+    "tfds:imagenet2012": (1000, (None, None, 3), 1_281_167),
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
 }
 
@@ -536,6 +542,13 @@ def named(path: Path) -> str:
 
 def test_there_are_experiments():
     assert len(EXPERIMENTS) >= 2
+
+
+def test_every_network_of_224_pixels_has_an_experiment_on_imagenet():
+    large = {name for name in list_models() if create_model(name).image_size == 224}  # type: ignore[attr-defined]
+    paths = {path.stem: path for path in EXPERIMENTS if path.parent.name == "imagenet"}
+    assert paths.keys() == large
+    assert all(load_config(path).model.name == name for name, path in paths.items())
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
