@@ -16,7 +16,8 @@ COMMANDS = {
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
     "plot": "draw the curves of one or several runs",
-    "models": "list the networks, with their parameters",
+    "models": "list the networks, with their parameters, MACs and activations",
+    "tables": "the papers' tables, the published value beside ours",
     "data": "list, prepare and check data sets",
 }
 _USAGE = "usage: jaxcnn COMMAND [--debug] …\n\ncommands:\n"

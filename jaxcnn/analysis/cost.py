@@ -1,25 +1,197 @@
-"""What a network costs, counted from the code without computing anything."""
+"""What a network costs, counted from the code: its program is traced on shapes alone, and nothing is computed."""
 
-from typing import Any
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
+from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.training.state import count_params
+
+# Named scopes of `models.layers` that are rows of their own, though no module: what has no parameters has no name else.
+SCOPES = {"max_pool": "max pool", "avg_pool": "avg pool", "global_avg_pool": "global pool", "lrn": "LRN"}
+
+Path = tuple[str, ...]
+
+
+class Layer(NamedTuple):
+    """A convolution, fully connected layer, norm or pooling, bias included; ReLUs, sums and joins are no rows.
+
+    Attributes:
+      name: path of the module, such as "stage1_block1/conv1".
+      kind: "conv 7×7/2" (kernel, stride), "conv 5×5 g2" (two groups), "dense", "norm", "max pool" …
+      shape: (H, W, C) or (C,) of the output for one image.
+      parameters: trainable numbers; 0 where a module is called again.
+      macs: multiply-accumulates for one image, of convolutions and matrix products only; padding counts as pixels.
+      activation_bytes: the output of a whole batch, in the type that the code gives it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+
+def layers(model: nn.Module, image_shape: Sequence[int], batch: int = 1, train: bool = False) -> list[Layer]:
+    """The layers of `model` in their order of execution, for `batch` images of `image_shape` (H, W, C).
+
+    Args:
+      train: trace the training mode: GoogLeNet then has its auxiliary classifiers.
+
+    Raises:
+      UserError: the model does not take such images.
+    """
+    jaxpr, params = _trace(model, image_shape, train)
+    sizes: dict[Path, int] = {}
+    flat: Any = flatten_dict(params)
+    for path, leaf in flat.items():
+        sizes[path[:-1]] = sizes.get(path[:-1], 0) + math.prod(leaf.shape)
+    runs = _runs(jaxpr, sizes)
+    paths = [path for path, _ in runs]
+    rows, seen = [], dict.fromkeys(paths, 0)
+    for path, equations in runs:
+        seen[path] += 1
+        # A network pools several times in one place: number those.
+        number = str(seen[path]) if path[-1] in SCOPES and paths.count(path) > 1 else ""
+        output: Any = equations[-1][0].outvars[0].aval
+        elements = math.prod(output.shape[1:])
+        rows.append(
+            Layer(
+                name="/".join(path) + number,
+                kind=_kind(path, [equation for equation, _ in equations]),
+                shape=tuple(output.shape[1:]),
+                parameters=sizes.get(path, 0) if seen[path] == 1 else 0,
+                macs=sum(times * macs(equation) for equation, times in equations),
+                activation_bytes=elements * output.dtype.itemsize * batch,
+            )
+        )
+    return rows
+
+
+def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[Jaxpr, Any]:
+    """The program for one image, and the shapes of the parameters that it uses.
+
+    `apply` on no variables makes those that it meets, so that one trace gives both: a deep network takes seconds. Other
+    than `init` it makes no more than those: none of auxiliary classifiers in evaluation.
+    """
+
+    def forward(images: jax.Array) -> Any:
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        return model.apply({}, images, train=train, rngs=rngs, mutable=["params", "batch_stats"])
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    try:
+        jaxpr, (_, variables) = jax.make_jaxpr(forward, return_shape=True)(images)
+    except (ValueError, ZeroDivisionError, TypeError) as error:
+        raise UserError(f"the model does not take images of {tuple(image_shape)}: {error}") from error
+    return jaxpr.jaxpr, variables["params"]
+
+
+def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple[JaxprEqn, int]]]]:
+    """(path of a layer, its equations, each with the times it runs), in order; what is in no layer is left out."""
+    runs: list[tuple[Path, list[tuple[JaxprEqn, int]]]] = []
+    inside = False
+    for equation, scope, times in _equations(jaxpr):
+        path = scope[1:]  # the first is the model's own class
+        ends = (path[:i] for i in range(len(path), 0, -1))
+        layer = next((end for end in ends if end in modules or end[-1] in SCOPES), None)
+        if layer is None and macs(equation):
+            layer = path or ("(no name)",)  # a product outside of any layer is work all the same
+        if layer and not (inside and runs[-1][0] == layer):
+            runs.append((layer, []))
+        if layer:
+            runs[-1][1].append((equation, times))
+        inside = layer is not None
+    return runs
+
+
+def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple[JaxprEqn, Path, int]]:
+    """Every equation with the names of the scopes around it; what a call holds comes before the call itself."""
+    for equation in jaxpr.eqns:
+        # Flax names a scope after each module, and "module.method" after a method: the module is the one above it.
+        names = str(equation.source_info.name_stack).split("/")
+        here = scope + tuple(name for name in names if name and "." not in name)
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inside = list(jaxprs_in_params(equation.params))
+        if equation.primitive.name == "cond":  # one branch runs: of a choice by platform the default, which comes last
+            inside = inside[-1:]
+        for inner in inside:
+            yield from _equations(inner, here, times * repeats)
+        yield equation, here, times
+
+
+def macs(equation: JaxprEqn) -> int:
+    """Multiply-accumulates of one equation: outputs times the products summed into each; 0 for all else."""
+    name = equation.primitive.name
+    if name not in ("conv_general_dilated", "dot_general"):
+        return 0
+    operands: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    left, right, output = (operand.shape for operand in operands)
+    numbers = equation.params["dimension_numbers"]
+    if name == "dot_general":
+        (contracted, _), _ = numbers
+        terms = math.prod(left[axis] for axis in contracted)
+    else:  # the kernel's input channels are those of one group
+        terms = math.prod(right) // right[numbers.rhs_spec[0]]
+    return math.prod(output) * terms
+
+
+def _kind(path: Path, equations: list[JaxprEqn]) -> str:
+    if path[-1] in SCOPES:
+        return SCOPES[path[-1]]
+    convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
+    if not convolutions:
+        return "dense" if any(map(macs, equations)) else "norm"
+    first = convolutions[0]
+    kernel: Any = first.invars[1].aval
+    sides = [kernel.shape[axis] for axis in first.params["dimension_numbers"].rhs_spec[2:]]
+    stride = max(first.params["window_strides"])
+    groups = len(convolutions) * first.params["feature_group_count"]
+    words = "conv " + "×".join(map(str, sides))
+    return words + (f"/{stride}" if stride > 1 else "") + (f" g{groups}" if groups > 1 else "")
+
+
+def total(rows: Sequence[Layer], what: str) -> int:
+    """The sum of one attribute of `rows`, such as "macs"."""
+    return sum(getattr(row, what) for row in rows)
+
+
+@functools.cache
+def paper_layers(name: str, train: bool = False) -> tuple[Layer, ...]:
+    """`layers` of the model `name` as its paper has it (ImageNet or CIFAR-10), one image, computed in bfloat16."""
+    size: int = create_model(name).image_size  # type: ignore[attr-defined]
+    return tuple(layers(create_model(name, 10 if size == 32 else 1000), (size, size, 3), train=train))
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Parameters and endpoints of `name` at its paper's image size and number of classes (CIFAR-10 or ImageNet)."""
-    size: int = create_model(name).image_size  # type: ignore[attr-defined]
-    num_classes = 10 if size == 32 else 1000
-    model = create_model(name, num_classes)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    """The model `name` in numbers, as its paper has it: see `paper_layers`.
+
+    "parameters" and "macs" are those of evaluation; "aux_parameters" are of classifiers that exist in training only.
+    "activation_bytes" sums the rows of `layers` for one image.
+    """
+    model: Any = create_model(name)
+    rows = paper_layers(name)
+    with_auxiliary = paper_layers(name, train=True) if has_auxiliary(model) else rows
     return {
         "name": name,
-        "parameters": count_params(variables["params"]),
-        "num_classes": num_classes,
-        "image_size": size,
+        "parameters": total(rows, "parameters"),
+        "aux_parameters": total(with_auxiliary, "parameters") - total(rows, "parameters"),
+        "macs": total(rows, "macs"),
+        "activation_bytes": total(rows, "activation_bytes"),
+        "num_classes": 10 if model.image_size == 32 else 1000,
+        "image_size": model.image_size,
         "endpoints": model.endpoints,
     }
+
+
+def has_auxiliary(model: nn.Module) -> bool:
+    """Whether `model` has classifiers in training that evaluation leaves out: such models set their dropout rate."""
+    return hasattr(model, "aux_dropout")
