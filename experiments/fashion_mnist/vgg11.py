@@ -12,7 +12,7 @@ from jaxcnn.config import base_config
 
 def get_config():
     config = base_config()
-    config.epochs = 8
+    config.epochs = 6
     config.global_batch_size = 128
     config.log_every = 39
     config.data.name = "tfds:fashion_mnist"
