@@ -140,7 +140,7 @@ local_response_norm.defvjp(lambda x: (local_response_norm(x), x), _lrn_gradient)
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = False) -> jax.Array:
     """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins.
 
-    Where values tie, the first one gets the gradient, as in torch.
+    Where values tie, the first one, row by row, gets the gradient, as in torch.
 
     Args:
       ceil: round the output size up, as the GoogLeNet of Caffe and torch does: the last window hangs over the edge.
@@ -163,7 +163,7 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = 
 
     def by_slices(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (pad, below), (pad, beside), (0, 0)), constant_values=-jnp.inf)
-        for axis, size in ((1, rows), (2, columns)):
+        for axis, size in ((2, columns), (1, rows)):  # in this order ties fall as in `by_windows`
             last = (size - 1) * stride + 1
             slices = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
             x = functools.reduce(lambda a, b: jnp.where((a >= b) | (a != a), a, b), slices)
