@@ -1,0 +1,157 @@
+"""What the tests of the networks share: their published sizes, shapes without computing, small networks run once."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxcnn.models import create_model
+from jaxcnn.tasks import Classification
+
+# Option B has a projection with its norm only where a stage begins. Option C has one in the other blocks too: `more` of
+# them at each width, counted in Table 1. A plain network is an option A one without its shortcuts, which cost nothing.
+PROJECTIONS = sum(more * (width * width + 2 * width) for more, width in ((3, 64), (3, 128), (5, 256), (2, 512)))
+RESNET = {
+    "resnet18": 11_689_512,
+    "resnet18_a": 11_515_688,
+    "plain18": 11_515_688,
+    "resnet34": 21_797_672,
+    "resnet34_a": 21_623_848,
+    "plain34": 21_623_848,
+    "resnet34_c": 21_797_672 + PROJECTIONS,
+    "resnet50": 25_557_032,
+    "resnet50_tv": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet101_tv": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnet152_tv": 60_192_808,
+}
+CIFAR = {  # with ten classes
+    "resnet20": 269_722,
+    "plain20": 269_722,
+    "resnet32": 464_154,
+    "plain32": 464_154,
+    "resnet44": 658_586,
+    "plain44": 658_586,
+    "resnet56": 853_018,
+    "plain56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+}
+ALEXNET = {"alexnet": 60_965_224, "alexnet_tv": 61_100_840}
+VGG = {
+    "vgg11": 132_863_336,
+    "vgg11_lrn": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16_c": 133_638_952,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    # A scale and a shift for each channel of each convolution: 64 and 128 once or twice, 256 and 512 more often.
+    "vgg11_bn": 132_863_336 + 2 * (64 + 128 + 2 * 256 + 4 * 512),
+    "vgg13_bn": 133_047_848 + 2 * (2 * 64 + 2 * 128 + 2 * 256 + 4 * 512),
+    "vgg16_bn": 138_357_544 + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512),
+    "vgg19_bn": 143_667_240 + 2 * (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512),
+}
+GOOGLENET = {"googlenet": 13_378_280, "googlenet_tv": 13_004_888}  # with both auxiliary heads
+PARAMETERS = ALEXNET | VGG | GOOGLENET | RESNET | CIFAR
+
+# One network for everything that the new families do differently; small enough to be computed with.
+KINDS = ("alexnet", "alexnet_tv", "vgg11_lrn", "vgg11_bn", "googlenet", "googlenet_tv")
+
+
+def create(name: str, classes: int = 10, dtype: Any = jnp.float32, **overrides: Any) -> Any:
+    """A network for small images, and an eighth as wide where the family can be."""
+    small = {} if name in CIFAR else {"small_images": True} | ({} if name in RESNET else {"width": 0.125})
+    return create_model(name, classes, dtype, **(small | overrides))
+
+
+def images(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def quick(f: Callable[..., Any]) -> Any:
+    """`f` compiled without optimisation: here compiling takes the time, not running."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def shapes(model: nn.Module, size: int, channels: int = 3, train: bool = False) -> tuple[Any, Any]:
+    """Shapes of (outputs, variables) for two images, as a fresh model gives them."""
+    x = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=train), x)
+
+
+@cache
+def traced(name: str, size: int, train: bool = False, dtype: str = "float32") -> tuple[Any, Any]:
+    """`shapes` of a network as published, with the classes that its parameters are counted for."""
+    return shapes(create_model(name, 10 if name in CIFAR else 1000, jnp.dtype(dtype)), size, train=train)
+
+
+def filled(tree: Any) -> Any:
+    """Arrays of these shapes: He's Gaussians for kernels, else values around 0, or 1 for scales and variances."""
+    rng, flat = np.random.default_rng(1), cast(dict[tuple[str, ...], Any], flatten_dict(tree))
+    for path, leaf in flat.items():
+        if path[-1] == "kernel":
+            draw = rng.standard_normal(leaf.shape, np.float32) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
+        else:
+            draw = (path[-1] in ("scale", "var")) + rng.uniform(-0.2, 0.2, leaf.shape)
+        flat[path] = draw.astype(np.float32)
+    return unflatten_dict(flat)
+
+
+def sizes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array."""
+    flat: Any = flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def count(tree: Any) -> int:
+    return sum(math.prod(shape) for shape in sizes(tree).values())
+
+
+@cache
+def variables(name: str, size: int = 32) -> Any:
+    """Variables of `create(name)`; tests must not write to them."""
+    return filled(shapes(create(name), size)[1])
+
+
+@cache
+def evaluation(name: str) -> Callable[[Any, jax.Array], dict[str, np.ndarray]]:
+    """(variables, images) -> outputs of `create(name)` in evaluation."""
+    return quick(lambda variables, x: create(name).apply(variables, x, train=False))
+
+
+@cache
+def training(name: str) -> Callable[[jax.Array], tuple[Any, Any, list[tuple[jax.Array, jax.Array]]]]:
+    """(key of the dropout) -> (outputs, gradients, (input, output) of each dropout) of a batch of 16."""
+    model, x = create(name), images(16, 32, 32, 3)
+    batch = {"label": jnp.asarray(np.random.default_rng(2).integers(0, 10, 16)), "mask": jnp.ones(16)}
+
+    def run(params: Any, rest: Any, key: jax.Array) -> Any:
+        drops = []
+
+        def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            y = call(*args, **kwargs)
+            if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+                drops.append((args[0], y))
+            return y
+
+        with nn.intercept_methods(watch):
+            outputs, _ = model.apply(
+                {"params": params} | rest, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+            )
+        return Classification().loss(outputs, batch)[0], (outputs, drops)
+
+    params, rest = variables(name)["params"], {k: v for k, v in variables(name).items() if k != "params"}
+    program = quick(jax.value_and_grad(run, has_aux=True))
+
+    def call(key: jax.Array) -> Any:
+        (_, (outputs, drops)), grads = program(params, rest, key)
+        return outputs, grads, drops
+
+    return call
