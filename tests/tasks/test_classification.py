@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn.models import create_model
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.classification import Classification
 
@@ -115,3 +116,28 @@ def test_the_task_of_a_config_has_its_smoothing():
     config = base_config()
     config.task.label_smoothing = 0.3
     assert create_task(config) == Classification(label_smoothing=0.3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_auxiliary_heads_add_three_tenths_of_their_loss_and_nothing_to_the_metrics(batch, smoothing):
+    logits, labels = batch
+    heads: Any = [np.random.default_rng(seed).normal(0, 3, logits.shape).astype(np.float32) for seed in (1, 2)]
+    mask: Any = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], np.float32)
+    task, targets = Classification(label_smoothing=smoothing), {"label": labels, "mask": mask}
+    loss, sums = task.loss({"logits": jnp.asarray(logits), "aux_logits": tuple(heads)}, targets)
+    alone, metrics = score(logits, labels, mask, smoothing)
+    # GoogLeNet, section 5: weight 0.3. The labels of the auxiliary heads are smoothed as the network's own.
+    auxiliary = [score(head, labels, mask, smoothing)[0] for head in heads]
+    assert loss == pytest.approx(alone + 0.3 * sum(auxiliary), rel=1e-6)
+    assert {name: (pytest.approx(float(s)), float(w)) for name, (s, w) in sums.items()} == metrics
+
+
+def test_the_auxiliary_loss_is_there_in_training_only():
+    model: Any = create_model("googlenet", 10, jnp.float32, width=0.125, small_images=True)
+    x = jnp.zeros((2, 32, 32, 3))
+
+    def outputs(train: bool) -> Any:
+        return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, train=train)[0])
+
+    assert [head.shape for head in outputs(train=True)["aux_logits"]] == [(2, 10), (2, 10)]
+    assert "aux_logits" not in outputs(train=False)
