@@ -1,86 +1,210 @@
-"""torchvision's state dicts to our variables and back, exactly. The residual networks; the other families are to come.
+"""torchvision's state dicts to our variables and back, exactly.
 
-Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in); Flax as (height, width, in, out)
-and (in, out). The mapping is derived from our own parameter tree, so an entry can neither be forgotten nor invented.
+Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in), over a feature map as (out,
+in·height·width); Flax as (height, width, in, out) and (in, out). A family's modules are walked in torchvision's order;
+shapes are our own network's, so an entry can neither be forgotten nor invented.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.models import create_model
+from jaxcnn.models import alexnet, create_model, googlenet, resnet, vgg
+from jaxcnn.weights.entries import Shape, fit, variable_shapes
 
-# torchvision's architecture, under our name. (Its resnet50 and deeper stride in the 3×3: our `_tv`.)
-NAMES = ("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv")
-
-_MODULES = (
-    (r"stem_conv", "conv1"),
-    (r"stem_norm", "bn1"),
-    (r"head", "fc"),
-    (r"stage(\d)_block(\d+)/conv(\d)", lambda m: f"layer{m[1]}.{int(m[2]) - 1}.conv{m[3]}"),
-    (r"stage(\d)_block(\d+)/norm(\d)", lambda m: f"layer{m[1]}.{int(m[2]) - 1}.bn{m[3]}"),
-    (r"stage(\d)_block(\d+)/shortcut_conv", lambda m: f"layer{m[1]}.{int(m[2]) - 1}.downsample.0"),
-    (r"stage(\d)_block(\d+)/shortcut_norm", lambda m: f"layer{m[1]}.{int(m[2]) - 1}.downsample.1"),
+# torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
+NAMES = (
+    "alexnet_tv",
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    "googlenet_tv",
+    *("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv"),
 )
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+
+Modules = Iterator[tuple[str, str]]  # ours, torchvision's
+# Collection and leaf of ours, leaf of torch's, in the order of its state dicts.
+_LEAVES = (
+    ("params", "kernel", "weight"),
+    ("params", "scale", "weight"),
+    ("params", "bias", "bias"),
+    ("batch_stats", "mean", "running_mean"),
+    ("batch_stats", "var", "running_var"),
+)
+_COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep no such count
 
 
-def _entries(name: str, num_classes: int) -> dict[tuple[str, ...], tuple[str, tuple[int, ...]]]:
-    """Our variable's path -> (torch's key, our shape)."""
+class Entry(NamedTuple):
+    """One array: our path and shape, torch's key and shape."""
+
+    path: str
+    shape: Shape
+    key: str
+    torch_shape: Shape
+
+
+def _alexnet(spec: alexnet.Spec) -> Modules:
+    """`features` counts convolutions, their ReLUs and the pooling after conv1, conv2 and conv5."""
+    index = 0
+    for i in range(1, len(spec.channels) + 1):
+        yield f"conv{i}", f"features.{index}"
+        index += 3 if i in (1, 2) else 2
+    yield from (("fc6", "classifier.1"), ("fc7", "classifier.4"), ("head", "classifier.6"))
+
+
+def _vgg(spec: vgg.Spec) -> Modules:
+    """`features` counts convolutions, BatchNorms, ReLUs and poolings."""
+    index = 0
+    for stage, kernels in enumerate(spec.stages, start=1):
+        for i in range(1, len(kernels) + 1):
+            yield f"stage{stage}_conv{i}", f"features.{index}"
+            yield f"stage{stage}_norm{i}", f"features.{index + 1}"  # where there are norms
+            index += 3 if spec.norm else 2
+        index += 1
+    yield from (("fc6", "classifier.0"), ("fc7", "classifier.3"), ("head", "classifier.6"))
+
+
+def _googlenet(_: googlenet.Spec) -> Modules:
+    units = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
+    branches = {
+        "conv1x1": "branch1", "reduce3x3": "branch2.0", "conv3x3": "branch2.1",
+        "reduce5x5": "branch3.0", "conv5x5": "branch3.1", "project": "branch4.1",
+    }  # fmt: skip
+    for block in googlenet.INCEPTIONS:
+        units |= {f"inception{block}/{ours}": f"inception{block}.{theirs}" for ours, theirs in branches.items()}
+    for ours, theirs in units.items():
+        yield f"{ours}/conv", f"{theirs}.conv"
+        yield f"{ours}/norm", f"{theirs}.bn"
+    for aux in googlenet.AUXILIARY.values():
+        yield f"{aux}/project/conv", f"{aux}.conv.conv"
+        yield f"{aux}/project/norm", f"{aux}.conv.bn"
+        yield f"{aux}/fc", f"{aux}.fc1"
+        yield f"{aux}/head", f"{aux}.fc2"
+    yield "head", "fc"
+
+
+def _resnet(spec: resnet.Spec) -> Modules:
+    yield from (("stem_conv", "conv1"), ("stem_norm", "bn1"))
+    for stage, blocks in enumerate(spec.blocks, start=1):
+        for block in range(blocks):
+            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
+            for i in range(1, 4 if spec.bottleneck else 3):
+                yield f"{ours}/conv{i}", f"{theirs}.conv{i}"
+                yield f"{ours}/norm{i}", f"{theirs}.bn{i}"
+            yield f"{ours}/shortcut_conv", f"{theirs}.downsample.0"  # where there is a projection
+            yield f"{ours}/shortcut_norm", f"{theirs}.downsample.1"
+    yield "head", "fc"
+
+
+_FAMILIES: tuple[tuple[Mapping[str, Any], Any], ...] = (
+    (alexnet.SPECS, _alexnet),
+    (vgg.SPECS, _vgg),
+    (googlenet.SPECS, _googlenet),
+    (resnet.SPECS, _resnet),
+)
+
+
+def _modules(name: str) -> list[tuple[str, str]]:
+    """(our module, torchvision's) in the order of torchvision's state dict; some that this network has not."""
     if name not in NAMES:
-        raise UserError(f"torchvision has no weights for '{name}': these it has are {', '.join(NAMES)}")
-    model = create_model(name, num_classes)
-    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
-    entries = {}
-    flat: Any = flatten_dict(shapes)
-    for path, leaf in flat.items():
-        module = "/".join(path[1:-1])
-        key = next(re.sub(pattern, to, module) for pattern, to in _MODULES if re.fullmatch(pattern, module))
-        entries[path] = (f"{key}.{_LEAVES[path[-1]]}", leaf.shape)
-    return entries
+        theirs = f"; its {name} is our {name}_tv" if f"{name}_tv" in NAMES else ""
+        raise UserError(f"torchvision has no weights for '{name}': these it has are {', '.join(NAMES)}{theirs}")
+    return next(list(walk(specs[name])) for specs, walk in _FAMILIES if name in specs)
 
 
-def _to_flax(x: np.ndarray) -> np.ndarray:
-    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T if x.ndim == 2 else x
+@cache
+def _entries(name: str, num_classes: int) -> tuple[Entry, ...]:
+    """Every entry of torchvision's state dict but for the counts, in its order."""
+    modules, model = _modules(name), create_model(name, num_classes)
+    ours, entries = variable_shapes(model, (model.image_size, model.image_size, 3)), []
+    for module, torch_module in modules:
+        for collection, leaf, torch_leaf in _LEAVES:
+            path = f"{collection}/{module}/{leaf}"
+            if shape := ours.pop(path, None):
+                torch_shape = _torch_shape(module, shape)
+                entries.append(Entry(path, shape, f"{torch_module}.{torch_leaf}", torch_shape))
+    assert not ours, f"torchvision's names of {list(ours)} are not known"
+    return tuple(entries)
 
 
-def _to_torch(x: np.ndarray) -> np.ndarray:
-    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T if x.ndim == 2 else x
+def _torch_shape(module: str, shape: Shape) -> Shape:
+    if len(shape) == 1:
+        return shape
+    if module.rpartition("/")[2].startswith(("fc", "head")):
+        return shape[-1], int(np.prod(shape[:-1]))
+    height, width, channels, features = shape
+    return features, channels, height, width
+
+
+def _to_flax(x: np.ndarray, shape: Shape) -> np.ndarray:
+    if len(shape) == 4:
+        height, width, channels, features = shape
+        return x.reshape(features, channels, height, width).transpose(2, 3, 1, 0)
+    return x.T
+
+
+def _to_torch(x: np.ndarray, torch_shape: Shape) -> np.ndarray:
+    return (x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T).reshape(torch_shape)
+
+
+def _with_counts(entries: tuple[Entry, ...]) -> Iterator[tuple[str, Entry | None]]:
+    """(key, entry) in the order of the state dict; None for a count, which follows its BatchNorm."""
+    for entry in entries:
+        yield entry.key, entry
+        module, _, leaf = entry.key.rpartition(".")
+        if leaf == "running_var":
+            yield f"{module}.{_COUNT}", None
+
+
+def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
+    """Outputs of the head in `state_dict`, or 1,000 where it does not say."""
+    head = dict(_modules(name))["head"]
+    for leaf, rank in (("bias", 1), ("weight", 2)):
+        shape = np.shape(state_dict.get(f"{head}.{leaf}", 0))
+        if len(shape) == rank and shape[0]:
+            return shape[0]
+    return 1000
 
 
 def from_state_dict(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Variables {"params", "batch_stats"} of our model `name` from a state dict of arrays under torchvision's keys.
 
+    The arrays, of any floating-point type, become float32; those that are already may share memory with the result.
+    The number of classes is that of the head. BatchNorm's `num_batches_tracked` may be there or not, and is dropped.
+
     Raises:
-      UserError: an unknown name, or one message that lists every missing, extra and mis-shaped entry.
+      UserError: an unknown name, or one message that lists every missing, extra and mis-shaped entry, and every one
+        that is not of a floating-point type.
     """
-    head = state_dict.get("fc.bias")
-    entries = _entries(name, 1000 if head is None else len(head))
-    arrays = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    wanted = dict(entries.values())
-    faults = [f"missing {key}" for key in wanted.keys() - arrays.keys()]
-    faults += [f"extra {key}" for key in arrays.keys() - wanted.keys()]
-    for key in wanted.keys() & arrays.keys():
-        if _to_flax(arrays[key]).shape != wanted[key]:
-            faults.append(f"{key} of shape {arrays[key].shape} where {_to_torch(np.empty(wanted[key])).shape} is due")
-    if faults:
-        raise UserError(f"state dict does not fit {name}: " + "; ".join(sorted(faults)))
-    return unflatten_dict({path: _to_flax(arrays[key]) for path, (key, _) in entries.items()})
+    entries = _entries(name, _classes(name, state_dict))
+    wanted = {entry.key: entry.torch_shape for entry in entries}
+    counts = [key for key, entry in _with_counts(entries) if entry is None]
+    auxiliary, hint = [key for key in wanted if key.startswith("aux")], ""
+    if auxiliary and not any(key in state_dict for key in auxiliary):
+        hint = (
+            "The auxiliary heads are not there: torchvision's googlenet(weights=…) drops them unless given "
+            "aux_logits=True; the .pth file that it downloads has them"
+        )
+    arrays = fit(name, state_dict, wanted, counts, hint)
+    flat = {tuple(e.path.split("/")): _to_flax(arrays[e.key], e.shape) for e in entries}
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
 def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_state_dict`: arrays under torchvision's keys."""
-    flat: Any = flatten_dict(dict(variables))
-    entries = _entries(name, len(flat["params", "head", "bias"]))
-    return {key: _to_torch(np.asarray(flat[path])) for path, (key, _) in entries.items()}
+    """The inverse of `from_state_dict`: arrays under torchvision's keys and in its order.
+
+    BatchNorm's `num_batches_tracked`, which we keep no count of, is zero.
+
+    Raises:
+      UserError: an unknown name, or one message that lists every variable that is not as in torchvision's network.
+    """
+    flat: Any = flatten_dict(dict(variables), sep="/")
+    head = np.shape(flat.get("params/head/bias"))
+    entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
+    arrays = fit(name, flat, {entry.path: entry.shape for entry in entries})
+    return {
+        key: _to_torch(arrays[entry.path], entry.torch_shape) if entry else np.zeros((), np.int64)
+        for key, entry in _with_counts(entries)
+    }
