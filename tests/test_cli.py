@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line of complaint, the registry and the curves."""
+"""The command line: exit codes, one line of complaint, and the curves."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jaxcnn import UserError, __version__, cli, models
+from jaxcnn import UserError, __version__, cli
 from jaxcnn.commands import plot
 
 
@@ -135,50 +135,6 @@ def test_a_reader_that_stops_early_is_no_error(monkeypatch):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-# models
-
-
-@pytest.fixture
-def short_registry(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Three networks: counting the deepest takes seconds."""
-    names = ["plain18", "resnet20", "resnet50"]
-    monkeypatch.setattr(models, "_REGISTRY", {name: models._REGISTRY[name] for name in names})
-    return names
-
-
-def test_models_lists_the_registry_with_its_parameters(short_registry, capsys):
-    assert exit_code("models") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == short_registry
-    assert [line.split()[1] for line in lines] == ["11,515,688", "269,722", "25,557,032"]
-
-
-def test_models_as_json_is_one_object_a_line(short_registry, capsys):
-    assert exit_code("models", "--json") == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == short_registry
-    assert [row["parameters"] for row in rows] == [11_515_688, 269_722, 25_557_032]
-    assert [(row["image_size"], row["num_classes"]) for row in rows] == [(224, 1000), (32, 10), (224, 1000)]
-    assert rows[2]["endpoints"]["stage4"] == [32, 2048]
-
-
-def test_one_model_is_told_with_its_endpoints(capsys):
-    assert exit_code("models", "resnet20") == 0
-    first, *endpoints = capsys.readouterr().out.splitlines()
-    assert "269,722 parameters" in first
-    rows = [line.split() for line in endpoints]
-    assert [(name, stride, channels) for name, _, stride, channels, _ in rows] == [
-        ("stem", "1", "16"),
-        ("stage1", "1", "16"),
-        ("stage2", "2", "32"),
-        ("stage3", "4", "64"),
-    ]
-
-
-def test_an_unknown_model_names_its_nearest(complaint):
-    assert "resnet50" in complaint("models", "resnet_50")
 
 
 # plot

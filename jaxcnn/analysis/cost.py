@@ -164,34 +164,51 @@ def total(rows: Sequence[Layer], what: str) -> int:
     return sum(getattr(row, what) for row in rows)
 
 
-@functools.cache
-def paper_layers(name: str, train: bool = False) -> tuple[Layer, ...]:
-    """`layers` of the model `name` as its paper has it (ImageNet or CIFAR-10), one image, computed in bfloat16."""
-    size: int = create_model(name).image_size  # type: ignore[attr-defined]
-    return tuple(layers(create_model(name, 10 if size == 32 else 1000), (size, size, 3), train=train))
+def describe(
+    name: str,
+    *,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    image_size: int = 0,
+    num_classes: int = 0,
+    small_images: bool = False,
+    train: bool = False,
+) -> dict[str, Any]:
+    """The model `name` in numbers; by default as its paper has it: image size, and the classes of ImageNet or CIFAR-10.
 
+    "layers" is the list of `layers`, "macs" and "activation_bytes" sum it. "parameters" are those of evaluation,
+    whatever `train` is, and "aux_parameters" are of the classifiers that exist in training only.
 
-def describe(name: str) -> dict[str, Any]:
-    """The model `name` in numbers, as its paper has it: see `paper_layers`.
-
-    "parameters" and "macs" are those of evaluation; "aux_parameters" are of classifiers that exist in training only.
-    "activation_bytes" sums the rows of `layers` for one image.
+    Raises:
+      UserError: an unknown name, or a size that the model does not take.
     """
-    model: Any = create_model(name)
-    rows = paper_layers(name)
-    with_auxiliary = paper_layers(name, train=True) if has_auxiliary(model) else rows
+    overrides = {"small_images": True} if small_images else {}
+    own_size: int = create_model(name, **overrides).image_size  # type: ignore[attr-defined]
+    size, classes = image_size or own_size, num_classes or (10 if own_size == 32 else 1000)
+    if batch < 1 or size < 1:
+        raise UserError(f"a batch of {batch} images of {size}×{size}: both must be 1 or more")
+    model: Any = create_model(name, classes, jnp.dtype(dtype), **overrides)
+    # Models with classifiers that evaluation leaves out let their dropout be set.
+    auxiliary = hasattr(model, "aux_dropout")
+    evaluated = layers(model, (size, size, 3), batch)
+    trained = layers(model, (size, size, 3), batch, train=True) if auxiliary or train else evaluated
+    rows = trained if train else evaluated
     return {
         "name": name,
-        "parameters": total(rows, "parameters"),
-        "aux_parameters": total(with_auxiliary, "parameters") - total(rows, "parameters"),
+        "parameters": total(evaluated, "parameters"),
+        "aux_parameters": total(trained, "parameters") - total(evaluated, "parameters"),
         "macs": total(rows, "macs"),
         "activation_bytes": total(rows, "activation_bytes"),
-        "num_classes": 10 if model.image_size == 32 else 1000,
-        "image_size": model.image_size,
+        "num_classes": classes,
+        "image_size": size,
+        "batch": batch,
+        "dtype": dtype,
         "endpoints": model.endpoints,
+        "layers": rows,
     }
 
 
-def has_auxiliary(model: nn.Module) -> bool:
-    """Whether `model` has classifiers in training that evaluation leaves out: such models set their dropout rate."""
-    return hasattr(model, "aux_dropout")
+@functools.cache
+def paper_layers(name: str, train: bool = False) -> tuple[Layer, ...]:
+    """The layers of `describe`, for one image in bfloat16 of the model as its paper has it."""
+    return tuple(describe(name, train=train)["layers"])

@@ -21,7 +21,7 @@ class Figure(NamedTuple):
     Attributes:
       printed: as it stands in the paper; its digits are its precision.
       unit, suffix: of a number, such as 1e6 and "M"; 0 where it is text.
-      source: table or figure of the paper.
+      source: the paper in short, and the table or figure: "ResNet, Table 1".
       confidence: "A" the paper itself was read, "B" a transcription of it, "C" from memory.
     """
 
@@ -55,9 +55,8 @@ def figure(paper: str, section: str, *keys: str) -> Figure | None:
         printed = printed.get(key, {})
     if not printed:
         return None
-    return Figure(
-        printed, columns.get("unit", 0), columns.get("suffix", ""), columns["source"], columns["confidence"]
-    )  # fmt: skip
+    source = f"{papers()[paper]['short']}, {columns['source']}"
+    return Figure(printed, columns.get("unit", 0), columns.get("suffix", ""), source, columns["confidence"])
 
 
 def of_model(name: str) -> dict[str, Figure]:
@@ -65,7 +64,7 @@ def of_model(name: str) -> dict[str, Figure]:
     found = {}
     for paper, sections in papers().items():
         for section, columns in sections.items():
-            quantity = columns.get("quantity", section) if section != "paper" else ""
+            quantity = columns.get("quantity", section) if isinstance(columns, dict) else ""
             if quantity in ("parameters", "macs", "error") and (value := figure(paper, section, name)):
                 found[quantity] = value
     return found

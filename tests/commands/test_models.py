@@ -1,0 +1,126 @@
+"""`jaxcnn models`: the list, one network layer by layer, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from jaxcnn import cli, models
+from jaxcnn.commands.models import _shortened
+
+
+def exit_code(*argv: str) -> int:
+    """What the shell sees, argparse's own exit included."""
+    try:
+        return cli.main(list(argv))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture
+def short_registry(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A few networks: counting the deepest takes seconds."""
+    names = ["alexnet", "googlenet", "plain20", "resnet18", "resnet20"]
+    monkeypatch.setattr(models, "_REGISTRY", {name: models._REGISTRY[name] for name in reversed(names)})
+    return names
+
+
+def test_the_list_has_what_each_network_costs_and_what_its_paper_says(short_registry, capsys):
+    assert exit_code("models") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    heading, *lines = out.split("\n\n")[0].splitlines()
+    assert heading.split() == ["network", "parameters", "paper", "MACs", "paper", "MB", "paper's", "error"]
+    assert [" ".join(line.split()) for line in lines] == [
+        "alexnet 60,965,224 60M ✓ cut 724.41 M – 2.5 40.7/18.2",
+        "googlenet 6,998,552 – 1.583 G – 10.9 –/10.07",
+        "plain20 269,722 – 40.55 M – 0.8 –",
+        "resnet18 11,689,512 – 1.814 G 1.8G ✓ 10.3 –",
+        "resnet20 269,722 0.27M ✓ 40.55 M – 0.8 8.75",
+    ]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "googlenet: + auxiliary heads 6,379,728 parameters" in out
+    assert "MACs: ResNet, Table 1 — resnet18." in out
+
+
+def test_as_json_it_is_one_object_a_line(short_registry, capsys):
+    assert exit_code("models", "--json") == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(rows) == short_registry
+    assert rows["resnet18"]["macs"] == 1_814_073_344
+    assert (rows["resnet20"]["image_size"], rows["resnet20"]["num_classes"]) == (32, 10)
+    assert rows["resnet20"]["endpoints"]["stage3"] == [4, 64]
+    assert rows["resnet18"]["paper"]["macs"] == {
+        "printed": "1.8G", "source": "ResNet, Table 1", "confidence": "B", "agreement": "✓"
+    }  # fmt: skip
+
+
+def one(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert exit_code("models", *argv, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_one_network_is_told_layer_by_layer(capsys):
+    assert exit_code("models", "alexnet") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "alexnet: images 224×224×3, 1,000 classes, bfloat16, batch 1\n60,965,224 parameters, 724.41 MMACs"
+    )
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "conv2 conv 5×5 g2 27×27×256 307,456 223.95 0.37" in lines
+    assert "max_pool3 max pool 6×6×256 0 0.00 0.02" in lines
+    assert "total 60,965,224 724.41 2.52" in lines
+    assert "endpoint stage3 stride 16 256 channels" in lines
+    assert "the paper's parameters (AlexNet, abstract): 60M ✓ cut" in lines
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_options_change_what_is_counted(capsys):
+    plain = one(capsys, "resnet20")
+    assert sum(layer["macs"] for layer in plain["layers"]) == plain["macs"]
+    batch = one(capsys, "resnet20", "--batch", "7")
+    assert (batch["activation_bytes"], batch["macs"]) == (7 * plain["activation_bytes"], plain["macs"])
+    assert one(capsys, "resnet20", "--dtype", "float32")["activation_bytes"] > 1.9 * plain["activation_bytes"]
+    larger = one(capsys, "resnet20", "--image-size", "64", "--num-classes", "100")
+    assert (larger["image_size"], larger["num_classes"], larger["paper"]) == (64, 100, {})
+    small = one(capsys, "vgg11", "--small-images")
+    assert (small["image_size"], small["num_classes"]) == (32, 10)
+    assert any(layer["name"] == "aux2/head" for layer in one(capsys, "googlenet", "--train")["layers"])
+
+
+@pytest.mark.parametrize("columns", [80, 60, 20])
+def test_a_narrow_terminal_shortens_the_paths_and_nothing_else(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert exit_code("models", "resnet20") == 0
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert max(map(len, table)) <= max(columns, 62)
+    assert table[-1].split() == ["total", "269,722", "40.55", "0.75"]
+    assert any("…" in line for line in table) == (columns < 80)
+
+
+@pytest.mark.parametrize(
+    ("width", "path"),
+    [(26, "inception3a/reduce3x3/conv"), (24, "incep…n3a/reduce3x3/conv"), (20, "inc…n3a/red…3x3/conv")],
+)
+def test_a_path_loses_the_middle_of_its_longest_parts(width, path):
+    assert _shortened("inception3a/reduce3x3/conv", width) == path
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["resnet_20"], "resnet20"),
+        (["alexnet", "--image-size", "16"], "pixels left"),
+        (["resnet20", "--batch", "0"], "--batch 0: it must be 1 or more"),
+        (["resnet20", "--num-classes", "-3"], "--num-classes -3: it must be 1 or more"),
+        (["resnet20", "--dtype", "int8"], "bfloat16"),
+        (["--batch", "3"], "--batch goes with NAME"),
+        (["--small-images"], "--small-images goes with NAME"),
+    ],
+)
+def test_wrong_use_is_refused_in_words(argv, words, capsys):
+    assert exit_code("models", *argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert "Traceback" not in err
