@@ -141,6 +141,7 @@ def test_small_filters_cost_less_for_what_they_see():
     assert stacks.receptive_field(3, 10) == 21
 
 
+@pytest.mark.slow
 def test_precision_compares_the_two_types(monkeypatch):
     make: Any = module.create_model
 
