@@ -188,15 +188,14 @@ def describe(
     if batch < 1 or size < 1:
         raise UserError(f"a batch of {batch} images of {size}×{size}: both must be 1 or more")
     model: Any = create_model(name, classes, jnp.dtype(dtype), **overrides)
-    # Models with classifiers that evaluation leaves out let their dropout be set.
-    auxiliary = hasattr(model, "aux_dropout")
+    auxiliary = hasattr(model, "aux_dropout")  # an override of models whose training has classifiers of its own
     evaluated = layers(model, (size, size, 3), batch)
     trained = layers(model, (size, size, 3), batch, train=True) if auxiliary or train else evaluated
-    rows = trained if train else evaluated
+    rows, parameters = trained if train else evaluated, total(evaluated, "parameters")
     return {
         "name": name,
-        "parameters": total(evaluated, "parameters"),
-        "aux_parameters": total(trained, "parameters") - total(evaluated, "parameters"),
+        "parameters": parameters,
+        "aux_parameters": total(trained, "parameters") - parameters,
         "macs": total(rows, "macs"),
         "activation_bytes": total(rows, "activation_bytes"),
         "num_classes": classes,

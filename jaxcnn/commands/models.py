@@ -42,15 +42,23 @@ def main(argv: list[str]) -> int:
         if value is not True and isinstance(value, int) and value < 1:
             parser.error(f"--{key.replace('_', '-')} {value}: it must be 1 or more")
 
+    if not arguments.name:
+        _list(arguments.json)
+        return 0
     from jaxcnn.analysis.cost import describe
 
-    if arguments.name:
-        row = describe(arguments.name, **given)
-        row["paper"] = _paper(row) if given.keys() <= {"batch", "dtype"} else {}
-        print(json.dumps(row | {"layers": [layer._asdict() for layer in row["layers"]]})) if arguments.json else _show(
-            row
-        )
-        return 0
+    row = describe(arguments.name, **given)
+    row["paper"] = _paper(row) if given.keys() <= {"batch", "dtype"} else {}
+    if arguments.json:
+        print(json.dumps(row | {"layers": [layer._asdict() for layer in row["layers"]]}))
+    else:
+        _show(row)
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    """All models, by name: a line each as soon as it is counted, or a table."""
+    from jaxcnn.analysis.cost import describe
     from jaxcnn.models import list_models
 
     # resnet18 before resnet101: numbers are compared as numbers.
@@ -63,11 +71,10 @@ def main(argv: list[str]) -> int:
         del row["layers"]
         row["paper"] = _paper(row)
         rows.append(row)
-        if arguments.json:
+        if as_json:
             print(json.dumps(row))
-    if not arguments.json:
+    if not as_json:
         _show_list(rows)
-    return 0
 
 
 def _paper(row: dict[str, Any]) -> dict[str, Any]:
