@@ -64,6 +64,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),
     "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
     "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
+    "reset_head": (False, _ANY, "init_from: give the head fresh weights where the number of classes differs"),
     "task.name": ("classification", _one_of("classification"), "loss and metrics"),
     "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),

@@ -90,7 +90,10 @@ class Checkpoints:
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
-        arrays = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        self.save_arrays({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, info, metrics)
+
+    def save_arrays(self, arrays: dict[str, Tree], info: dict[str, Any], metrics: dict[str, float]) -> None:
+        """The same of any arrays, {"params", "batch_stats"} among them."""
         with self._writing():
             self.manager.save(
                 int(info["step"]),
@@ -137,10 +140,14 @@ class Checkpoints:
 
     def restore_variables(self, step: int, like: Tree) -> Tree:
         """The {"params", "batch_stats"} that evaluation uses: the moving average where the run kept one."""
-        saved = self._metadata(step)
-        if saved.get("ema"):
+        if self._metadata(step).get("ema"):
             return self._arrays(step, {"ema": like})["ema"]
         return self._arrays(step, like)
+
+    def variable_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of what `restore_variables` reads."""
+        saved = self._metadata(step)
+        return shapes_of(saved.get("ema") or {key: saved[key] for key in ("params", "batch_stats") if key in saved})
 
     def _arrays(self, step: int, like: Tree) -> Tree:
         check_tree(f"checkpoint {self.folder / str(step)}", self._metadata(step), like)
@@ -167,15 +174,15 @@ class Checkpoints:
         return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): {mend}")
 
 
-def load_variables(path: Path, like: Tree, metric: str) -> Tree:
-    """The weights to start from: of a run's folder (its best checkpoint) or of one checkpoint, RUN/checkpoints/STEP.
+def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None:
+    """Makes `workdir/checkpoints/STEP` of {"params", "batch_stats"} that no training has made.
 
-    Raises:
-      UserError: there is no checkpoint, or it is of another model or number of classes.
+    Args:
+      info: "step", "model", "num_classes" and "input", as training saves them.
     """
-    run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
-    checkpoints = Checkpoints(run, metric)
-    return checkpoints.restore_variables(checkpoints.resolve(which), like)
+    checkpoints = Checkpoints(workdir, "none", keep_last=1)
+    checkpoints.save_arrays(variables, info, {})
+    checkpoints.close()
 
 
 def _reason(error: Exception) -> str:
@@ -185,15 +192,18 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
+
+
+def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the arrays of a tree, or of what a checkpoint says of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
 def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
     """Raise a UserError that lists where the arrays of `saved` (metadata) are not those `wanted` asks for."""
-
-    def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-        name = partial(jax.tree_util.keystr, simple=True, separator="/")
-        return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-    have, want = shapes({key: saved[key] for key in saved if key in wanted}), shapes(wanted)
+    have, want = shapes_of({key: saved[key] for key in saved if key in wanted}), shapes_of(wanted)
     faults = [
         f"{key} is {have.get(key, 'missing')} where the config needs {want.get(key, 'none')}"
         for key in (want | have)

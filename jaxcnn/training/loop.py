@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -14,9 +15,10 @@ from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.training import report
-from jaxcnn.training.checkpoint import Checkpoints, load_variables
+from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluate import evaluate, means
 from jaxcnn.training.guard import Interrupt, Interrupted
+from jaxcnn.training.init_from import load_variables
 from jaxcnn.training.log import RunLog, write_atomically
 from jaxcnn.training.mesh import make_mesh, on_devices, replicated
 from jaxcnn.training.program import Data, Program, build_program
@@ -131,11 +133,18 @@ def restore_or_init(
     if checkpoints.steps:
         start = checkpoints.resolve("last")
         info = checkpoints.info(start)
+        if "position" not in info:
+            folder = checkpoints.folder.parent
+            raise UserError(f"{folder} holds imported weights: give a new --workdir and --config.init_from={folder}")
         check_position(info["position"], data.position)
         return start, checkpoints.restore(start, program.state), info["spent"]
     state = program.init()
     if config.init_from:
-        loaded = load_variables(Path(config.init_from), program.variables, f"eval/{program.task.best}")
+        fresh = {"params": state.params, "batch_stats": state.batch_stats}
+        metric, reset = f"eval/{program.task.best}", config.reset_head
+        loaded, words = load_variables(Path(config.init_from), fresh, metric, data.image_shape, reset)
+        if words and jax.process_index() == 0:
+            print(words, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=jax.tree.map(jax.numpy.copy, loaded) if state.ema else {})
     return 0, state, {}
 

@@ -236,7 +236,7 @@ def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(refused, tmp_p
         (["log_every=0"], "config.log_every=0: it must be 1 or more"),
         (["step=5"], "did you mean 'steps'?"),
         (["model.name=resnet21"], "resnet20"),
-        (["model.name=resnet20"], "override"),
+        (["model.overrides.depth=3"], "override"),
         (["data.name=digitz"], "did you mean digits?"),
         (["data.eval_split=validation"], "its splits are train, test"),
         (["model.num_classes=3"], "less than the 10 classes of digits"),
@@ -270,5 +270,5 @@ def test_training_can_start_from_the_weights_of_a_run(experiment, whole, tmp_pat
 
 
 def test_weights_of_another_network_are_refused_by_the_arrays_that_differ(whole, refused):
-    message = refused(f"init_from={whole}/checkpoints/400", "model.num_classes=12")
-    assert "head/kernel is (4, 10) where the config needs (4, 12)" in message
+    message = refused(f"init_from={whole}/checkpoints/400", "model.overrides.norm=False")
+    assert "batch_stats/norm/mean is (4,) where the config needs none" in message

@@ -12,7 +12,8 @@ from tiny import Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.training.checkpoint import Checkpoints, check_tree, load_variables
+from jaxcnn.training.checkpoint import Checkpoints, check_tree, save_variables
+from jaxcnn.training.init_from import load_variables
 
 METRIC = "eval/top1"
 ADAM = {"ema__decay": 0.9, "optimizer__weight_decay": 1e-3}
@@ -245,8 +246,8 @@ def test_weights_to_start_from_are_those_of_the_best_checkpoint_or_of_the_one_na
     for step, it, score in ((3, state, 0.9), (5, later, 0.2)):
         checkpoints.save(it, info(step), {METRIC: score})
     checkpoints.close()
-    best = load_variables(tmp_path, program.variables, METRIC)
-    named = load_variables(tmp_path / "checkpoints" / "5", program.variables, METRIC)
+    best, _ = load_variables(tmp_path, program.variables, METRIC)
+    named, _ = load_variables(tmp_path / "checkpoints" / "5", program.variables, METRIC)
     assert_same(best, state.ema)
     assert_same(named, later.ema)
 
@@ -262,6 +263,53 @@ def test_weights_to_start_from_are_those_of_the_best_checkpoint_or_of_the_one_na
 def test_weights_that_are_not_there_are_an_error(path, message, program, folder):
     with pytest.raises(UserError, match=message):
         load_variables(folder / path, program.variables, METRIC)
+
+
+def variables(classes: int, side: int = 4, fill: float = 1.0) -> Any:
+    """As of a network with an auxiliary head, and a layer that fits one size of images."""
+    head = {"kernel": np.full((3, classes), fill, np.float32), "bias": np.full(classes, fill, np.float32)}
+    fc = {"kernel": np.full((side, side, 2, 3), fill, np.float32)}
+    return jax.device_put({"params": {"fc6": fc, "aux1": {"head": head}, "head": head}, "batch_stats": {}})
+
+
+@pytest.fixture
+def imported(tmp_path) -> Path:
+    about = {"step": 0, "model": "some", "num_classes": 5, "input": {"image_shape": (32, 32, 3)}}
+    save_variables(tmp_path, variables(5), about)
+    return tmp_path
+
+
+def test_saved_variables_come_back_as_the_last_and_the_best(imported):
+    for path in (imported, imported / "checkpoints" / "0"):
+        assert_same(load_variables(path, variables(5, fill=0.0), METRIC)[0], variables(5))
+    checkpoints = Checkpoints(imported, METRIC)
+    assert checkpoints.resolve("last") == checkpoints.resolve("best") == 0
+
+
+def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
+    fresh = variables(7, fill=0.0)
+    with pytest.raises(UserError, match=r"has 5 classes, this run 7: config\.reset_head=True takes"):
+        load_variables(imported, fresh, METRIC)
+    loaded, words = load_variables(imported, fresh, METRIC, reset_head=True)
+    assert words == f"the head starts afresh: 5 classes in {imported}, 7 here"
+    assert_same(loaded, variables(7, fill=0.0) | {"params": fresh["params"] | {"fc6": variables(5)["params"]["fc6"]}})
+    assert load_variables(imported, variables(5), METRIC, reset_head=True)[1] == ""
+
+
+@pytest.mark.parametrize("classes", [5, 7])
+@pytest.mark.parametrize("reset_head", [False, True])
+def test_weights_of_other_images_are_refused_whatever_the_head(classes, reset_head, imported):
+    with pytest.raises(UserError, match=r"fc6/kernel is .*Its images are 32×32×3, this run's 40×40×3"):
+        load_variables(imported, variables(classes, side=5), METRIC, (40, 40, 3), reset_head)
+    with pytest.raises(UserError) as caught:
+        load_variables(imported, variables(classes, side=5), METRIC, (32, 32, 3), reset_head)
+    assert "Its images" not in str(caught.value)
+
+
+def test_a_file_of_weights_is_to_be_imported_first(tmp_path):
+    (path := tmp_path / "resnet18.pth").touch()
+    with pytest.raises(UserError, match=r"is a file: .*`jaxcnn weights import --model NAME .*resnet18\.pth OUT`"):
+        load_variables(path, variables(5), METRIC)
 
 
 def test_a_damaged_file_of_scores_is_named(state, tmp_path):

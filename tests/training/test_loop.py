@@ -16,7 +16,7 @@ from tiny import Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, tiny
 
 from jaxcnn import UserError
 from jaxcnn.training import loop
-from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.checkpoint import Checkpoints, save_variables
 from jaxcnn.training.evaluate import evaluate
 from jaxcnn.training.guard import Interrupted
 from jaxcnn.training.loop import restore_or_init
@@ -361,10 +361,34 @@ def test_init_from_starts_with_the_weights_of_a_run_but_with_a_fresh_optimizer(w
     assert Checkpoints(tmp_path, METRIC).resolve("last") == 3
 
 
-@pytest.mark.parametrize(("model", "message"), [(Tiny(7), "head/kernel is"), (Tiny(norm=False), "missing")])
+@pytest.mark.parametrize(("model", "message"), [(Tiny(7), "reset_head"), (Tiny(norm=False), "missing")])
 def test_init_from_a_run_of_another_model_is_refused(model, message, whole, tmp_path):
     with pytest.raises(UserError, match=message):
         fit(tiny_config(init_from=str(whole)), tmp_path, model=model)
+
+
+def test_a_head_of_other_classes_starts_afresh_where_that_is_asked_for_and_resuming_leaves_it(whole, tmp_path, capsys):
+    config = tiny_config(**EVERYTHING | {"init_from": str(whole), "reset_head": True, "steps": 2})
+    data = blobs()
+    program = build(config, Tiny(9), data)
+    _, state, _ = restore_or_init(config, program, data, Checkpoints(tmp_path, METRIC, 1))
+    assert capsys.readouterr().err == f"the head starts afresh: 6 classes in {whole}, 9 here\n"
+    best = final(whole, Checkpoints(whole, METRIC).resolve("best")).ema
+    assert_same(state.params["conv"], best["params"]["conv"])
+    assert_same(state.batch_stats, best["batch_stats"])
+    assert_same(state.params["head"], program.init().params["head"])
+    assert_same(state.ema, {"params": state.params, "batch_stats": state.batch_stats})
+    fit(config, tmp_path, data, Tiny(9))
+    capsys.readouterr()
+    fit(tiny_config(**EVERYTHING | {"init_from": str(whole), "reset_head": True, "steps": 3}), tmp_path, data, Tiny(9))
+    assert "afresh" not in capsys.readouterr().err
+
+
+def test_a_folder_of_imported_weights_is_not_trained_in(tmp_path):
+    variables = jax.device_get(build(tiny_config()).init().variables)
+    save_variables(tmp_path, variables, {"step": 0, "model": "tiny", "num_classes": 6, "input": {}})
+    with pytest.raises(UserError, match=r"holds imported weights: give a new --workdir and --config\.init_from="):
+        fit(tiny_config(), tmp_path)
 
 
 @pytest.mark.parametrize("where", ["nowhere", "checkpoints/99"])
