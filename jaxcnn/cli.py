@@ -18,6 +18,7 @@ COMMANDS = {
     "plot": "draw the curves of one or several runs",
     "models": "list the networks, with their parameters, MACs and activations",
     "tables": "the papers' tables, the published value beside ours",
+    "weights": "import and export other frameworks' weights",
     "data": "list, prepare and check data sets",
 }
 _USAGE = "usage: jaxcnn COMMAND [--debug] …\n\ncommands:\n"

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
     from jaxcnn.commands.run import open_run
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.data.pipeline import Slice
+    from jaxcnn.training.checkpoint import shapes_of
     from jaxcnn.training.evaluate import evaluate
     from jaxcnn.training.program import build_program
 
@@ -29,7 +31,16 @@ def main(argv: list[str]) -> int:
     devices = run.mesh.shape["data"]
     run.config.global_batch_size += -run.config.global_batch_size % devices
     data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()))
+    classes = run.variables["params"]["head"]["bias"].shape[-1]
+    if data.num_classes != classes:
+        raise UserError(
+            f"{arguments.workdir} has {classes} classes, {run.config.data.name} {data.num_classes}: "
+            "set config.data.name to a data set of its classes"
+        )
     program = build_program(run.config, run.model, data, run.mesh)
+    if shapes_of(program.variables) != shapes_of(run.variables):
+        theirs, ours = ("×".join(map(str, shape)) for shape in (run.input["image_shape"], data.image_shape))
+        raise UserError(f"{arguments.workdir} takes images of {theirs}, those of {run.config.data.name} are {ours}")
     scores = evaluate(
         program.eval_step, run.variables, data.eval_batches(),
         mesh=run.mesh, metrics=program.task.metrics, examples=data.eval_examples,
