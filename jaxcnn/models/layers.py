@@ -93,7 +93,8 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     """Krizhevsky et al. 2012, section 3.3, with its constants: x / (2 + 1e-4 · Σ x²)^0.75, computed in float32.
 
     The sum is over five channels, the two on each side included; the constant is not divided by five, as it is in Caffe
-    and torch. (N, H, W, C) -> the same shape and type. The gradient keeps nothing but `x`, and computes the rest anew.
+    and torch. On a TPU the squares are rounded to the type of `x` before they are added. (N, H, W, C) -> the same shape
+    and type. The gradient keeps nothing but `x`, and computes the rest anew.
     """
     wide = x.astype(jnp.float32)
     with jax.named_scope("lrn"):
@@ -197,7 +198,7 @@ def too_small(x: jax.Array, what: str) -> UserError:
     """The error for images that leave nothing to a later layer."""
     return UserError(
         f"{what} has only {x.shape[1]}×{x.shape[2]} pixels left: take larger images (config.data.image_size) "
-        "or the form for 28 to 64 pixels, config.model.overrides.small_images=True"
+        "or, where it is not on, the form for 28 to 64 pixels: config.model.overrides.small_images=True"
     )
 
 
