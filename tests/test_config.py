@@ -27,9 +27,7 @@ MAY_DIFFER = {
 }
 # Other programs lie beside the experiments: those have a get_config().
 EXPERIMENTS = sorted(
-    path
-    for path in (Path(__file__).parents[1] / "experiments").glob("*/*.py")
-    if "def get_config" in path.read_text()
+    path for path in (Path(__file__).parents[1] / "experiments").glob("*/*.py") if "def get_config" in path.read_text()
 )
 INF, NAN = float("inf"), float("nan")
 
