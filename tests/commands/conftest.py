@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,10 +17,20 @@ EXPERIMENT = experiment_text(
 
 
 @pytest.fixture(scope="session")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of 40 steps on 8 devices, with checkpoints at 10, 20, 30 and 40. Not to be written to."""
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "tiny.py").write_text(EXPERIMENT)
     with mock.patch.dict(models._REGISTRY):
         assert cli.main(["train", "--config", str(folder / "tiny.py"), "--workdir", str(folder / "run")]) == 0
-        yield folder / "run"
+        return folder / "run", models._REGISTRY["tiny"]
+
+
+@pytest.fixture
+def workdir(_trained: tuple[Path, Any]) -> Iterator[Path]:
+    """A run of 40 steps on 8 devices, with checkpoints at 10, 20, 30 and 40. Not to be written to.
+
+    Its network is in the registry for this test only: others list the registry.
+    """
+    folder, network = _trained
+    with mock.patch.dict(models._REGISTRY, tiny=network):
+        yield folder
