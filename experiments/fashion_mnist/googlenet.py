@@ -3,6 +3,9 @@
 At this size conv1 is 3×3 with stride 1 and the first pooling is left out; the rest is the paper's, with its auxiliary
 classifiers. Its recipe, SGD at 224 pixels, is in experiments/imagenet/googlenet.py.
 
+89.45 % top-1 on the test images, last checkpoint; 36 minutes on two cores of a busy Xeon. Recorded in
+experiments/results/fashion_mnist-googlenet.
+
 jaxcnn data prepare fashion_mnist --from DIR     # the four IDX files; without --from, TFDS downloads them
 jaxcnn train --config experiments/fashion_mnist/googlenet.py --workdir runs/fashion_mnist-googlenet
 """

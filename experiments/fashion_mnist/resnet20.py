@@ -1,5 +1,8 @@
 """ResNet-20 on Fashion-MNIST, 60,000 training and 10,000 test images of 28×28 pixels.
 
+93.45 % top-1 on the test images, last checkpoint; 58 minutes on two cores of a busy Xeon. Recorded in
+experiments/results/fashion_mnist-resnet20.
+
 jaxcnn data prepare fashion_mnist --from DIR     # the four IDX files; without --from, TFDS downloads them
 jaxcnn train --config experiments/fashion_mnist/resnet20.py --workdir runs/fashion_mnist
 """

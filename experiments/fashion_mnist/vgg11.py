@@ -3,6 +3,9 @@
 At this size the last pooling is left out; the rest is the paper's, initialised as He et al. and trained with Adam. The
 paper's own recipe, SGD at 224 pixels, is in experiments/imagenet/vgg11.py.
 
+90.26 % top-1 on the test images, last checkpoint; 16 minutes on two cores of a busy Xeon. Recorded in
+experiments/results/fashion_mnist-vgg11.
+
 jaxcnn data prepare fashion_mnist --from DIR     # the four IDX files; without --from, TFDS downloads them
 jaxcnn train --config experiments/fashion_mnist/vgg11.py --workdir runs/fashion_mnist-vgg11
 """

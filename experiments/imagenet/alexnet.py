@@ -5,7 +5,8 @@ times, 90 epochs, centred raw pixels. When it was divided is not stated; here af
 top-1 error, 18.2 % top-5 on the validation set of 2012 (Table 2), ten crops.
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only. Not run: ImageNet could not be
+had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/alexnet.py --workdir runs/imagenet-alexnet

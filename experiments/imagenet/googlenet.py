@@ -5,7 +5,8 @@ auxiliary losses at 0.3 (section 5). The rate, the batch, the length and the wei
 256, 240 epochs and none. Their SGD was asynchronous, ours is not. Paper: 10.07 % top-5 error (Table 3, one crop).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/googlenet.py --workdir runs/imagenet-googlenet

@@ -5,7 +5,8 @@ the error plateaus, 600,000 steps. When it was divided is not stated; here after
 Paper: 27.94 % top-1 error (Table 2, ten crops).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/plain18.py --workdir runs/imagenet-plain18

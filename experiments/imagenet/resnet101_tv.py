@@ -4,7 +4,8 @@ SGD, batch 256, momentum 0.9, weight decay 1e-4, rate 0.1 divided by 10 every 30
 22.63 % top-1 error, 6.45 % top-5 (one crop).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/resnet101_tv.py --workdir runs/imagenet-resnet101_tv

@@ -5,7 +5,8 @@ the error plateaus, 600,000 steps. When it was divided is not stated; here after
 Paper: 22.85 % top-1 error, 6.71 % top-5 (Table 3, ten crops).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/resnet50.py --workdir runs/imagenet-resnet50

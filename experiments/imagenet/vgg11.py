@@ -2,11 +2,12 @@
 
 Simonyan and Zisserman 2015, section 3.1: SGD, batch 256, momentum 0.9, weight decay 5e-4, dropout 0.5, rate 0.01
 divided by 10 three times, 370,000 steps. When it was divided is not stated; here after 150,000, 250,000 and 320,000
-steps. Kernels begin as He et al. have it rather than from a shallower network (`init_scheme`). Paper: 29.6 % top-1
+steps. Kernels begin as He et al. have it rather than from the paper's Gaussian (`init_scheme`). Paper: 29.6 % top-1
 error, 10.4 % top-5 (Table 3, one scale, dense).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/vgg11.py --workdir runs/imagenet-vgg11

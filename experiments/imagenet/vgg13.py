@@ -6,7 +6,8 @@ steps. Kernels begin as He et al. have it rather than from a shallower network (
 error, 9.9 % top-5 (Table 3, one scale, dense).
 
 Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
-Not run: ImageNet could not be had.
+As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
+deviation. Not run: ImageNet could not be had.
 
 jaxcnn data prepare imagenet2012
 jaxcnn train --config experiments/imagenet/vgg13.py --workdir runs/imagenet-vgg13
