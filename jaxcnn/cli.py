@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong use or bad input, one line on stderr; 1 a fault of o
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -45,6 +46,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv's by default) and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not fit the terminal's encoding
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -20,7 +20,8 @@ def build(name: str) -> Table:
     """
     if name not in TABLES:
         near = difflib.get_close_matches(name.lower(), TABLES, n=3, cutoff=0.4)
-        raise UserError(f"there is no table '{name}': " + ", ".join(near or TABLES))
+        words = "the nearest are" if near else "there are"
+        raise UserError(f"there is no table '{name}': {words} " + ", ".join(sorted(near) or TABLES))
     return TABLES[name]()
 
 

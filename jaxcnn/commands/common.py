@@ -3,10 +3,20 @@
 import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from jaxcnn import UserError
 
 OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but wrong use is a UserError: one line, as for all other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage."""
+        dash = " (a file whose name begins with - goes after --, or as ./-…)" if "unknown argument -" in message else ""
+        raise UserError(f"{self.prog.removeprefix('jaxcnn ')}: {message}{dash}; `{self.prog} --help` tells how")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

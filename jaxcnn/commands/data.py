@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import UserError
+from jaxcnn.commands.common import Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +25,9 @@ _SHEET_CLASSES, _SHEET_COLUMNS, _TILE = 25, 10, 56  # tiles in pixels
 
 def main(argv: list[str]) -> int:
     """Do what `argv` says; 0, or an error is raised."""
-    parser = argparse.ArgumentParser("jaxcnn data", description=__doc__)
+    parser = Parser("jaxcnn data", description=__doc__)
     commands = parser.add_subparsers(metavar="list | prepare | check", required=True)
-    folder = argparse.ArgumentParser(add_help=False)
+    folder = Parser(add_help=False)
     folder.add_argument("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets (default: TFDS's own)")
 
     command = commands.add_parser("list", parents=[folder], help="the data sets at hand")

@@ -1,16 +1,15 @@
 """`jaxcnn evaluate`: score every example of the evaluation set once. The last line of stdout is one JSON object."""
 
-import argparse
 import json
 from pathlib import Path
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
 
 
 def main(argv: list[str]) -> int:
     """Evaluate as `argv` says."""
-    parser = argparse.ArgumentParser("jaxcnn evaluate", description=__doc__, epilog=OVERRIDES)
+    parser = Parser("jaxcnn evaluate", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
     parser.add_argument("--save", metavar="PNG", type=Path, help="draw a grid of predictions")

@@ -3,12 +3,13 @@
 Everything is counted from the networks' own programs, and nothing is computed.
 """
 
-import argparse
 import json
 import re
 import shutil
 import textwrap
 from typing import Any
+
+from jaxcnn.commands.common import Parser
 
 _LIST_NOTE = (
     "MACs: multiply-accumulates for one image. MB: activations, the outputs of the layers that `jaxcnn models NAME` "
@@ -24,7 +25,7 @@ _ONE_NOTE = (
 
 def main(argv: list[str]) -> int:
     """List the models, or one model's layers, as `argv` says."""
-    parser = argparse.ArgumentParser("jaxcnn models", description=__doc__)
+    parser = Parser("jaxcnn models", description=__doc__)
     parser.add_argument("name", metavar="NAME", nargs="?", help="one model, layer by layer")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     one = parser.add_argument_group("with NAME")

@@ -1,14 +1,14 @@
 """`jaxcnn plot`: draw the loss and error curves of one or several runs into one PNG."""
 
-import argparse
 from pathlib import Path
 
 from jaxcnn import UserError
+from jaxcnn.commands.common import Parser
 
 
 def main(argv: list[str]) -> int:
     """Plot as `argv` says, and print a line with the best and the last score of each run."""
-    parser = argparse.ArgumentParser("jaxcnn plot", description=__doc__)
+    parser = Parser("jaxcnn plot", description=__doc__)
     parser.add_argument("workdir", metavar="DIR", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--out", metavar="PNG", type=Path, default=Path("curves.png"), help="default: curves.png")
     arguments = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
 
 _CHUNK = 64  # images that are in memory and go through the network at once
 _DRAWN = 36  # images in a picture
@@ -40,7 +41,7 @@ class Result(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Predict as `argv` says; an unreadable image is reported, the rest go on, and the exit code is 2."""
-    parser = argparse.ArgumentParser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
+    parser = Parser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="JPEG, PNG, WebP … files")
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", help="which one of the run (default: last)")
@@ -80,8 +81,14 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
         raise UserError("--model NAME goes with --weights FILE: a run's folder knows its network")
     if weights and arguments.checkpoint:
         raise UserError("--checkpoint goes with --workdir DIR: --weights has but one set of weights")
-    if arguments.save and arguments.save == arguments.explain:
+    pictures = [out for out in (arguments.save, arguments.explain) if out]
+    if len({out.resolve() for out in pictures}) < len(pictures):
         raise UserError(f"--save and --explain would both write {arguments.save}")
+    for out in pictures:
+        if out.suffix.lower() != ".png":
+            raise UserError(f"{out}: pictures are written as PNG, name it {out.with_suffix('.png')}")
+        if out.resolve() in {path.resolve() for path in arguments.images}:
+            raise UserError(f"{out} is one of the images: name another file to write")
     if weights and weights.is_dir():
         arguments.workdir, arguments.weights = weights, None
     elif weights and not arguments.model:
@@ -114,12 +121,14 @@ def _published(name: str, file: Path, dtype: str) -> Network:
 
     from jaxcnn.data.imagenet import class_names
     from jaxcnn.models import create_model
+    from jaxcnn.weights.entries import check_finite
     from jaxcnn.weights.files import read_state_dict
     from jaxcnn.weights.inputs import input_of
     from jaxcnn.weights.torchvision import from_state_dict
 
     variables = from_state_dict(name, read_state_dict(file))
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)  # files may keep 16 bits
+    check_finite(variables)  # XLA's ReLU on a CPU takes a NaN for 0: the output does not tell
     classes = len(variables["params"]["head"]["bias"])
     names = class_names() if classes == 1000 else tuple(map(str, range(classes)))
     return Network(create_model(name, classes, jnp.dtype(dtype)), variables, input_of(name, names))
@@ -172,6 +181,11 @@ def _results(network: Network, paths: list[Path]) -> Iterator[Result]:
                 )
 
 
+def _printable(path: Path) -> str:
+    """The path as text that can be drawn: bytes that are no UTF-8 become �."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def _read(path: Path, input: dict[str, Any]) -> Result:
     from jaxcnn.data.decode import read_image
 
@@ -199,7 +213,7 @@ def _draw(network: Network, drawn: list[Result], save: Path | None, explain: Pat
     """Write the pictures asked for."""
     from jaxcnn.analysis.plots import heat_cards, top5_cards
 
-    names, titles = network.input["class_names"], [str(result.path) for result in drawn]
+    names, titles = network.input["class_names"], [_printable(result.path) for result in drawn]
     images, probabilities = np.stack([r.image for r in drawn]), np.stack([r.probabilities for r in drawn])
     first = f" (the first {len(drawn)} of {shown} images)" if shown > len(drawn) else ""
     for out in filter(None, (save, explain)):

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from typing import Any
 
-from jaxcnn.commands.common import set_up_jax
+from jaxcnn.commands.common import Parser, set_up_jax
 
 NAMES = {
     "alexnet-abstract": "parameters and neurons of the whole network",
@@ -29,7 +29,7 @@ NAMES = {
 def main(argv: list[str]) -> int:
     """Print the tables that `argv` asks for."""
     epilog = "tables:\n" + "\n".join(f"  {name:<17} {words}" for name, words in NAMES.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "jaxcnn tables", description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="one table (default: all but precision)")
@@ -117,6 +117,11 @@ def _published(cell: Any) -> str:
     return " ".join(filter(None, (printed + cell.figure.suffix, cell.mark)))
 
 
+def _unscaled(column: str) -> str:
+    """The name of a column whose values are printed in full."""
+    return {"GMACs": "MACs", "MMACs": "MACs"}.get(column, column)
+
+
 def _as_json(table: Any) -> dict[str, Any]:
     from jaxcnn.analysis.tabular import source
 
@@ -130,7 +135,8 @@ def _as_json(table: Any) -> dict[str, Any]:
             "source": figure.source, "confidence": figure.confidence,
         }  # fmt: skip
 
-    rows = [{name: value(cell) for name, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    names = [_unscaled(name) for name in table.columns]
+    rows = [{name: value(cell) for name, cell in zip(names, row, strict=True)} for row in table.rows]
     return {
         "table": table.name, "title": table.title, "paper": source(table), "rows": rows, "notes": list(table.notes)
     }  # fmt: skip
@@ -148,4 +154,4 @@ def _print_csv(tables: Any) -> None:
                 published = (figure.printed, f"{figure.unit:g}" if figure.unit else "") if figure else ("", "")
                 origin = (figure.source, figure.confidence) if figure else ("", "")
                 if cell.ours != "":
-                    writer.writerow([table.name, label, name, cell.ours, *published, cell.mark, *origin])
+                    writer.writerow([table.name, label, _unscaled(name), cell.ours, *published, cell.mark, *origin])

@@ -1,16 +1,15 @@
 """`jaxcnn train`: train a network from an experiment file; run again on the same folder, it resumes."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
 
 
 def main(argv: list[str]) -> int:
     """Train as `argv` says; 0 when done, 130 or 143 when stopped by Ctrl-C or SIGTERM after saving."""
-    parser = argparse.ArgumentParser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
+    parser = Parser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("--config", metavar="FILE", required=True, help="experiment file; it is Python and is executed")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
     arguments, overrides = parse(parser, argv)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
 
 Overrides = list[tuple[str, str]]
 
 
 def main(argv: list[str]) -> int:
     """Import or export as `argv` says; 0, or an error is raised."""
-    parser = argparse.ArgumentParser("jaxcnn weights", description=__doc__)
+    parser = Parser("jaxcnn weights", description=__doc__)
     commands = parser.add_subparsers(metavar="import | export", required=True)
 
     words = "weights of torchvision, or that export wrote, as a folder like a run's"
@@ -125,7 +125,10 @@ def _exported(file: Path, name: str, classes: int) -> tuple[str, dict[str, Any]]
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` once all in it is written, and is gone if not."""
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}; name another") from error
     try:
         yield folder
         folder.replace(out)

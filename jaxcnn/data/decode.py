@@ -52,6 +52,8 @@ def open_image(path: Path, channels: int) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} has {image.width}×{image.height} pixels: more than {MAX_PIXELS:,} are refused")
             upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F":
+                raise UserError(f"cannot read the image {path}: its pixels are fractions, whose range is not known")
             if upright.mode.startswith("I"):  # 16 bits, in PGM as 32: Pillow would clip them at 255
                 deep = np.clip(np.asarray(upright), 0, 65535)
                 upright = Image.fromarray((deep >> 8).astype(np.uint8))

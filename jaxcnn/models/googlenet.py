@@ -137,7 +137,8 @@ class GoogLeNet(nn.Module):
     """Nine inception modules between a convolutional stem and one fully connected layer.
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", … "stage5"}, and in training "aux_logits", the
-    logits of the two auxiliary classifiers. The last stage is pooled globally: any image size will do in evaluation.
+    logits of the two auxiliary classifiers. The last stage is pooled globally: any image size will do in evaluation. In
+    training the weights of the auxiliary classifiers fit the size that they were made for, but in `googlenet_tv`.
 
     Attributes:
       dropout: rate before the head; None is the architecture's own (0.4, Table 1; torchvision 0.2).

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import UserError
+from jaxcnn import UserError, cli
 from jaxcnn.commands import data
 from jaxcnn.data import prepare as prepare_module
 from jaxcnn.data import sources
@@ -143,7 +143,7 @@ def test_help_is_quick():
 
 @pytest.mark.parametrize("argv", [[], ["prepare"], ["check"], ["nothing"], ["list", "x"]])
 def test_wrong_use(argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        data.main(argv)
-    assert caught.value.code == 2
-    assert "jaxcnn data" in capsys.readouterr().err
+    assert cli.main(["data", *argv]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("jaxcnn: data")
+    assert told.count("\n") == 1

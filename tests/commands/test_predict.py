@@ -163,7 +163,10 @@ def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
         ("--weights FILE --model resnet18 --config.seed=3", "--config.seed goes with --workdir"),
         ("--weights FILE --model resnet18", "cannot read the weights"),
         ("--weights RUN --model resnet18", "holds tiny, not resnet18"),
-        ("--workdir RUN --save FILE --explain FILE", "would both write"),
+        ("--workdir RUN --save a.png --explain ./b/../a.png", "would both write"),
+        ("--workdir RUN --save ./image.png", "is one of the images"),
+        ("--workdir RUN --explain a.jpg", "written as PNG, name it a.png"),
+        ("--workdir RUN --dtype int8", "predict: argument --dtype: invalid choice"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(workdir, tmp_path, capsys, words, told):
@@ -233,6 +236,15 @@ def test_published_weights_say_what_they_say_in_torchvision(state_dict, tmp_path
     (tmp_path / "names.txt").write_text("\n".join(f"${i}_{{" for i in range(1000)))  # no formulas, for matplotlib
     assert cli.main(["predict", *words, "--names", str(tmp_path / "names.txt"), "--save", str(drawn)]) == 0
     assert objects(capsys.readouterr().out)[0]["top5"][0]["class"] == "$419_{"
+
+
+def test_published_weights_that_are_not_finite_are_refused_though_the_output_is_finite(state_dict, tmp_path, capsys):
+    kernel = state_dict["layer1.0.conv1.weight"].copy()
+    kernel[0, 0, 0, 0] = np.nan
+    write_safetensors(tmp_path / "nan.safetensors", {**state_dict, "layer1.0.conv1.weight": kernel})
+    words = ["predict", "--model", "resnet18", "--weights", str(tmp_path / "nan.safetensors"), "image.png"]
+    assert cli.main(words) == 2
+    assert "not finite (1): params/stage1_block1/conv1/kernel" in capsys.readouterr().err
 
 
 def test_classes_without_names_are_numbers_and_sixteen_bits_are_widened(state_dict, tmp_path):

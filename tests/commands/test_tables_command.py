@@ -59,7 +59,7 @@ def test_json_is_one_table_a_line_with_numbers_as_numbers(capsys):
         "source": "AlexNet, caption of Figure 2", "confidence": "B",
     }  # fmt: skip
     assert conv1["output"]["paper"] == conv1["output"]["ours"] == "55×55×96"
-    assert conv1["MMACs"] == 105_415_200
+    assert conv1["MACs"] == 105_415_200
 
 
 def test_csv_is_one_value_a_line_for_all_tables(capsys):

@@ -138,3 +138,9 @@ def test_the_longer_side_is_rounded_down_and_kept_within_bounds(tmp_path, monkey
     Image.new("RGB", (1, 5000)).save(tmp_path / "long.png")
     with pytest.raises(UserError, match="1×5000 would be resized to 256×1280000 pixels: more than 1,000,000 are"):
         read_image(tmp_path / "long.png", (224, 224, 3), resize=256)
+
+
+def test_pixels_that_are_fractions_are_refused(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match=r"float\.tiff: its pixels are fractions"):
+        read_image(tmp_path / "float.tiff", (8, 8, 3))

@@ -245,5 +245,21 @@ def test_images_that_are_too_small_name_the_override(name, side):
 
 @pytest.mark.parametrize("name", NEW)
 def test_an_unknown_override_is_named_with_its_model(name):
-    with pytest.raises(UserError, match=rf"model {name}:.*\bwidht\b"):
-        create_model(name, widht=3)
+    with pytest.raises(UserError, match=rf"model {name} has no override 'widht': .*width"):
+        create_model(name, small_images=True, widht=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *(("alexnet", "dropout", value) for value in (-0.1, 1.0, 1.5, "x", None)),
+        *(("vgg16", "width", value) for value in (0, -1.0, float("inf"), float("nan"), "wide")),
+        *(("googlenet", "aux_dropout", value) for value in (-1, 1)),
+        *(("resnet18", "small_images", value) for value in (3, "yes", None)),
+        *(("vgg11", "num_classes", value) for value in (0, -1, 1.5)),
+        ("vgg11", "dtype", "int8"),
+    ],
+)
+def test_an_illegal_value_is_named_with_the_legal_ones(name, key, value):
+    with pytest.raises(UserError, match=rf"model {name}: {key}=.*"):
+        create_model(name, **{key: value})
