@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 def _refuse(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print("jaxcnn: " + " ".join(message.split()), file=sys.stderr)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # names in files may hold escapes
+    print(f"jaxcnn: {line}", file=sys.stderr)
     return 2
 
 

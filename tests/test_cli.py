@@ -214,3 +214,11 @@ def test_plot_without_a_folder_is_wrong_use(capsys):
 def test_plot_writes_a_png_under_the_very_name_it_is_given(name, tmp_path):
     assert exit_code("plot", run(tmp_path / "mine", LINES), "--out", str(tmp_path / name)) == 0
     assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_file_calls_itself_cannot_move_the_cursor(complaint, monkeypatch):
+    def refuse(argv: list[str]) -> int:
+        raise UserError("extra (1): a\x1b[31m\nb")
+
+    monkeypatch.setattr(plot, "main", refuse)
+    assert complaint("plot") == "jaxcnn: extra (1): a?[31m b\n"

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Collection
+from numbers import Integral
 from typing import Any
 
 import flax.linen as nn
@@ -49,7 +50,7 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     """
     if name not in _REGISTRY:
         raise UserError(f"there is no model '{name}': " + _nearest(str(name).lower(), _REGISTRY, "see `jaxcnn models`"))
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if not isinstance(num_classes, Integral) or num_classes < 1:
         raise UserError(f"model {name}: num_classes={num_classes}, it must be a whole number, 1 or more")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"model {name}: dtype={dtype} is no floating-point type: bfloat16 or float32")
