@@ -28,16 +28,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import (
-    Classifier,
-    Dtype,
-    Endpoint,
-    FullyConnected,
-    conv,
-    local_response_norm,
-    max_pool,
-    scaled,
-)
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, FullyConnected, conv, local_response_norm, scaled
+from jaxcnn.models.pooling import max_pool
 
 
 class Spec(NamedTuple):

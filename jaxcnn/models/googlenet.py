@@ -30,15 +30,12 @@ from jaxcnn.models.layers import (
     Dtype,
     Endpoint,
     FullyConnected,
-    adaptive_avg_pool,
-    avg_pool,
     batch_norm,
     conv,
-    global_avg_pool,
     local_response_norm,
-    max_pool,
     scaled,
 )
+from jaxcnn.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
 # Table 1: channels of #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 INCEPTIONS = {

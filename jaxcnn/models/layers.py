@@ -1,4 +1,4 @@
-"""Layers that the families share: convolution, norms, pooling, fully connected layers, the classifier head. All NHWC.
+"""Layers that the families share: convolution, norms, fully connected layers, the classifier head. All NHWC.
 
 Padding is explicit and symmetric, as torch's: XLA's SAME pads a strided layer on one side only, which moves features by
 a pixel and would break parity with published weights.
@@ -13,8 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from jaxcnn import UserError
 
 Dtype = Any
 Module = Callable[..., Any]
@@ -136,76 +134,6 @@ def _lrn_gradient(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
 
 
 local_response_norm.defvjp(lambda x: (local_response_norm(x), x), _lrn_gradient)
-
-
-def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = False) -> jax.Array:
-    """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins.
-
-    Where values tie, the first one, row by row, gets the gradient, as in torch.
-
-    Args:
-      ceil: round the output size up, as the GoogLeNet of Caffe and torch does: the last window hangs over the edge.
-    """
-
-    def extent(side: int) -> tuple[int, int]:  # windows, and padding after the edge
-        over = side + 2 * pad - window
-        if over < 0:
-            raise too_small(x, f"max pooling of {window}×{window}")
-        size = (over + (stride - 1 if ceil else 0)) // stride + 1
-        if (size - 1) * stride >= side + pad:  # a window that begins in the padding is left out, as in torch
-            size -= 1
-        return size, max(0, (size - 1) * stride + window - side - pad)
-
-    (rows, below), (columns, beside) = extent(x.shape[1]), extent(x.shape[2])
-
-    def by_windows(x: jax.Array) -> jax.Array:
-        padding: Any = ((pad, below), (pad, beside))
-        return nn.max_pool(x, (window, window), (stride, stride), padding)
-
-    def by_slices(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (pad, below), (pad, beside), (0, 0)), constant_values=-jnp.inf)
-        for axis, size in ((2, columns), (1, rows)):  # in this order ties fall as in `by_windows`
-            last = (size - 1) * stride + 1
-            slices = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
-            x = functools.reduce(lambda a, b: jnp.where((a >= b) | (a != a), a, b), slices)
-        return x
-
-    # XLA's own pooling is best on a TPU. Its gradient takes several times longer on a CPU, twice the bytes on a GPU.
-    with jax.named_scope("max_pool"):
-        return lax.platform_dependent(x, tpu=by_windows, default=by_slices)
-
-
-def avg_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
-    """Mean over windows, summed in float32: (N, H, W, C) -> (N, …, C). A map below the window's size counts whole."""
-    with jax.named_scope("avg_pool"):
-        shape = (min(window, x.shape[1]), min(window, x.shape[2]))
-        return nn.avg_pool(x.astype(jnp.float32), shape, (stride, stride)).astype(x.dtype)
-
-
-def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """torch's adaptive pooling to (N, size, size, C): window i of a side s is [⌊i·s/size⌋, ⌈(i+1)·s/size⌉)."""
-
-    def pool(x: jax.Array, axis: int) -> jax.Array:
-        side = x.shape[axis]
-        windows = [(i * side // size, -(-(i + 1) * side // size)) for i in range(size)]
-        return jnp.stack([lax.slice_in_dim(x, *w, axis=axis).mean(axis) for w in windows], axis)
-
-    with jax.named_scope("avg_pool"):
-        return pool(pool(x.astype(jnp.float32), 1), 2).astype(x.dtype)
-
-
-def too_small(x: jax.Array, what: str) -> UserError:
-    """The error for images that leave nothing to a later layer."""
-    return UserError(
-        f"{what} has only {x.shape[1]}×{x.shape[2]} pixels left: take larger images (config.data.image_size) "
-        "or, where it is not on, the form for 28 to 64 pixels: config.model.overrides.small_images=True"
-    )
-
-
-def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over space, summed in float32: (N, H, W, C) -> (N, C) in the type of `x`."""
-    with jax.named_scope("global_avg_pool"):
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
 class FullyConnected(nn.Module):

@@ -22,7 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv, global_avg_pool, max_pool
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv
+from jaxcnn.models.pooling import global_avg_pool, max_pool
 
 
 class Spec(NamedTuple):

@@ -33,9 +33,9 @@ from jaxcnn.models.layers import (
     conv,
     he_normal,
     local_response_norm,
-    max_pool,
     scaled,
 )
+from jaxcnn.models.pooling import max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)
 

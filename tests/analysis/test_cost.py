@@ -11,7 +11,8 @@ import pytest
 from jaxcnn import UserError
 from jaxcnn.analysis.cost import describe, layers, paper_layers, total
 from jaxcnn.models import create_model, list_models
-from jaxcnn.models.layers import batch_norm, conv, max_pool
+from jaxcnn.models.layers import batch_norm, conv
+from jaxcnn.models.pooling import max_pool
 
 # Parameters, and GMACs to three decimals: ../shared/REFERENCES.md, but for what follows from it by arithmetic.
 IMAGENET = {

@@ -14,7 +14,7 @@ from jax import lax
 from nets import images, quick
 
 from jaxcnn import UserError
-from jaxcnn.models import layers
+from jaxcnn.models import layers, pooling
 
 
 def pooled_size(side: int, window: int, stride: int, pad: int, ceil: bool) -> int:
@@ -39,7 +39,7 @@ def assert_pools_alike(x: jax.Array, *args: Any) -> None:
             y, back = jax.vjp(lambda x: pool(x, *args), x)
             return y, back(1 + jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))
 
-        return [weighted(pool) for pool in (layers.max_pool, flax_max_pool)]
+        return [weighted(pool) for pool in (pooling.max_pool, flax_max_pool)]
 
     ours, flax = quick(both)(x)
     jax.tree.map(np.testing.assert_array_equal, ours, flax)
@@ -77,7 +77,7 @@ def test_max_pooling_is_that_of_flax_whatever_the_sizes_and_the_ties(sides, wind
 
 def test_the_first_of_tied_values_row_by_row_gets_the_gradient():
     x = jnp.asarray([[0.0, 1.0], [1.0, 1.0]])[None, :, :, None]
-    gradient = quick(jax.grad(lambda x: layers.max_pool(x, 2, 2).sum()))(x)
+    gradient = quick(jax.grad(lambda x: pooling.max_pool(x, 2, 2).sum()))(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
 
 
@@ -85,7 +85,7 @@ def test_the_first_of_tied_values_row_by_row_gets_the_gradient():
 def test_max_pooling_hides_no_nan(where):
     x = images(1, 5, 5, 1).at[0, *where, 0].set(jnp.nan)
     seen = [[np.isnan(x[0, i : i + 3, j : j + 3]).any() for j in (0, 2)] for i in (0, 2)]
-    pooled = quick(lambda x: layers.max_pool(x, 3, 2))(x)
+    pooled = quick(lambda x: pooling.max_pool(x, 3, 2))(x)
     np.testing.assert_array_equal(np.isnan(pooled[0, :, :, 0]), seen)
 
 
@@ -93,7 +93,7 @@ def test_max_pooling_hides_no_nan(where):
 def test_a_map_below_the_window_names_the_override(side, window, pad):
     message = rf"max pooling of {window}×{window} has only {side}×{side} pixels left.*overrides\.small_images=True"
     with pytest.raises(UserError, match=message):
-        layers.max_pool(jnp.zeros((1, side, side, 1)), window, 2, pad)
+        pooling.max_pool(jnp.zeros((1, side, side, 1)), window, 2, pad)
 
 
 @pytest.mark.parametrize("sides", [(14, 14), (8, 9), (7, 5), (4, 3)])
@@ -103,7 +103,7 @@ def test_average_pooling_counts_full_windows_or_the_whole_map(sides):
     starts = [range(0, side - w + 1, 3) for side, w in zip(sides, window, strict=True)]
     parts = [[x[:, i : i + window[0], j : j + window[1]] for j in starts[1]] for i in starts[0]]
     expected = np.array([[np.mean(part, (1, 2), np.float64) for part in row] for row in parts]).transpose(2, 0, 1, 3)
-    np.testing.assert_allclose(quick(lambda x: layers.avg_pool(x, 5, 3))(x), expected, atol=1e-6)
+    np.testing.assert_allclose(quick(lambda x: pooling.avg_pool(x, 5, 3))(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("sides", [(14, 14), (8, 7), (4, 5), (3, 2)])
@@ -112,12 +112,12 @@ def test_adaptive_pooling_covers_the_map_with_windows_as_torch_cuts_them(sides):
     rows, columns = ([(math.floor(i * s / 4), math.ceil((i + 1) * s / 4)) for i in range(4)] for s in sides)
     parts = [[x[:, a:b, c:d] for c, d in columns] for a, b in rows]
     expected = np.array([[np.mean(part, (1, 2), np.float64) for part in row] for row in parts]).transpose(2, 0, 1, 3)
-    np.testing.assert_allclose(quick(lambda x: layers.adaptive_avg_pool(x, 4))(x), expected, atol=1e-6)
+    np.testing.assert_allclose(quick(lambda x: pooling.adaptive_avg_pool(x, 4))(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "pool",
-    [lambda x: layers.avg_pool(x, 5, 3), lambda x: layers.adaptive_avg_pool(x, 1), layers.global_avg_pool],
+    [lambda x: pooling.avg_pool(x, 5, 3), lambda x: pooling.adaptive_avg_pool(x, 1), pooling.global_avg_pool],
     ids=["window", "adaptive", "global"],
 )
 def test_means_are_summed_in_float32(pool):

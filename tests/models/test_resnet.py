@@ -11,7 +11,7 @@ import pytest
 from nets import CIFAR, RESNET, count, filled, images, sizes, traced
 
 from jaxcnn import UserError
-from jaxcnn.models import create_model, layers
+from jaxcnn.models import create_model, layers, pooling
 from jaxcnn.models.resnet import SPECS, Block
 
 PARAMETERS = RESNET | CIFAR
@@ -154,7 +154,7 @@ def test_max_pooling_pads_alike_on_each_side_with_what_never_wins(side):
     padded = np.pad(x, 1, constant_values=-np.inf)
     starts = range(0, side, 2)
     expected = [[padded[i : i + 3, j : j + 3].max() for j in starts] for i in starts]
-    np.testing.assert_array_equal(layers.max_pool(x[None, :, :, None], 3, 2, 1)[0, :, :, 0], expected)
+    np.testing.assert_array_equal(pooling.max_pool(x[None, :, :, None], 3, 2, 1)[0, :, :, 0], expected)
 
 
 def test_batch_norm_moves_a_tenth_of_the_way_to_the_statistics_of_the_batch():
