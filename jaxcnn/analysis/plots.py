@@ -39,22 +39,17 @@ def curves(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
 
 
 def prediction_grid(
-    images: np.ndarray,
-    labels: Sequence[int] | None,
-    probabilities: np.ndarray,
-    names: Sequence[str],
-    out: Path,
-    side: int = 6,
+    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str], out: Path
 ) -> None:
-    """The first side² images with the class predicted, its probability, and the truth where it is another, as PNG.
+    """Images with the class predicted, its probability, and the truth where it is another, six in a row, as PNG.
 
     Args:
       images: uint8 (N, H, W, C), C of 1 or 3.
-      labels: true classes (N,), or None where they are not known.
+      labels: true classes (N,).
       probabilities: (N, classes).
     """
-    count = min(len(images), side * side)
-    columns = min(count, side)
+    count = len(images)
+    columns = min(count, 6)
     rows = -(-count // columns)
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
     for i, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
@@ -63,11 +58,9 @@ def prediction_grid(
             continue
         axes.imshow(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i], cmap="gray", vmin=0, vmax=255)
         guess = int(np.argmax(probabilities[i]))
-        title, colour = f"{names[guess]} {probabilities[i, guess]:.0%}", "black"
-        if labels is not None:
-            wrong = guess != labels[i]
-            colour = _WRONG if wrong else _RIGHT
-            title += f"\nis {names[labels[i]]}" if wrong else ""
+        title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
+        colour = _WRONG if wrong else _RIGHT
+        title += f"\nis {names[labels[i]]}" if wrong else ""
         axes.set_title(title, fontsize=8, color=colour)
     figure.savefig(out, dpi=120, format="png")
 

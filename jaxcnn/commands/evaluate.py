@@ -6,6 +6,8 @@ from pathlib import Path
 from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
 
+_DRAWN = 36  # images in a picture
+
 
 def main(argv: list[str]) -> int:
     """Evaluate as `argv` says."""
@@ -17,8 +19,9 @@ def main(argv: list[str]) -> int:
 
     set_up_jax()
     import jax
+    import numpy as np
 
-    from jaxcnn.commands.run import open_run
+    from jaxcnn.commands.run import classifier, open_run
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.data.pipeline import Slice
     from jaxcnn.training.checkpoint import shapes_of
@@ -49,8 +52,9 @@ def main(argv: list[str]) -> int:
 
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         batch = next(data.eval_batches())
-        images, labels = (batch[key][batch["mask"] > 0] for key in ("image", "label"))
-        prediction_grid(images, labels.tolist(), run.probabilities(images), data.class_names, arguments.save)
+        images, labels = (batch[key][batch["mask"] > 0][:_DRAWN] for key in ("image", "label"))
+        probabilities = np.asarray(classifier(run.model, run.input)(run.variables, images))
+        prediction_grid(images, labels.tolist(), probabilities, data.class_names, arguments.save)
         print(f"predictions: {arguments.save}")
     about = {
         "workdir": str(arguments.workdir), "checkpoint": run.step,

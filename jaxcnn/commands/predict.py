@@ -152,20 +152,13 @@ def read_names(path: Path, classes: int) -> tuple[str, ...]:
 
 def _results(network: Network, paths: list[Path]) -> Iterator[Result]:
     """The results in the order of `paths`: read, computed and let go of in chunks of one size, by one program."""
-    import jax
+    from jaxcnn.commands.run import classifier
 
-    from jaxcnn.data.transforms import normalize
-
-    image_shape, mean, std = (network.input[key] for key in ("image_shape", "mean", "std"))
-
-    @jax.jit
-    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(network.model.apply(variables, normalize(images, mean, std))["logits"])
-
+    probabilities = classifier(network.model, network.input)
     size = min(len(paths), _CHUNK)
     for start in range(0, len(paths), size):
         results = [_read(path, network.input) for path in paths[start : start + size]]
-        images = np.zeros((size, *image_shape), np.uint8)  # zeros, too, where there is no image to compute
+        images = np.zeros((size, *network.input["image_shape"]), np.uint8)  # zeros where there is no image
         for i, result in enumerate(results):
             if not result.error:
                 images[i] = result.image

@@ -3,13 +3,13 @@
 The data set need not be there: a checkpoint knows the shape, the normalisation and the class names of its images.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn.config import Config
@@ -20,8 +20,6 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.mesh import make_mesh, replicated
 from jaxcnn.training.state import init_variables
-
-_CHUNK = 64  # images that go through the network at once
 
 
 class Run(NamedTuple):
@@ -40,19 +38,20 @@ class Run(NamedTuple):
     variables: Any
     input: dict[str, Any]
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (N, H, W, C) -> float32 probabilities (N, classes)."""
 
-        def apply(variables: Any, images: jax.Array) -> jax.Array:
-            outputs: Any = self.model.apply(variables, normalize(images, self.input["mean"], self.input["std"]))
-            return jax.nn.softmax(outputs["logits"])
+def classifier(model: nn.Module, given: dict[str, Any]) -> Callable[[Any, Any], jax.Array]:
+    """A program of (variables, uint8 images (N, H, W, C)) -> float32 probabilities (N, classes).
 
-        # Chunks of one size: memory stays bounded, and one program does for all.
-        size = min(len(images), _CHUNK)
-        filled = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
-        compiled = jax.jit(apply)
-        chunks = [np.asarray(compiled(self.variables, chunk)) for chunk in filled.reshape(-1, size, *images.shape[1:])]
-        return np.concatenate(chunks)[: len(images)]
+    Args:
+      given: what a checkpoint keeps of its images: "mean" and "std".
+    """
+
+    @jax.jit
+    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: Any = model.apply(variables, normalize(images, given["mean"], given["std"]))
+        return jax.nn.softmax(outputs["logits"])
+
+    return probabilities
 
 
 def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -> Run:
