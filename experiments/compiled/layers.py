@@ -7,7 +7,7 @@ in bfloat16 at batch 128 for the accelerators, and in float32 at batch 32, timed
 convolution, ReLU, response normalisation and pooling. Mcycles are the TPU compiler's own estimate (v5e: 1500 Mcycles
 a second); H100 MB are the operands and results of all kernels (3352 GB a second), PTX the lines of assembly.
 
-What it decided for jaxcnn/models/layers.py and pooling.py; experiments/results/compiled-layers.md holds a run's figures:
+What it decided for layers.py and pooling.py of jaxcnn/models; experiments/results/compiled-layers.md has the figures:
 - Max pooling: XLA's windows on a TPU, maxima of shifted slices elsewhere.
 - Response normalisation: a band matrix sums the five channels on a TPU, shifted slices do elsewhere; d^-0.75 by square
   roots, under half the H100's instructions and the CPU's time; its gradient written out, which changes little on the
