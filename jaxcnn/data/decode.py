@@ -1,16 +1,37 @@
-"""Image files to arrays: opened safely and upright, then fitted to the size that a network takes."""
+"""Image files to arrays: opened safely and upright, then cut and fitted to the size that a network takes."""
 
+import io
 import math
+import threading
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
+from jaxcnn.data import jpeg
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
-_MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
+_RESAMPLING = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+INTERPOLATIONS = (*_RESAMPLING, "antialias")
+_warnings_lock = threading.Lock()  # Python's filters of warnings are the whole process's
+
+# One example is one thread's work, and its result is the same on every processor: IPP's kernels round differently.
+cv2.setNumThreads(0)
+cv2.ipp.setUseIPP(False)
+
+
+class Box(NamedTuple):
+    """A rectangle in an image, in pixels; fractions are allowed."""
+
+    top: float
+    left: float
+    height: float
+    width: float
 
 
 def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
@@ -47,21 +68,103 @@ def open_image(path: Path, channels: int) -> Image.Image:
       UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS.
     """
     try:
-        # Pillow warns of what it goes on without, such as a damaged EXIF block.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} has {image.width}×{image.height} pixels: more than {MAX_PIXELS:,} are refused")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "F":
-                raise UserError(f"cannot read the image {path}: its pixels are fractions, whose range is not known")
-            if upright.mode.startswith("I"):  # 16 bits, in PGM as 32: Pillow would clip them at 255
-                deep = np.clip(np.asarray(upright), 0, 65535)
-                upright = Image.fromarray((deep >> 8).astype(np.uint8))
-            return upright.convert(_MODES[channels])
-    except UserError:
-        raise
-    except Exception as error:  # the decoders meet damage with struct.error, IndexError, zlib.error and others
-        raise UserError(f"cannot read the image {path}: {_reason(path, error)}") from error
+        return _open(path.read_bytes(), channels)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise UserError(f"cannot read the image {path}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
+    """All of an image, upright: uint8 (H, W, channels) of a file's bytes, or of pixels with or without channels.
+
+    Raises:
+      ValueError: it is no image, is damaged, or has more than MAX_PIXELS.
+    """
+    if isinstance(image, np.ndarray):
+        pixels = image.astype(np.uint8) * 255 if image.dtype == bool else image
+        return pixels.reshape(*pixels.shape[:2], channels)
+    header = jpeg.read_header(image) if channels in (1, 3) else None
+    if header:
+        _check_pixels(header.width, header.height)
+        try:
+            return _turn(jpeg.decode(image, header, channels), header.orientation)
+        except ValueError:
+            pass  # Pillow has the last word: it forgives a missing end marker, for one
+    pixels = np.asarray(_open(image, channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
+    """(height, width) of an upright image, from its headers alone.
+
+    Raises:
+      ValueError: as of `decode`.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    header = jpeg.read_header(image)
+    if header:
+        turned = header.orientation >= 5
+        return (header.width, header.height) if turned else (header.height, header.width)
+    try:
+        with _warnings_lock, warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image)) as opened:
+            turned = opened.getexif().get(274, 1) >= 5
+            return (opened.width, opened.height) if turned else (opened.height, opened.width)
+    except Exception as error:
+        raise ValueError(_reason(image, error)) from error
+
+
+def crop_resize(
+    image: bytes | np.ndarray, channels: int, box: Box, size: tuple[int, int], interpolation: str = "bilinear"
+) -> np.ndarray:
+    """The part `box` of an upright image, brought to `size` (height, width): uint8 (height, width, channels).
+
+    Of a JPEG no more is decoded than is needed: no rows below the box, and half, a quarter or an eighth of the
+    resolution where the box has that many times the pixels of `size`.
+
+    Args:
+      interpolation: "bilinear" and "bicubic" between neighbours, as tf.image does, in which the box is rounded to whole
+        pixels; "antialias" weighs all pixels, bilinear as Pillow and torchvision do, and takes the box as it is.
+
+    Raises:
+      ValueError: as of `decode`.
+    """
+    if interpolation == "antialias":
+        # Of a JPEG as much as Pillow's own resize of the whole image would see.
+        pixels = _part(image, channels, box.top + box.height * (1 + 1 / size[0]) + 1)
+        squeezed = pixels[..., 0] if channels == 1 else pixels
+        exact = (box.left, box.top, box.left + box.width, box.top + box.height)
+        resized = Image.fromarray(squeezed).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=exact)
+        return np.asarray(resized).reshape(*size, channels)
+    top, left = round(box.top), round(box.left)
+    bottom, right = max(top + 1, round(box.top + box.height)), max(left + 1, round(box.left + box.width))
+    scale = jpeg.scale_for((bottom - top, right - left), size)
+    pixels, scale = _scaled(image, channels, bottom, scale)
+    top, left, bottom, right = top // scale, left // scale, -(-bottom // scale), -(-right // scale)
+    part = pixels[top:bottom, left:right]
+    if part.shape[:2] == size:
+        return part
+    resized = cv2.resize(part, (size[1], size[0]), interpolation=_RESAMPLING[interpolation])
+    return resized.reshape(*size, channels)
+
+
+def _part(image: bytes | np.ndarray, channels: int, bottom: float) -> np.ndarray:
+    """At least the rows above `bottom`."""
+    return _scaled(image, channels, math.ceil(bottom), 1)[0]
+
+
+def _scaled(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
+    """At least the rows above `bottom`, reduced by `scale` if the decoder can, and the scale it is."""
+    header = jpeg.read_header(image) if isinstance(image, bytes) else None
+    if isinstance(image, bytes) and header and header.orientation == 1 and channels in (1, 3):
+        _check_pixels(header.width, header.height)
+        try:
+            return jpeg.decode(image, header, channels, min(bottom, header.height), scale), scale
+        except ValueError:
+            pass
+    return decode(image, channels), 1
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -82,9 +185,44 @@ def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     return int(shorter * width / short), int(shorter * height / short)
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
+def _open(data: bytes, channels: int) -> Image.Image:
+    """Pillow's reading of a file, upright and in the mode of `channels`.
+
+    Raises:
+      ValueError: it cannot be read; the text says why.
+    """
+    try:
+        # Pillow warns of what it goes on without, such as a damaged EXIF block.
+        with _warnings_lock, warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            _check_pixels(image.width, image.height)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F":
+                raise ValueError("its pixels are fractions, whose range is not known")
+            if upright.mode.startswith("I"):  # 16 bits, in PGM as 32: Pillow would clip them at 255
+                deep = np.clip(np.asarray(upright), 0, 65535)
+                upright = Image.fromarray((deep >> 8).astype(np.uint8))
+            return upright if upright.mode == _MODES[channels] else upright.convert(_MODES[channels])
+    except Exception as error:  # the decoders meet damage with struct.error, IndexError, zlib.error and others
+        raise ValueError(_reason(data, error)) from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width}×{height} pixels: more than {MAX_PIXELS:,} are refused")
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as EXIF's orientation wants to be shown."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if not path.stat().st_size else "it is no image of a known format"
+        return "it is empty" if not data else "it is no image of a known format"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

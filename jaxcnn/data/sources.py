@@ -108,7 +108,7 @@ class _Digits(Source):
     images: np.ndarray  # uint8 (N, 8, 8, 1)
     labels: np.ndarray
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
+    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
         return self.images[index], int(self.labels[index])
 
 

@@ -5,7 +5,6 @@ They are read through their files alone, without TensorFlow and without the code
     ROOT/NAME[/CONFIG]/VERSION/{dataset_info.json, features.json, NAME-SPLIT.array_record-*}
 """
 
-import io
 import os
 import re
 import shlex
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxcnn import UserError
 from jaxcnn.data.base import Source
@@ -28,7 +26,7 @@ STATISTICS = {
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mnist": ((0.1307,), (0.3081,)),
 }
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
+_CHANNELS = (1, 2, 3, 4)
 
 
 def data_root(data_dir: str = "") -> Path:
@@ -63,9 +61,9 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)
-    image, label = builder.info.features["image"], builder.info.features["label"]
-    encoded = isinstance(image, tfds.features.Image)
-    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    image: Any = builder.info.features["image"]
+    label: Any = builder.info.features["label"]
+    decoders = {"image": tfds.decode.SkipDecoding()} if isinstance(image, tfds.features.Image) else None
     try:
         records = builder.as_data_source(split, decoders=decoders, file_format=ARRAY_RECORD)
         size = len(records)
@@ -79,41 +77,21 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     height, width, channels = (*image.shape, 1)[:3]
     mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
     shape, names = (height, width, channels), tuple(label.names)
-    return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records, encoded)
+    return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Stored(Source):
     folder: str
     records: Any  # TFDS's data source, whose images are left encoded
-    encoded: bool
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
-        where = f"{self.name}, split '{self.split}', example {index}"
-        try:
-            record = self.records[index]
-            image = self._pixels(record["image"])
-        except Exception as error:  # ArrayRecord, protobuf and Pillow each raise what they like
-            raise UserError(
-                f"{where} cannot be read ({_one_line(error)}): delete {self.folder} and prepare it again"
-            ) from error
-        if not 0 <= (label := int(record["label"])) < self.num_classes:
-            mend = "a split without labels? take another" if label == -1 else f"prepare {self.folder} again"
-            raise UserError(f"{where} has label {label}, not 0 … {self.num_classes - 1}: {mend}")
-        return image, label
+    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        record = self.records[index]
+        return record["image"], int(record["label"])
 
-    def _pixels(self, image: Any) -> np.ndarray:
-        """uint8 (H, W, C) of an encoded image, or of an array: boolean, or without channels."""
-        channels = self.image_shape[-1]
-        if self.encoded:
-            image = Image.open(io.BytesIO(image))
-            image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
-        pixels = np.asarray(image)
-        pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
-        pixels = pixels.reshape(*pixels.shape[:2], channels)
-        if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
-            raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
-        return pixels
+    @property
+    def mend(self) -> str:
+        return f"delete {self.folder} and prepare it again"
 
 
 def _versions(folder: Path, pattern: str = "*") -> list[Path]:
@@ -164,7 +142,7 @@ def _builder(name: str, data_dir: str) -> Any:
     if not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"the label of {name} is {type(label).__name__}, no class: take another data set")
     channels = (*image.shape, 1)[2] if len(image.shape) in (2, 3) else None
-    if channels not in _MODES or image.np_dtype not in (np.uint8, bool):
+    if channels not in _CHANNELS or image.np_dtype not in (np.uint8, bool):
         raise UserError(
             f"images of {name} are {np.dtype(image.np_dtype)} {image.shape}, not uint8 (H, W, C): take another set"
         )

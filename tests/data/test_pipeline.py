@@ -18,7 +18,7 @@ class Numbers(Source):
     """A source whose example i is the image and the label i."""
 
     def __init__(self, size):
-        super().__init__("numbers", "all", size, (), (2, 2, 1), (0.5,), (0.5,))
+        super().__init__("numbers", "all", size, tuple(map(str, range(size))), (2, 2, 1), (0.5,), (0.5,))
 
     def _read(self, index):
         return np.full((2, 2, 1), index % 256, np.uint8), index
