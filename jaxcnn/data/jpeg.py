@@ -45,7 +45,7 @@ def read_header(data: bytes) -> Header | None:
             if bits != 8 or components not in _COLOURS or not height or not width:
                 return None
             return Header(height, width, orientation, at, marker != 0xC2)
-        if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker in (0xD8, 0xD9, 0xDA) or length < 2:
+        if (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xD8, 0xD9, 0xDA) or length < 2:
             return None
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _orientation(data[at + 10 : at + 2 + length])

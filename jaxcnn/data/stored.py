@@ -61,9 +61,9 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)
-    image: Any = builder.info.features["image"]
-    label: Any = builder.info.features["label"]
-    decoders = {"image": tfds.decode.SkipDecoding()} if isinstance(image, tfds.features.Image) else None
+    image, label = builder.info.features["image"], builder.info.features["label"]
+    encoded = isinstance(image, tfds.features.Image)
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     try:
         records = builder.as_data_source(split, decoders=decoders, file_format=ARRAY_RECORD)
         size = len(records)
