@@ -3,10 +3,8 @@
 from functools import lru_cache
 from pathlib import Path
 
-from jaxcnn.data.stored import STATISTICS
-
 # Per channel, of pixels in 0 … 1: what the published weights were trained with.
-MEAN, STD = STATISTICS["imagenet2012"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def class_names() -> tuple[str, ...]:
@@ -20,6 +18,12 @@ def class_names() -> tuple[str, ...]:
 def wnids() -> tuple[str, ...]:
     """The 1,000 WordNet ids, such as "n01440764", in the order of the class index, which is that of the ids."""
     return tuple(wnid for wnid, _ in _classes())
+
+
+def readable(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names`, or their words where all of them are WordNet ids of ImageNet."""
+    words = dict(_classes())
+    return tuple(words[name] for name in names) if words.keys() >= set(names) else names
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""The sources by name: handwritten digits, synthetic images, and every TFDS data set that is prepared.
+"""The sources by name: handwritten digits, synthetic images, TFDS data sets that are prepared, folders of images.
 
 Reading imports neither JAX nor TensorFlow.
 """
@@ -7,12 +7,13 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data import stored
+from jaxcnn.data import folder, stored
 from jaxcnn.data.base import Source
 
 SYNTHETIC = "synthetic[:CLASSES[:EXAMPLES]]"
@@ -23,8 +24,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]` or `tfds:NAME[/CONFIG][:VERSION]`.
-      split: `train` or `test`; for TFDS any of its splits, or an expression such as `train[:90%]`.
+      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]` or `folder:DIR`.
+      split: `train` or `test`; a sub folder of DIR; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
     Raises:
@@ -32,6 +33,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """
     if _kind(name) == "tfds":
         return stored.open_split(name, split, data_dir)
+    if _kind(name) == "folder":
+        return folder.open_split(name, split)
     sizes = split_sizes(name)
     if split not in sizes:
         raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(sizes)}")
@@ -42,30 +45,41 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
     """Number of examples of each split of a data set; arguments and errors are those of `make_source`."""
     if _kind(name) == "tfds":
         return stored.split_sizes(name, data_dir)
+    if _kind(name) == "folder":
+        return folder.split_sizes(name)
     if _kind(name) == "synthetic":
         _, examples = _synthetic_numbers(name)
         return {"train": examples, "test": max(1, examples // 4)}
     if name == "digits":
         return {split: len(_digits(split)[1]) for split in ("train", "test")}
+    raise UserError(f"no data set '{name}': {_hint(name)} (jaxcnn data list shows those at hand)")
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by a name that is none."""
+    if Path(name).expanduser().is_dir():
+        return f"it is a folder, write folder:{name}"
+    kind, _, rest = name.partition(":")
     known = {"digits": "digits", "synthetic": SYNTHETIC} | {n: f"tfds:{n}" for n in stored.STATISTICS}
-    near = [known[n] for n in difflib.get_close_matches(name, known, n=2)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are digits, {SYNTHETIC} and tfds:NAME"
-    raise UserError(f"no data set '{name}': {hint} (jaxcnn data list shows those at hand)")
+    known |= {kind: f"{kind}:{rest}" for kind in ("folder", "tfds") if rest}
+    near = [known[n] for n in difflib.get_close_matches(kind, known, n=2)]
+    return f"did you mean {' or '.join(near)}?" if near else f"there are digits, {SYNTHETIC}, tfds:NAME and folder:DIR"
 
 
 def eval_split(name: str, data_dir: str = "") -> str:
-    """The split to evaluate on: `test`, or `validation` where there is no test split with labels.
+    """The split to evaluate on: `val`, as folders name it, or `test`, or `validation` where no test split has labels.
 
     Raises:
-      UserError: there is neither, or as of `make_source`.
+      UserError: there is none, or as of `make_source`.
     """
-    sizes = split_sizes(name, data_dir)
-    for split in ("test", "validation"):
-        if split in sizes and not (split == "test" and stored.hides_test_labels(name)):
+    # The images of a folder need not be counted for it.
+    splits = folder.split_names(name) if _kind(name) == "folder" else list(split_sizes(name, data_dir))
+    for split in ("val", "test", "validation"):
+        if split in splits and not (split == "test" and stored.hides_test_labels(name)):
             return split
     raise UserError(
-        f"data set '{name}' has no labelled test or validation split: set config.data.eval_split to one of "
-        f"{', '.join(sizes)}, or to a slice such as train[90%:]"
+        f"data set '{name}' has no labelled val, test or validation split: set config.data.eval_split to one of "
+        f"{', '.join(splits)}{', or to a slice such as train[90%:]' if _kind(name) == 'tfds' else ''}"
     )
 
 

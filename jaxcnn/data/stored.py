@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
+from jaxcnn.data import imagenet
 from jaxcnn.data.base import Source
 
 ARRAY_RECORD = "array_record"
@@ -23,7 +24,7 @@ STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
-    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet2012": (imagenet.MEAN, imagenet.STD),
     "mnist": ((0.1307,), (0.3081,)),
 }
 _CHANNELS = (1, 2, 3, 4)
@@ -76,7 +77,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         raise _damaged(builder.data_dir, error) from error
     height, width, channels = (*image.shape, 1)[:3]
     mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
-    shape, names = (height, width, channels), tuple(label.names)
+    shape, names = (height, width, channels), imagenet.readable(tuple(label.names))
     return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records)
 
 

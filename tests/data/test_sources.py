@@ -236,7 +236,9 @@ class TestErrors:
         [
             ("digit", "did you mean digits"),
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
-            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\] and tfds:NAME"),
+            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME and folder:DIR"),
+            ("foler:/x:y", "did you mean folder:/x:y"),
+            ("/none/such", "no data set '/none/such': there are digits"),
             ("digits:3", "no data set 'digits:3'"),
             ("tfds:", r"write tfds:NAME\[/CONFIG\]\[:VERSION\]"),
             ("tfds:../x", r"write tfds:NAME\[/CONFIG\]\[:VERSION\]"),
@@ -245,6 +247,10 @@ class TestErrors:
     def test_names(self, name, words):
         with pytest.raises(UserError, match=words):
             make_source(name)
+
+    def test_a_bare_folder(self, tmp_path, monkeypatch):
+        with pytest.raises(UserError, match=f"it is a folder, write folder:{tmp_path}"):
+            make_source(str(tmp_path))
 
     def test_not_prepared(self, tmp_path):
         with pytest.raises(UserError) as caught:
