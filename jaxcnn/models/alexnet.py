@@ -66,6 +66,8 @@ class AlexNet(nn.Module):
       dropout: rate in the fully connected layers (section 4.2).
       width: factor on all channels.
       small_images: for 28 to 64 pixels: conv1 becomes 5×5 with stride 1, all else stays.
+      dense: for evaluation of larger images, `model.clone(dense=True)`; as of VGG. torchvision would instead pool them
+        to the size of training.
     """
 
     spec: Spec
@@ -74,6 +76,7 @@ class AlexNet(nn.Module):
     dropout: float = 0.5
     width: float = 1.0
     small_images: bool = False
+    dense: bool = False
 
     @property
     def image_size(self) -> int:
@@ -117,9 +120,11 @@ class AlexNet(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
             x = drop(x) if spec.dropout_first else x
-            x = nn.relu(FullyConnected(scaled(4096, self.width), self.dtype, name=layer, **init(layer))(x))
+            hidden = FullyConnected(scaled(4096, self.width), self.dtype, dense=self.dense, name=layer, **init(layer))
+            x = nn.relu(hidden(x))
             x = x if spec.dropout_first else drop(x)
-        outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head", **init("head"))(x)
+        logits = Classifier(self.num_classes, self.dtype, name="head", **init("head"))(x)
+        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits
         return outputs
 
 

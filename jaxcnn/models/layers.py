@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxcnn.models.dense import convolve
+
 Dtype = Any
 Module = Callable[..., Any]
 
@@ -139,18 +141,21 @@ local_response_norm.defvjp(lambda x: (local_response_norm(x), x), _lrn_gradient)
 class FullyConnected(nn.Module):
     """Hidden layer (N, H, W, C) or (N, C) -> (N, features) in `dtype`, before its ReLU.
 
-    The kernel of a layer over a feature map is kept as (H, W, C, features): the convolution that it is (VGG, section
-    3.2: dense evaluation), computed as the matrix product that is faster.
+    The kernel of a layer over a feature map is kept as (H, W, C, features): the convolution that it is, computed as the
+    matrix product that is faster. `dense`: computed as the convolution, so that the map may be larger (`convolve`).
     """
 
     features: int
     dtype: Dtype
     kernel_init: Callable[..., Any] = he_normal
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    dense: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Product and bias, in `dtype`."""
+        if self.dense:
+            return convolve(x, self.variables.get("params", {}), self.dtype)
         kernel = self.param("kernel", self.kernel_init, (*x.shape[1:], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         fan_in = math.prod(x.shape[1:])
@@ -159,7 +164,7 @@ class FullyConnected(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Fully connected head (N, C) -> (N, features) in float32.
+    """Fully connected head (…, C) -> (…, features) in float32.
 
     The product takes operands of `dtype` and accumulates in float32; the bias is added there, so that logits are never
     rounded to 16 bits before the loss.
@@ -172,7 +177,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, C) of any float type -> (N, features) float32."""
+        """(N, C) of any float type -> (N, features) float32. A map (N, H, W, C), at every place: not to be trained."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return _product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias
@@ -180,7 +185,7 @@ class Classifier(nn.Module):
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(N, C) × (C, features) -> float32. The products of its gradient, too, take operands of the type of `x`."""
+    """(…, C) × (C, features) -> float32. Its gradient, for (N, C), multiplies operands of the type of `x`, too."""
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 

@@ -83,6 +83,8 @@ class VGG(nn.Module):
       width: factor on all channels.
       small_images: for 28 to 64 pixels: the last pooling is left out, all else stays.
       init_scheme: "he" or "paper", see `INITS`.
+      dense: for evaluation, `model.clone(dense=True)`: images may be larger than those of training. The fully connected
+        layers are convolutions, with the same variables, and their map of class scores is averaged (section 3.2).
     """
 
     spec: Spec
@@ -92,6 +94,7 @@ class VGG(nn.Module):
     width: float = 1.0
     small_images: bool = False
     init_scheme: str = "he"
+    dense: bool = False
 
     @property
     def image_size(self) -> int:
@@ -126,9 +129,12 @@ class VGG(nn.Module):
                 x = max_pool(x, window=2, stride=2)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
-            hidden = FullyConnected(scaled(4096, self.width), self.dtype, kernel_init=kernel_init, name=layer)
+            hidden = FullyConnected(
+                scaled(4096, self.width), self.dtype, kernel_init=kernel_init, dense=self.dense, name=layer
+            )
             x = drop(nn.relu(hidden(x)))
-        outputs["logits"] = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)
+        logits = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)
+        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits
         return outputs
 
 
