@@ -69,17 +69,26 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
-    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME"),
+    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
-    "data.image_size": (0, _between(0, 4097), "side in pixels that images are resized to (0: as stored)"),
-    "data.augment": (
-        "none",
-        _one_of("none", "pad_crop", "pad_crop_flip"),
-        "random changes to training images",
+    "data.image_size": (0, _between(0, 4097), "side in pixels of the images that the network is given (0: as stored)"),
+    "data.resize": (
+        0,
+        _between(0, 8193),
+        "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
     ),
-    "data.pad": (4, _at_least(1), "pixels padded on each side before the random crop"),
+    "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see jaxcnn/data/augment.py"),
+    "data.pad": (4, _at_least(1), "pixels that pad_crop pads on each side"),
+    "data.interpolation": (
+        "bilinear",
+        _one_of("bilinear", "bicubic", "antialias"),
+        "of training crops; antialias is slower, and what evaluation uses always",
+    ),
+    "data.on_error": ("stop", _one_of("stop", "skip"), "an image that cannot be read: an error, or go on without it"),
+    "data.resident": (False, _ANY, "keep the data set in device memory, and take many steps a call"),
+    "data.steps_per_call": (50, _at_least(1), "resident: steps a call at most; the host sees nothing in between"),
     "data.mean": ((), _FLOATS, "mean of each channel, of pixels in 0 … 1 ((): the data set's)"),
     "data.std": ((), _FLOATS, "standard deviation of each channel ((): the data set's)"),
     "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),
@@ -130,6 +139,9 @@ RESUMABLE = frozenset(
         "data.dir",
         "data.workers",
         "data.prefetch",
+        "data.on_error",
+        "data.resident",
+        "data.steps_per_call",
         "mesh.data",
         "mesh.model",
     ]
@@ -219,6 +231,11 @@ def validate(config: Config) -> None:
         _, rule, _ = KEYS[key]
         if not rule.accepts(typed(key, value)):
             raise UserError(f"config.{key}={value!r}: it must be {rule.words}")
+    if config.data.resize and config.data.resize < config.data.image_size:
+        raise UserError(
+            f"config.data.resize={config.data.resize} is less than config.data.image_size={config.data.image_size}: "
+            "the centre is cut out of what it was resized to"
+        )
     optimizer = config.optimizer
     if (config.steps > 0) == (config.epochs > 0):
         raise UserError("config.steps and config.epochs: set exactly one of the two, the other stays 0")

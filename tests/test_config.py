@@ -2,6 +2,8 @@
 
 import ast
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jaxcnn import UserError
 from jaxcnn.config import KEYS, Config, base_config, flatten, validate
 from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data import transforms
+from jaxcnn.data.augment import parse
 from jaxcnn.models import create_model, list_models
 from jaxcnn.training.mesh import make_mesh
 from jaxcnn.training.program import build_program
@@ -23,7 +26,8 @@ from jaxcnn.training.program import build_program
 # A run may go on with another length, elsewhere, and watched otherwise; whatever else differs, it is another run.
 MAY_DIFFER = {
     *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last"),
-    *("data.dir", "data.workers", "data.prefetch", "mesh.data", "mesh.model"),
+    *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
+    *("mesh.data", "mesh.model"),
 }
 # Other programs lie beside the experiments: those have a get_config().
 EXPERIMENTS = sorted(
@@ -46,7 +50,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "task.label_smoothing": ([0.1], [-0.1, 1.0, NAN]),
     "model.num_classes": ([10], [-1]),
     "data.image_size": ([224], [-1]),
-    "data.augment": (["none", "pad_crop", "pad_crop_flip"], ["flip", ""]),
+    "data.resize": ([256], [-1, 8193]),
+    "data.interpolation": (["bilinear", "bicubic", "antialias"], ["nearest", ""]),
+    "data.on_error": (["stop", "skip"], ["ignore", ""]),
+    "data.steps_per_call": ([1], [0]),
     "data.pad": ([1], [0]),
     "data.mean": ([(0.5,), (0.4, 0, -1.5)], [("a",), (NAN,), (INF,), (0.5, None)]),
     "data.std": ([(0.5,)], [("a",), (NAN,)]),
@@ -519,13 +526,17 @@ class Shapes:
         size = config.data.image_size
         self.config, self.num_classes = config, config.model.num_classes or classes
         self.image_shape = (size or height, size or width, channels)
-        self.steps_per_epoch = examples // config.global_batch_size
-        self.eval_examples, self.position, self.input = 1, {}, {}
+        self.steps_per_epoch = Fraction(examples, config.global_batch_size)
+        self.eval_examples, self.eval_broken, self.position, self.input = 1, 0, {"examples": examples}, {}
 
-    def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
-        if rng is not None:
-            images = transforms.augment(self.config.data.augment, self.config.data.pad, rng, images)
-        return images.astype(jnp.float32)
+    def preprocess(self, batch: dict[str, Any], seed: jax.Array | None) -> dict[str, Any]:
+        if seed is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), batch["example"])
+            batch = transforms.augment(parse(self.config.data.augment).device, self.config.data.pad, keys, batch)
+        return batch | {"image": batch["image"].astype(jnp.float32)}
+
+    def complaints(self, epoch: float) -> list[str]:
+        raise NotImplementedError
 
     def train_batches(self, start: int, stop: int) -> Any:
         raise NotImplementedError
@@ -573,7 +584,7 @@ def test_an_experiments_step_keeps_the_shapes_of_the_state(path):
         lambda x: (x.shape, x.dtype), program.state
     )
     assert {str(x.dtype) for x in jax.tree.leaves(state)} == {"float32", "int32", "uint32"}
-    assert program.total_steps == (config.steps or round(config.epochs * data.steps_per_epoch))
+    assert program.total_steps == (config.steps or math.ceil(config.epochs * data.steps_per_epoch))
 
 
 def test_config_json_is_plain_sorted_json():

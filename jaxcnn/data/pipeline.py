@@ -1,7 +1,9 @@
 """From a source to batches: what each process reads, in an order that depends on nothing but (seed, epoch).
 
 Batches are dicts of NumPy arrays, the slice of this process out of the global batch:
-"image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,), 1 for an example and 0 for padding.
+"image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,), 1 for an example and 0 for padding,
+"epoch" and "example" int32 (n,), which name the example, and "broken" int32 (n,): -1, or the example that could not be
+read and has another in its place.
 """
 
 import math
@@ -10,16 +12,17 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import Source
+from jaxcnn.data.order import Order
+from jaxcnn.data.reader import Reader, Row
 
 Batch = dict[str, np.ndarray]
 
@@ -43,64 +46,67 @@ class Slice(NamedTuple):
 WHOLE = Slice()
 
 
-def steps_per_epoch(examples: int, global_batch_size: int) -> int:
-    """Full batches in one pass over the data; the rest of an epoch's shuffled examples is left out of that epoch."""
+def steps_per_epoch(examples: int, global_batch_size: int) -> Fraction:
+    """Batches in one pass over the data: a fraction, for one epoch follows another without a gap."""
     if global_batch_size > examples:
         raise UserError(
             f"config.global_batch_size={global_batch_size} is more than the {examples} training examples there are"
         )
-    return examples // global_batch_size
+    return Fraction(examples, global_batch_size)
 
 
 def train_batches(
-    source: Source, global_batch_size: int, seed: int, start: int, stop: int, *,
-    image_size: int = 0, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
+    reader: Reader, global_batch_size: int, start: int, stop: int, *,
+    part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
 ) -> Iterator[Batch]:  # fmt: skip
     """The batches of steps `start` … `stop` - 1, all full.
 
-    The global batch of step k is a function of (seed, k) alone, whatever the number of processes and restarts.
-    Grain's index shuffle keeps no table, so memory does not grow with the data set.
+    The global batch of step k is a function of (seed, k) alone, whatever the number of processes and restarts. Nothing
+    is kept of the order, so memory does not grow with the data set.
     """
     local = part.local_batch(global_batch_size)
-    used = steps_per_epoch(len(source), global_batch_size) * global_batch_size
-    # Grain's seed for epoch e is seed + e: neighbouring seeds would share orders, hence the hash.
-    order = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    examples = grain.MapDataset.range(len(source)).shuffle(order)[:used].map(partial(_example, source, image_size))
-    batches = examples.batch(local)[part.process :: part.processes].repeat()[start:stop]
-    return _read(batches, workers, prefetch)
+    order = Order(len(reader.source), reader.seed)
+    make = partial(_train_batch, reader, order, global_batch_size, local, part.process * local)
+    return _read(grain.MapDataset.range(start, stop).map(make), workers, prefetch)
 
 
 def eval_batches(
-    source: Source, global_batch_size: int, *,
-    image_size: int = 0, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
-) -> Iterator[Batch]:  # fmt: skip
-    """Every example exactly once, in order; the last global batch is filled with masked copies of the last example.
+    reader: Reader, global_batch_size: int, *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8
+) -> Iterator[Batch]:
+    """Every example exactly once, in order; the last global batch is filled with black rows of mask 0.
 
     All processes yield the same number of batches, so none waits for another's collective.
     """
     local = part.local_batch(global_batch_size)
-    rows = math.ceil(len(source) / global_batch_size) * global_batch_size
-    examples = grain.MapDataset.range(rows).map(partial(_example, source, image_size))
-    return _read(examples.batch(local)[part.process :: part.processes], workers, prefetch)
+    batches = math.ceil(len(reader.source) / global_batch_size)
+    make = partial(_eval_batch, reader, global_batch_size, local, part.process * local)
+    return _read(grain.MapDataset.range(batches).map(make), workers, prefetch)
 
 
-def _example(source: Source, image_size: int, index: int) -> Batch:
-    """Example `index` in the form of a batch's row; past the end, the last one with mask 0."""
-    example = source[min(index, len(source) - 1)]
+def _train_batch(reader: Reader, order: Order, size: int, local: int, first: int, step: int) -> Batch:
+    """Rows `first` … `first + local - 1` of the global batch of `step`."""
+    names = [order[step * size + first + i] for i in range(local)]
+    return _batch(names, [reader.train(*name) for name in names], np.ones(local, np.float32))
+
+
+def _eval_batch(reader: Reader, size: int, local: int, first: int, number: int) -> Batch:
+    """Rows `first` … of global batch `number`."""
+    places = range(number * size + first, number * size + first + local)
+    rows = [reader.eval(place) for place in places]
+    counts = [place < len(reader.source) and row.broken < 0 for place, row in zip(places, rows, strict=True)]
+    return _batch([(0, place) for place in places], rows, np.array(counts, np.float32))
+
+
+def _batch(names: list[tuple[int, int]], rows: list[Row], mask: np.ndarray) -> Batch:
+    epochs, examples = np.array(names, np.int32).T
     return {
-        "image": resize(example["image"], image_size),
-        "label": np.int32(example["label"]),
-        "mask": np.float32(index < len(source)),
-    }  # type: ignore[dict-item]
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, C) -> (size, size, C), bilinear with antialiasing; unchanged where it fits or `size` is 0."""
-    if not size or image.shape[:2] == (size, size):
-        return image
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(size, size, image.shape[-1])
+        "image": np.stack([row.image for row in rows]),
+        "label": np.array([row.label for row in rows], np.int32),
+        "mask": mask,
+        "epoch": epochs,
+        "example": examples,
+        "broken": np.array([row.broken for row in rows], np.int32),
+    }
 
 
 def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:

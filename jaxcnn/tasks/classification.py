@@ -28,13 +28,14 @@ class Classification:
 
         Args:
           outputs: "logits" (N, classes) float32; "aux_logits", a tuple of such, where the network has auxiliary heads.
-          batch: "label" (N,) int32, "mask" (N,) float32.
+          batch: "label" (N,) int32, "mask" (N,) float32; of mixed images also "other" (N,) int32, the second label, and
+            "share" (N,) float32, the weight of the first. Top-1 and top-5 are those of the first.
         """
         logits, labels, mask = outputs["logits"], batch["label"], batch["mask"]
         weight = mask.sum()
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        objective = self._smoothed(logits, labels) + AUX_WEIGHT * sum(
-            self._smoothed(aux_logits, labels) for aux_logits in outputs.get("aux_logits", ())
+        objective = self._mixed(logits, batch) + AUX_WEIGHT * sum(
+            self._mixed(aux_logits, batch) for aux_logits in outputs.get("aux_logits", ())
         )
         # An example is in the top k if fewer than k classes score higher; ties count for it, NaN never does.
         score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -45,6 +46,13 @@ class Classification:
             "top5": (jnp.sum((above < 5) * mask), weight),
         }
         return jnp.sum(objective * mask) / jnp.maximum(weight, 1), sums
+
+    def _mixed(self, logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        """Cross-entropy (N,) against the label, or both labels of a mixed image by their shares."""
+        own = self._smoothed(logits, batch["label"])
+        if "share" not in batch:
+            return own
+        return batch["share"] * own + (1 - batch["share"]) * self._smoothed(logits, batch["other"])
 
     def _smoothed(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Cross-entropy (N,) against the smoothed labels."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxcnn.tasks.classification import Sums
@@ -19,17 +20,22 @@ def means(prefix: str, sums: Sums) -> dict[str, float]:
 
 def evaluate(
     eval_step: Callable[[Any, Sums, Any], Sums], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
-    mesh: Mesh, metrics: Iterable[str], examples: int,
+    mesh: Mesh, metrics: Iterable[str], examples: int, broken: Callable[[], int] = int,
 ) -> dict[str, float]:  # fmt: skip
     """Run a jitted `eval_step` over all batches -> {"eval/loss", "eval/top1", …, "eval/examples"}, as fractions.
 
+    Args:
+      broken: tells afterwards how many examples this process could not read; if any, they are "eval/broken" together.
+
     Raises:
-      RuntimeError: not each of the `examples` was counted once.
+      RuntimeError: not each of the `examples` that could be read was counted once.
     """
     sums = jax.device_put(zero_metrics(metrics), replicated(mesh))
     for batch in on_devices(batches, mesh):
         sums = eval_step(variables, sums, batch)
     counted = int(jax.device_get(sums["loss"][1]))
-    if counted != examples:
-        raise RuntimeError(f"evaluation counted {counted} examples of {examples}")
-    return {**means("eval", sums), "eval/examples": counted}
+    missing = broken() if jax.process_count() == 1 else int(process_allgather(np.int32(broken())).sum())
+    if counted + missing != examples:
+        raise RuntimeError(f"evaluation counted {counted} examples of {examples}, {missing} could not be read")
+    scores: dict[str, float] = {**means("eval", sums), "eval/examples": counted}
+    return scores | {"eval/broken": missing} if missing else scores

@@ -79,9 +79,9 @@ class RunLog:
             newest = "" if loss is None else f"loss {loss:.4f} "
             self.bar.update(self.task, completed=step, note=f"epoch {epoch:.2f} {newest}{self.rates}")
 
-    def say(self, text: str) -> None:
-        """One plain line on stderr, above the bar if there is one."""
-        if not self.writes:
+    def say(self, text: str, everywhere: bool = False) -> None:
+        """One plain line on stderr, above the bar if there is one; of the first process only, or `everywhere`."""
+        if not self.writes and not everywhere:
             return
         if self.bar:
             self.bar.console.print(text, highlight=False, markup=False)

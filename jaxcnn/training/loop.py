@@ -14,7 +14,8 @@ import jax
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
-from jaxcnn.training import report
+from jaxcnn.training import report, resident
+from jaxcnn.training.cadence import Cadence
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluate import evaluate, means
 from jaxcnn.training.guard import Interrupt, Interrupted
@@ -47,7 +48,13 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         raise UserError(f"the run in {workdir} is at step {start}, the config ends at {total}: take another --workdir")
     if start == total and (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
-    batches = on_devices(data.train_batches(start, total), program.mesh)
+    cadence = Cadence(config, data.steps_per_epoch, total)
+    if config.data.resident:
+        calls = resident.train_feed(data, program.mesh, start, total, config.data.steps_per_call, cadence.next_stop)
+        whole = resident.eval_feed(data, program.mesh, config.global_batch_size)
+    else:
+        calls = ((1, batch) for batch in on_devices(data.train_batches(start, total), program.mesh))
+        whole = None
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", to_json(config) + "\n")  # all that could refuse it has passed
     log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
@@ -58,7 +65,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         with clock.measuring("compile_time_s"):
             sums = jax.device_put(zero_metrics(program.task.metrics), everywhere)
             train_step = program.train_step.lower(state, program.batch).compile()
-            eval_step = program.eval_step.lower(state.variables, sums, program.batch).compile()
+            eval_step = program.eval_step.lower(state.variables, sums, program.eval_batch).compile()
         log.say(report.compiled(train_step, time.monotonic() - compiling))
 
         def save(step: int, scores: dict[str, float]) -> None:
@@ -72,53 +79,58 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                 log.flush()
                 checkpoints.save(state, info, scores)
 
-        eval_every = config.eval_every or data.steps_per_epoch
-        checkpoint_every = config.checkpoint_every or data.steps_per_epoch
-        logged, flying = start, deque[Any]()
+        step, logged, flying = start, start, deque[Any]()
         clock.start()
         with jax.transfer_guard("disallow"):
-            for step in range(start + 1, total + 1):
+            while step < total:
                 if interrupt.signal:
-                    save(step - 1, {})
+                    save(step, {})
                     checkpoints.wait()
-                    saved = f"saved in {checkpoints.folder}" if step > 1 else "nothing to save yet"
-                    raise Interrupted(interrupt.signal, f"stopped at step {step - 1} of {total}, {saved}")
-                # Step.
+                    saved = f"saved in {checkpoints.folder}" if step else "nothing to save yet"
+                    raise Interrupted(interrupt.signal, f"stopped at step {step} of {total}, {saved}")
+                # Step: one, or with resident data many.
                 with clock.waiting_for_data(flying):
-                    batch = next(batches)
+                    count, batch = next(calls)
                 state, loss = train_step(state, batch)
+                step += count
+                epoch = float(step / data.steps_per_epoch)
                 flying.append(loss)
                 arrived = float(jax.device_get(flying.popleft())) if len(flying) > AHEAD else None
                 if arrived is not None and not math.isfinite(arrived):
                     stop_if_not_finite(state, checkpoints)
-                log.advance(step, step / data.steps_per_epoch, arrived)
+                log.advance(step, epoch, arrived)
+                for words in data.complaints(epoch):
+                    log.say(words, everywhere=True)
                 # Log: here the host waits for the device to have done all it was given.
-                if step % config.log_every == 0 or step == total:
+                if cadence.due("log", step):
                     values = means("train", state.metrics)
                     clock.stop(state)
                     stop_if_not_finite(state, checkpoints)
                     checkpoints.check()
                     state = state.replace(metrics=jax.device_put(zero_metrics(program.metrics), everywhere))
                     values |= clock.lap((step - logged) * config.global_batch_size)
-                    log.metrics(step, step / data.steps_per_epoch, values)
+                    log.metrics(step, epoch, values)
                     logged = step
                 # Evaluate.
                 scores: dict[str, float] = {}
-                if step % eval_every == 0 or step == total:
+                if cadence.due("eval", step):
                     clock.stop(state)
                     scores = evaluate(
-                        eval_step, state.variables, data.eval_batches(),
+                        eval_step, state.variables, iter([whole]) if whole else data.eval_batches(),
                         mesh=program.mesh, metrics=program.task.metrics, examples=data.eval_examples,
+                        broken=lambda: data.eval_broken,
                     )  # fmt: skip
-                    log.metrics(step, step / data.steps_per_epoch, scores)
+                    log.metrics(step, epoch, scores)
                     clock.start()
                 # Save: when it is time, and what evaluates better than all that is kept.
                 better = bool(scores) and scores[checkpoints.metric] > checkpoints.best_score
-                if step % checkpoint_every == 0 or step == total or better:
+                if cadence.due("save", step) or better:
                     save(step, scores)
         checkpoints.close()
+        for words in data.complaints(math.inf):
+            log.say(words, everywhere=True)
     finally:
-        batches.close()
+        calls.close()
         log.close()
     result = report.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
     if jax.process_index() == 0:

@@ -60,16 +60,30 @@ def check_batch(mesh: Mesh, global_batch_size: int, accumulate: int = 1) -> None
         )
 
 
-def on_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
-    """Turn this process's batches into global arrays over `data`, `ahead` of them on their way during a step."""
+def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
+    """Turn this process's batches into global arrays over `data`, `ahead` of them on their way during a step.
+
+    Arrays that are on the devices already stay as they are.
+    """
     sharding = over_data(mesh)
     queue: deque[dict[str, Any]] = deque()
+
+    def place(value: Any) -> jax.Array:
+        return value if isinstance(value, jax.Array) else jax.make_array_from_process_local_data(sharding, value)
+
     try:
         for batch in batches:
-            queue.append({k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
+            queue.append({key: place(value) for key, value in batch.items()})
             if len(queue) > ahead:
                 yield queue.popleft()
         yield from queue
     finally:
         if isinstance(batches, Closable):
             batches.close()  # ends the reader's threads or processes
+
+
+def on_all(mesh: Mesh, value: np.ndarray | int, spec: PartitionSpec | None = None) -> jax.Array:
+    """A global array of a value that every process has whole; `spec` cuts it, else each device has all of it."""
+    sharding = NamedSharding(mesh, spec or PartitionSpec())
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

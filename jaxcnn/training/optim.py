@@ -1,5 +1,7 @@
 """Optax from a config: the optimizer, its schedule, weight decay, clipping."""
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -8,22 +10,22 @@ import optax
 from jaxcnn.config import Config
 
 
-def total_steps(config: Config, steps_per_epoch: int) -> int:
-    """Length of training in steps, from whichever of `steps` and `epochs` is set."""
-    return config.steps or max(1, round(config.epochs * steps_per_epoch))
+def total_steps(config: Config, steps_per_epoch: Fraction | int) -> int:
+    """Length of training in steps, from whichever of `steps` and `epochs` is set; the last epoch is taken whole."""
+    return config.steps or math.ceil(round(config.epochs * float(steps_per_epoch), 6))
 
 
-def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+def make_schedule(config: Config, steps_per_epoch: Fraction | int) -> optax.Schedule:
     """Learning rate as a function of the step: linear warm-up from 0, then constant, step or cosine."""
     optimizer = config.optimizer
     total = total_steps(config, steps_per_epoch)
     peak = optimizer.learning_rate
-    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * steps_per_epoch)
+    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * float(steps_per_epoch))
     if optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total - warmup), alpha=optimizer.final_scale)
     elif optimizer.schedule == "step":
         steps = [round(s) for s in optimizer.decay_steps] or [
-            round(e * steps_per_epoch) for e in optimizer.decay_epochs
+            round(e * float(steps_per_epoch)) for e in optimizer.decay_epochs
         ]
         # Boundaries count from the start of training, as papers give them, not from the end of the warm-up.
         after = optax.piecewise_constant_schedule(peak, {s - warmup: optimizer.decay_factor for s in steps})

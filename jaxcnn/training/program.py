@@ -6,6 +6,7 @@ copy.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxcnn.config import Config
 from jaxcnn.tasks import Classification, create_task
+from jaxcnn.training import resident
 from jaxcnn.training.mesh import check_batch, over_data, replicated
 from jaxcnn.training.optim import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.state import TrainState, init_state
@@ -26,18 +28,24 @@ Tree = Any
 class Data(Protocol):
     """What a run needs of a data set; `jaxcnn.data.dataset.Dataset` is one.
 
-    Batches are this process's rows: "image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,).
+    Batches are this process's rows: "image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,), and what names
+    the example, "epoch" and "example" int32 (n,).
     """
 
     num_classes: int
     image_shape: tuple[int, int, int]
-    steps_per_epoch: int
+    steps_per_epoch: Fraction | int
     eval_examples: int
     position: dict[str, Any]
     input: dict[str, Any]
 
-    def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """uint8 images -> what the model takes; random changes only where there is an `rng`."""
+    @property
+    def eval_broken(self) -> int:
+        """Examples of the last evaluation that this process could not read, and did not count."""
+        ...
+
+    def preprocess(self, batch: dict[str, jax.Array], seed: jax.Array | None) -> dict[str, jax.Array]:
+        """uint8 images -> what the model takes; random changes only where there is a `seed`."""
         ...
 
     def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -48,6 +56,10 @@ class Data(Protocol):
         """Every example once."""
         ...
 
+    def complaints(self, epoch: float) -> list[str]:
+        """What is to be said of the epochs before `epoch`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Program:
@@ -56,9 +68,10 @@ class Program:
     Attributes:
       total_steps: length of training.
       metrics: names that the state accumulates between two lines of the log.
-      state, batch: shapes, dtypes and shardings of the step's arguments.
+      state, batch, eval_batch: shapes, dtypes and shardings of the steps' arguments.
       init: () -> TrainState on the mesh.
-      train_step: (state, batch) -> (state, loss); the state is donated.
+      train_step: (state, batch) -> (state, loss); the state is donated. With `config.data.resident` what is called a
+        batch here and below is the whole data set and which examples are taken of it, in many steps.
       eval_step: (variables, sums, batch) -> sums; the sums are donated.
     """
 
@@ -68,6 +81,7 @@ class Program:
     metrics: tuple[str, ...]
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
+    eval_batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[], TrainState]
     train_step: Any
     eval_step: Any
@@ -98,13 +112,18 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     n = config.global_batch_size
-    batch = {
+    names = {key: jax.ShapeDtypeStruct((n,), np.int32, sharding=rows) for key in ("label", "epoch", "example")}
+    batch = eval_batch = names | {
         "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct((n,), np.int32, sharding=rows),
         "mask": jax.ShapeDtypeStruct((n,), np.float32, sharding=rows),
     }
     step = make_train_step(model, task, tx, schedule, config, data.preprocess)
     evaluation = make_eval_step(model, task, data.preprocess)
+    if config.data.resident:
+        step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
+        most, examples = config.data.steps_per_call, data.position["examples"]
+        batch = resident.feed_shapes(mesh, most, n, examples, data.image_shape)
+        eval_batch = resident.eval_shapes(mesh, n, data.eval_examples, data.image_shape)
     return Program(
         mesh=mesh,
         task=task,
@@ -112,6 +131,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         metrics=metrics,
         state=jax.tree.map(shape, jax.eval_shape(init)),
         batch=batch,
+        eval_batch=eval_batch,
         init=jax.jit(init, out_shardings=everywhere),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jax.jit(evaluation, donate_argnums=1, out_shardings=everywhere),

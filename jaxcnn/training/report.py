@@ -95,7 +95,7 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"the {'micro-batch' if optimizer.accumulate > 1 else 'global batch'}",
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
-        f"training   {total:,} steps of {config.global_batch_size}, {every:,} an epoch; "
+        f"training   {total:,} steps of {config.global_batch_size}, {float(every):,.6g} an epoch; "
         f"{optimizer.name}, rate {optimizer.learning_rate:g}, {optimizer.schedule}",
     ]
     if start:

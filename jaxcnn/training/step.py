@@ -13,8 +13,8 @@ from jaxcnn.tasks import Classification
 from jaxcnn.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-# (uint8 images, rng or None in evaluation) -> float images
-Preprocess = Callable[[jax.Array, jax.Array | None], jax.Array]
+# (batch of uint8 images, seed or None in evaluation) -> batch of what the model takes
+Preprocess = Callable[[Batch, jax.Array | None], Batch]
 
 
 def make_train_step(
@@ -37,13 +37,10 @@ def make_train_step(
     micro_batches, decay = config.optimizer.accumulate, config.ema.decay
 
     def gradients(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, Any, Any, Any]:
-        augment_rng, dropout_rng = jax.random.split(rng)
-        images = preprocess(batch["image"], augment_rng)
-
         def objective(params: Any) -> tuple[jax.Array, Any]:
             outputs, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats}, images, train=True,
-                mutable=["batch_stats"], rngs={"dropout": dropout_rng},
+                {"params": params, "batch_stats": batch_stats}, batch["image"], train=True,
+                mutable=["batch_stats"], rngs={"dropout": rng},
             )  # fmt: skip
             loss, sums = task.loss(outputs, batch)
             return loss, (sums, updates.get("batch_stats", {}))
@@ -69,6 +66,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        batch = preprocess(batch, state.seed)
         compute = accumulated if micro_batches > 1 else gradients
         grads, loss, sums, batch_stats = compute(state.params, state.batch_stats, batch, rng)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -109,7 +107,7 @@ def make_eval_step(model: nn.Module, task: Classification, preprocess: Preproces
     """(variables, sums so far, batch) -> sums with the batch's examples added; rows of mask 0 count for nothing."""
 
     def eval_step(variables: Any, sums: Any, batch: Batch) -> Any:
-        outputs: Any = model.apply(variables, preprocess(batch["image"], None), train=False)
+        outputs: Any = model.apply(variables, preprocess(batch, None)["image"], train=False)
         return jax.tree.map(jnp.add, sums, task.loss(outputs, batch)[1])
 
     return eval_step

@@ -33,7 +33,7 @@ def by_hand(trained) -> dict[str, float]:
     """Of all 37 examples at once, without padding, in NumPy."""
     data = Blobs()
     rows = data.rows(1, 37)
-    logits: Any = Tiny().apply(trained, data.preprocess(rows["image"], None))  # type: ignore[arg-type]
+    logits: Any = Tiny().apply(trained, data.preprocess(rows, None)["image"])
     logits = np.asarray(logits["logits"], np.float64)
     right = logits[np.arange(37), rows["label"]]
     rank = (logits > right[:, None]).sum(-1)

@@ -53,7 +53,7 @@ def test_batch_norm_takes_its_statistics_over_the_global_batch():
     program = build(tiny_config(mesh__data=8, **SGD))
     state = program.init()
     kernel = np.asarray(state.params["conv"]["kernel"])
-    images = np.asarray(data.preprocess(jnp.asarray(rows["image"]), None))
+    images = np.asarray(data.preprocess(rows, None)["image"])
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # N, H, W, C, 3, 3
     conv = np.einsum("nhwcij,ijcf->nhwf", windows, kernel)

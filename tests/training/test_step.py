@@ -50,7 +50,7 @@ def test_a_numpy_batch_is_refused_under_the_transfer_guard(plain):
     ("dropout", "augment", "accumulate"),
     [(0.5, "none", 1), (0.0, "pad_crop_flip", 1), (0.5, "pad_crop_flip", 2), (0.0, "none", 1)],
 )
-def test_draws_are_a_function_of_seed_and_step(dropout, augment, accumulate):
+def test_draws_are_a_function_of_seed_step_and_epoch(dropout, augment, accumulate):
     drawn = dropout > 0 or augment != "none"
     data = Blobs(augment=augment)
     config = tiny_config(**SGD, optimizer__accumulate=accumulate)
@@ -59,7 +59,9 @@ def test_draws_are_a_function_of_seed_and_step(dropout, augment, accumulate):
     def loss(seed: int, step: int) -> float:
         state = program.init().replace(seed=jnp.uint32(seed), step=jnp.int32(step))
         state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, program.state))
-        return float(program.train_step(state, batch_of(program))[1])
+        batch = batch_of(program)
+        batch["epoch"] = jnp.full_like(batch["epoch"], step)
+        return float(program.train_step(state, batch)[1])
 
     again, other_step, other_seed = loss(3, 5), loss(3, 6), loss(4, 5)
     assert loss(3, 5) == again
@@ -75,14 +77,12 @@ class Ruler(nn.Module):
         last = self.variable("batch_stats", "last", jnp.zeros, ())
         previous = self.variable("batch_stats", "previous", jnp.zeros, ())
         if train:
-            previous.value, last.value = last.value, images.mean()
+            previous.value, last.value = last.value, jax.random.normal(self.make_rng("dropout"))
         return {"logits": jnp.zeros((len(images), 6)) + self.param("x", nn.initializers.zeros, (6,))}
 
 
 def test_micro_batches_have_draws_of_their_own():
-    data = Blobs()
-    data.preprocess = lambda images, rng: 0.0 * images + (0 if rng is None else jax.random.normal(rng))
-    state, _ = steps(build(tiny_config(optimizer__accumulate=2), Ruler(), data), 1)
+    state, _ = steps(build(tiny_config(optimizer__accumulate=2), Ruler()), 1)
     assert state.batch_stats["previous"] != 0
     assert state.batch_stats["previous"] != state.batch_stats["last"]
 
@@ -112,7 +112,7 @@ def test_micro_batch_i_is_rows_i_and_every_kth_after():
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     for i in range(2):
-        images = data.preprocess(jnp.asarray(rows["image"][i::2]), None)
+        images = data.preprocess({"image": rows["image"][i::2]}, None)["image"]
         labels = np.eye(6)[rows["label"][i::2]]
 
         grad, stats = gradient(state.params, stats, images, labels)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxcnn.config import Config, base_config, validate
 from jaxcnn.configfile import set_key
 from jaxcnn.data import transforms
+from jaxcnn.data.augment import parse
 from jaxcnn.models.layers import Classifier, batch_norm, conv
 from jaxcnn.training.loop import train
 from jaxcnn.training.mesh import make_mesh, on_devices
@@ -65,12 +66,21 @@ class Blobs:
         label = rng.integers(0, CLASSES, count, dtype=np.int32)
         image = rng.integers(0, 128, (count, *self.image_shape), dtype=np.uint8)
         image[np.arange(count), :, :, label % 3] += np.where(label < 3, 60, 120)[:, None, None].astype(np.uint8)
-        return {"image": image, "label": label, "mask": np.ones(count, np.float32)}
+        names = {"epoch": np.full(count, seed, np.int32), "example": np.arange(count, dtype=np.int32)}
+        return {"image": image, "label": label, "mask": np.ones(count, np.float32), **names}
 
-    def preprocess(self, images: jax.Array, rng: jax.Array | None) -> jax.Array:
-        if rng is not None:
-            images = transforms.augment(self.augment, 1, rng, images)
-        return transforms.normalize(images, (0.4,) * 3, (0.3,) * 3)
+    @property
+    def eval_broken(self) -> int:
+        return 0
+
+    def complaints(self, epoch: float) -> list[str]:
+        return []
+
+    def preprocess(self, batch: dict[str, Any], seed: jax.Array | None) -> dict[str, Any]:
+        if seed is not None:
+            draw = jax.vmap(lambda a, b: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), a), b))
+            batch = transforms.augment(parse(self.augment).device, 1, draw(batch["epoch"], batch["example"]), batch)
+        return batch | {"image": transforms.normalize(jnp.asarray(batch["image"]), (0.4,) * 3, (0.3,) * 3)}
 
     def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(start, stop):

@@ -1,0 +1,119 @@
+"""A data set that stays in device memory: many steps a call, in which no host takes part.
+
+The batches are those of the streamed data set, to the last bit: what a call is given is which examples its steps take,
+a few kilobytes of numbers.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn import UserError
+from jaxcnn.training.mesh import on_all, over_data, replicated
+
+Feed = dict[str, Any]
+_SHARE = 0.5  # of a device's memory that data may take
+
+
+def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
+    """Shapes, types and shardings of what `train_feed` gives."""
+    everywhere, columns = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
+    table = jax.ShapeDtypeStruct((steps, global_batch_size), np.int32, sharding=columns)
+    return {
+        "images": jax.ShapeDtypeStruct((examples, *image_shape), np.uint8, sharding=everywhere),
+        "labels": jax.ShapeDtypeStruct((examples,), np.int32, sharding=everywhere),
+        "epoch": table,
+        "example": table,
+        "count": jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+    }
+
+
+def eval_shapes(mesh: Mesh, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
+    """Shapes, types and shardings of what `eval_feed` gives."""
+    feed = feed_shapes(mesh, -(-examples // global_batch_size), global_batch_size, examples, image_shape)
+    mask = jax.ShapeDtypeStruct(feed["example"].shape, np.float32, sharding=feed["example"].sharding)
+    return {key: feed[key] for key in ("images", "labels", "example")} | {"mask": mask}
+
+
+def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
+    """All examples on the devices, {"images", "labels"}, and their mask (N,) on the host.
+
+    Raises:
+      UserError: they take more than half of a device's memory.
+    """
+    needed = int(np.prod(data.image_shape)) * (data.position["examples"] if training else data.eval_examples)
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    if needed > _SHARE * stats.get("bytes_limit", np.inf):
+        raise UserError(
+            f"config.data.resident: {needed / 1e9:.1f} GB of images, the device has {stats['bytes_limit'] / 1e9:.1f}: "
+            "set it to False"
+        )
+    images, labels, mask = data.resident(training)
+    return {"images": on_all(mesh, images), "labels": on_all(mesh, labels)}, mask
+
+
+def train_feed(
+    data: Any, mesh: Mesh, start: int, stop: int, steps: int, next_stop: Callable[[int], int]
+) -> Generator[tuple[int, Feed]]:
+    """(number of steps, arguments) of the calls from step `start` to `stop`, at most `steps` each.
+
+    Args:
+      next_stop: (step) -> the next one after which the host has something to do.
+    """
+    examples, _ = load(data, mesh, training=True)
+    while start < stop:
+        count = min(stop, next_stop(start), start + steps) - start
+        # One size of table, whatever the number of steps: one program.
+        table = [np.pad(x, ((0, steps - count), (0, 0))) for x in data.places(start, start + count)]
+        epoch, example = (on_all(mesh, x, PartitionSpec(None, "data")) for x in table)
+        yield count, examples | {"epoch": epoch, "example": example, "count": on_all(mesh, np.asarray(count, np.int32))}
+        start += count
+
+
+def eval_feed(data: Any, mesh: Mesh, global_batch_size: int) -> Feed:
+    """The arguments of the call that evaluates all examples, each once; they stay on the devices for the next one."""
+    examples, mask = load(data, mesh, training=False)
+    rows = -(-len(mask) // global_batch_size)
+    places = np.arange(rows * global_batch_size, dtype=np.int32).reshape(rows, global_batch_size)
+    example = np.minimum(places, len(mask) - 1)
+    cut = PartitionSpec(None, "data")
+    counted = np.where(places < len(mask), mask[example], 0).astype(np.float32)
+    return examples | {"example": on_all(mesh, example, cut), "mask": on_all(mesh, counted, cut)}
+
+
+def many_steps(train_step: Callable[[Any, Any], tuple[Any, jax.Array]], mesh: Mesh) -> Callable[[Any, Feed], Any]:
+    """`train_step` of one batch -> (state, feed) -> (state, loss of the last step)."""
+
+    def steps(state: Any, feed: Feed) -> tuple[Any, jax.Array]:
+        def body(i: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
+            batch = _pick(feed, i, mesh, ("epoch", "example"))
+            return train_step(carry[0], batch | {"mask": jnp.ones(batch["label"].shape)})
+
+        return jax.lax.fori_loop(0, feed["count"], body, (state, jnp.zeros(())))
+
+    return steps
+
+
+def all_batches(eval_step: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any, Feed], Any]:
+    """`eval_step` of one batch -> (variables, sums, feed) -> sums over all examples."""
+
+    def batches(variables: Any, sums: Any, feed: Feed) -> Any:
+        def body(sums: Any, i: jax.Array) -> tuple[Any, None]:
+            return eval_step(variables, sums, _pick(feed, i, mesh, ("mask",))), None
+
+        return jax.lax.scan(body, sums, jnp.arange(len(feed["example"])))[0]
+
+    return batches
+
+
+def _pick(feed: Feed, i: jax.Array, mesh: Mesh, names: tuple[str, ...]) -> dict[str, jax.Array]:
+    """The batch of row `i` of the tables, its rows cut over `data`."""
+    example = feed["example"][i]
+    batch = {"image": feed["images"][example], "label": feed["labels"][example]} | {
+        name: feed[name][i] for name in names
+    }
+    return jax.lax.with_sharding_constraint(batch, over_data(mesh))
