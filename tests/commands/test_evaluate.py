@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxcnn import cli
+from jaxcnn.commands.run import classifier, open_run
+from jaxcnn.data.sources import make_source
 from jaxcnn.training.guard import only_trainer
 
 
@@ -134,3 +137,76 @@ def test_a_run_without_a_checkpoint_is_refused(workdir, refused, tmp_path):
 )
 def test_an_override_that_does_not_fit_is_refused_in_one_line(override, words, workdir, refused):
     assert words in refused(workdir, f"--config.{override}")
+
+
+@pytest.mark.parametrize("batch", [7, 1440])
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (["1crop"], {"protocol": "1crop", "views": 1, "scales": [9]}),
+        (["10crop"], {"protocol": "10crop", "views": 10, "scales": [9]}),
+        (["dense", "--scales", "8,12"], {"protocol": "dense", "views": 4, "scales": [8, 12]}),
+    ],
+)
+def test_a_protocol_scores_every_example_once_at_any_batch(words, about, batch, evaluate):
+    found = evaluate("--protocol", *words, "--checkpoint=40", f"--config.global_batch_size={batch}")
+    expected = evaluate("--protocol", *words, "--checkpoint=40", "--config.mesh.data=1")
+    assert {k: found[k] for k in about} == about
+    assert found["eval/examples"] == 355
+    assert scores(found) == pytest.approx(scores(expected), rel=1e-5)
+    assert found["eval/loss"] != evaluate("--checkpoint=40")["eval/loss"]
+
+
+def test_144_crops_of_small_images(evaluate):
+    found = evaluate("--protocol=144crop", "--config.data.eval_split=test")
+    assert (found["views"], found["scales"], found["eval/examples"]) == (144, [9, 10, 11, 13], 355)
+    assert 0.1 < found["eval/top1"] <= found["eval/top5"] <= 1
+
+
+def test_dense_at_the_size_of_training_is_the_average_with_the_mirror_image(workdir, evaluate):
+    """Computed by the library from the pixels alone."""
+    run, source = open_run(workdir, "last", []), make_source("digits", "test")
+    images, labels = (np.stack([source[i][key] for i in range(len(source))]) for key in ("image", "label"))
+    classify = classifier(run.model, run.input)
+    mean = np.mean([classify(run.variables, x) for x in (images, images[:, :, ::-1])], axis=0)
+    found = evaluate("--protocol=dense", "--scales=8")
+    assert found["views"] == 2
+    assert found["eval/loss"] == pytest.approx(-np.log(mean[np.arange(355), labels]).mean(), rel=1e-5)
+    assert found["eval/top1"] == pytest.approx((mean.argmax(-1) == labels).mean(), abs=1e-9)
+
+
+def test_it_says_how_many_shapes_there_are(workdir, capsys):
+    words = ["evaluate", "--workdir", str(workdir), "--protocol", "dense"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().err == "dense: 1 shape of images to compile for, 6 views an image\n"
+
+
+def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, evaluate, monkeypatch):
+    def resized(*arguments: Any) -> Any:
+        run = open_run(*arguments)
+        return run._replace(input={**run.input, "resize": 12})
+
+    own = evaluate("--protocol=1crop")
+    monkeypatch.setattr("jaxcnn.commands.run.open_run", resized)
+    found = evaluate()
+    assert (found["protocol"], found["scales"]) == ("1crop", [12])
+    assert found == evaluate("--protocol=1crop")
+    assert scores(found) != scores(own)
+    assert evaluate("--protocol=10crop")["scales"] == [12]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--protocol=12crop"], "argument --protocol: invalid choice: '12crop' (choose from "),
+        (["--protocol=dense", "--scales=8,7"], "--protocol dense at scale 7: the network sees 8×8 pixels, take scales"),
+        (["--scales=8"], "--scales goes with --protocol dense"),
+        (["--protocol=10crop", "--scales=8"], "--scales goes with --protocol dense"),
+        *(
+            (["--protocol=dense", f"--scales={text}"], f"argument --scales: {text!r}: write whole numbers of pixels")
+            for text in ("8,twelve", "8.5", "8,8", "0", "-8", "4097", "", "8,")
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_protocol_is_refused_in_one_line(words, told, workdir, refused):
+    assert told in refused(workdir, *words)

@@ -62,7 +62,7 @@ def variables(name: str) -> Any:
 
 @cache
 def logits_of(name: str, dense: bool) -> Any:
-    model = densely(MODELS[name]) if dense else MODELS[name]
+    model: Any = densely(MODELS[name]) if dense else MODELS[name]
     return jax.jit(lambda x: model.apply(variables(name), NORMALIZE(x))["logits"])
 
 
@@ -114,7 +114,8 @@ def test_a_network_without_fully_connected_layers_is_dense_as_it_is():
 
 def test_the_same_variables_serve_both_forms():
     made, x = variables("connected"), jnp.ones((2, SIDE, SIDE, 3))
-    ordinary, dense = (model.apply(made, x)["logits"] for model in (MODELS["connected"], densely(MODELS["connected"])))
+    models: Any = MODELS["connected"], densely(MODELS["connected"])
+    ordinary, dense = (model.apply(made, x)["logits"] for model in models)
     np.testing.assert_allclose(ordinary, dense, atol=1e-5)
 
 
