@@ -14,6 +14,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data import imagenet
 from jaxcnn.data.base import Source
+from jaxcnn.data.packed import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -41,9 +42,8 @@ def open_split(name: str, split: str) -> Source:
     if empty := [root / split / ids[label] for label in np.flatnonzero(listing.counts(len(ids)) == 0)]:
         kinds = " ".join(EXTENSIONS)
         raise UserError(f"{empty[0]} has no image ({kinds}): add some, or remove the class from all splits")
-    # What a file system has as a name need not be text, and could write escapes to the terminal.
-    names = tuple("".join(c if c.isprintable() else "?" for c in name) for name in ids)
-    names, size, shape = imagenet.readable(names), len(listing.file_ends), (None, None, 3)
+    names = imagenet.readable(tuple(map(printable, ids)))  # to a file system a name need not be text
+    size, shape = len(listing.file_ends), (None, None, 3)
     return _Folder(name, split, size, names, shape, imagenet.MEAN, imagenet.STD, root / split, listing)
 
 

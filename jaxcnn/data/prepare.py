@@ -14,6 +14,8 @@ import os
 import re
 import struct
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +26,17 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data.stored import ARRAY_RECORD, check_format, data_root
 
+# Archives that TFDS reads out of a folder and does not download; it goes without the test images, which have no labels.
+ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 IDX_SETS = ("fashion_mnist", "kmnist", "mnist")  # same files, same features but for the names of the classes
 _IDX_SPLITS = {"train": "train", "test": "t10k"}  # split: how the names of its files begin
+_REPORT = 60  # seconds between lines on what a build has written, where TFDS's bar cannot be drawn
 _IDX_SIDE, _IDX_CLASSES = 28, 10
 
 
-def prepare(name: str, data_dir: str = "", source_dir: str | Path | None = None) -> tuple[Path, bool]:
+def prepare(
+    name: str, data_dir: str = "", source_dir: str | Path | None = None, manual_dir: str | Path | None = None
+) -> tuple[Path, bool]:
     """Build the TFDS data set `name` as ArrayRecord, unless it is there.
 
     Args:
@@ -37,15 +44,17 @@ def prepare(name: str, data_dir: str = "", source_dir: str | Path | None = None)
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
       source_dir: folder with the four IDX files, gzipped or not, to build one of `IDX_SETS` from; None: TFDS
         downloads.
+      manual_dir: folder with the archives of a data set that TFDS cannot download, such as ImageNet's.
 
     Returns:
       The data set's folder, and whether it was built now (False: it was ready).
 
     Raises:
-      UserError: the name is unknown, TensorFlow is missing, an IDX file is missing or damaged, the download or
-        the build fails, or the folder holds something else.
+      UserError: the name is unknown, TensorFlow is missing, an IDX file or an archive is missing or damaged, the
+        download or the build fails, or the folder holds something else.
     """
     name = name.removeprefix("tfds:")
+    base = re.split("[/:]", name)[0]
     if source_dir is not None and name not in IDX_SETS:
         raise UserError(f"--from reads IDX files, of {', '.join(IDX_SETS)}; '{name}' is downloaded: drop --from")
     builder = _builder(name, data_root(data_dir))
@@ -53,11 +62,13 @@ def prepare(name: str, data_dir: str = "", source_dir: str | Path | None = None)
     if folder.exists():
         _check_ready(builder, folder)
         return folder, False
+    if manual_dir is not None or base in ARCHIVES:
+        _check_archives(name, manual_dir, builder)
     if source_dir is not None:
         splits = {split: read_idx(source_dir, stem) for split, stem in _IDX_SPLITS.items()}
         # Keys and values are those of the standard generator, and so are the records and their order.
         builder._split_generators = lambda _: {split: _examples(*arrays) for split, arrays in splits.items()}
-    _build(name, builder, downloads=source_dir is None)
+    _build(name, builder, manual_dir, downloads=source_dir is None)
     return folder, True
 
 
@@ -118,13 +129,23 @@ def _builder(name: str, root: Path) -> Any:
         raise UserError(f"TFDS cannot open '{name}': {_one_line(error)}") from error
 
 
+def _check_archives(name: str, manual_dir: str | Path | None, builder: Any) -> None:
+    files = ARCHIVES.get(builder.name, ())
+    if not files and not getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None):
+        raise UserError(f"--manual-dir is for data sets that cannot be downloaded; '{name}' can be: drop it")
+    if manual_dir is None:
+        raise UserError(f"'{name}' is not downloaded: give the folder of {' and '.join(files)} with --manual-dir DIR")
+    if missing := [file for file in files if not (Path(manual_dir) / file).is_file()]:
+        raise UserError(f"{manual_dir} has no {' and no '.join(missing)}: image-net.org gives it to those who register")
+
+
 def _check_ready(builder: Any, folder: Path) -> None:
     if not builder.is_prepared():
         raise UserError(f"{folder} exists but holds no complete data set: delete it and run this again")
     check_format(builder)
 
 
-def _build(name: str, builder: Any, downloads: bool) -> None:
+def _build(name: str, builder: Any, manual_dir: str | Path | None, downloads: bool) -> None:
     for variable, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(variable, value)  # or TensorFlow greets on stderr
     try:
@@ -138,15 +159,42 @@ def _build(name: str, builder: Any, downloads: bool) -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each of many retries; the error says it once
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    options = {}
+    if manual_dir is not None:
+        folder = Path(manual_dir).absolute()
+        options = {"download_config": tfds.download.DownloadConfig(manual_dir=folder, try_download_gcs=False)}
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress
-            builder.download_and_prepare(file_format=ARRAY_RECORD)
+        with contextlib.redirect_stdout(sys.stderr), _reports(name, Path(builder.data_dir)):  # TFDS prints its progress
+            builder.download_and_prepare(file_format=ARRAY_RECORD, **options)
     except Exception as error:  # whatever the code of a data set and its tools raise
         hints = ["check the network"] if isinstance(error, requests.RequestException | DownloadError) else []
         hints += ["give its four IDX files with --from DIR"] if downloads and name in IDX_SETS else []
         raise UserError(
             f"cannot build '{name}' ({_one_line(error)}){': ' if hints else ''}{', or '.join(hints)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _reports(name: str, folder: Path) -> Iterator[None]:
+    """Off a terminal, a line now and then on how much has been written."""
+    done = threading.Event()
+
+    def report() -> None:
+        start = time.monotonic()
+        while not done.wait(_REPORT):
+            with contextlib.suppress(OSError):  # files come and go
+                size = sum(f.stat().st_size for f in folder.parent.glob(f"*incomplete*{folder.name}*/**/*"))
+                print(
+                    f"building {name}: {size / 1e9:.2f} GB, {(time.monotonic() - start) / 60:.0f} min", file=sys.stderr
+                )
+
+    thread = threading.Thread(target=report, daemon=True)
+    if not sys.stderr.isatty():
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,9 +1,11 @@
-"""The sources by name: handwritten digits, synthetic images, TFDS data sets that are prepared, folders of images.
+"""The sources by name: handwritten digits, synthetic images, TFDS data sets that are prepared, folders of images
+and packed ones.
 
 Reading imports neither JAX nor TensorFlow.
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data import folder, stored
+from jaxcnn.data import folder, packed, stored
 from jaxcnn.data.base import Source
 
 SYNTHETIC = "synthetic[:CLASSES[:EXAMPLES]]"
+_ON_DISK = {"folder": folder, "packed": packed}  # their names hold the path
 _SIDE = 32  # of a synthetic image
 
 
@@ -24,8 +27,9 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]` or `folder:DIR`.
-      split: `train` or `test`; a sub folder of DIR; for TFDS any of its splits, or an expression such as `train[:90%]`.
+      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR` or
+        `packed:DIR`.
+      split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
     Raises:
@@ -33,8 +37,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """
     if _kind(name) == "tfds":
         return stored.open_split(name, split, data_dir)
-    if _kind(name) == "folder":
-        return folder.open_split(name, split)
+    if module := _ON_DISK.get(_kind(name)):
+        return module.open_split(name, split)
     sizes = split_sizes(name)
     if split not in sizes:
         raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(sizes)}")
@@ -45,8 +49,8 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
     """Number of examples of each split of a data set; arguments and errors are those of `make_source`."""
     if _kind(name) == "tfds":
         return stored.split_sizes(name, data_dir)
-    if _kind(name) == "folder":
-        return folder.split_sizes(name)
+    if module := _ON_DISK.get(_kind(name)):
+        return module.split_sizes(name)
     if _kind(name) == "synthetic":
         _, examples = _synthetic_numbers(name)
         return {"train": examples, "test": max(1, examples // 4)}
@@ -57,13 +61,22 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 def _hint(name: str) -> str:
     """What may have been meant by a name that is none."""
-    if Path(name).expanduser().is_dir():
-        return f"it is a folder, write folder:{name}"
+    path = Path(os.path.expanduser(name))
+    if "\0" not in name and path.is_dir():
+        return f"it is a folder, write {'packed' if (path / packed.MANIFEST).exists() else 'folder'}:{name}"
     kind, _, rest = name.partition(":")
     known = {"digits": "digits", "synthetic": SYNTHETIC} | {n: f"tfds:{n}" for n in stored.STATISTICS}
-    known |= {kind: f"{kind}:{rest}" for kind in ("folder", "tfds") if rest}
+    known |= {kind: f"{kind}:{rest}" for kind in (*_ON_DISK, "tfds") if rest}
     near = [known[n] for n in difflib.get_close_matches(kind, known, n=2)]
-    return f"did you mean {' or '.join(near)}?" if near else f"there are digits, {SYNTHETIC}, tfds:NAME and folder:DIR"
+    there = f"there are digits, {SYNTHETIC}, tfds:NAME, folder:DIR and packed:DIR"
+    return f"did you mean {' or '.join(near)}?" if near else there
+
+
+def labelled_splits(name: str, data_dir: str = "") -> list[str]:
+    """The splits whose labels are known; arguments and errors are those of `make_source`."""
+    # The images of a folder need not be counted for it.
+    splits = folder.split_names(name) if _kind(name) == "folder" else split_sizes(name, data_dir)
+    return [split for split in splits if not (split == "test" and stored.hides_test_labels(name))]
 
 
 def eval_split(name: str, data_dir: str = "") -> str:
@@ -72,10 +85,9 @@ def eval_split(name: str, data_dir: str = "") -> str:
     Raises:
       UserError: there is none, or as of `make_source`.
     """
-    # The images of a folder need not be counted for it.
-    splits = folder.split_names(name) if _kind(name) == "folder" else list(split_sizes(name, data_dir))
+    splits = labelled_splits(name, data_dir)
     for split in ("val", "test", "validation"):
-        if split in splits and not (split == "test" and stored.hides_test_labels(name)):
+        if split in splits:
             return split
     raise UserError(
         f"data set '{name}' has no labelled val, test or validation split: set config.data.eval_split to one of "

@@ -44,8 +44,8 @@ class TestPrepare:
     def test_passes_on(self, monkeypatch, capsys, built, words):
         calls = []
         monkeypatch.setattr(prepare_module, "prepare", lambda *args: calls.append(args) or (Path("/x"), built))
-        assert data.main(["prepare", "fashion_mnist", "--from", "a", "--data-dir", "b"]) == 0
-        assert calls == [("fashion_mnist", "b", "a")]
+        assert data.main(["prepare", "fashion_mnist", "--from", "a", "--data-dir", "b", "--manual-dir", "c"]) == 0
+        assert calls == [("fashion_mnist", "b", "a", "c")]
         assert capsys.readouterr().out.splitlines() == [
             words,
             "look at it with: jaxcnn data check tfds:fashion_mnist --data-dir b",
@@ -60,6 +60,44 @@ class Broken(Source):
         if index in (2, 4, 5, 6):
             raise UserError(f"example {index} is damaged")
         return np.full((20 + index, 30, 3), index, np.uint8), index % 2
+
+
+class TestPack:
+    def test_packs_and_checks(self, tmp_path, capsys):
+        out = tmp_path / "my pack"
+        argv = ["pack", "synthetic:3:30", str(out), "--split", "train", "test", "--shards", "2", "--workers", "2"]
+        assert data.main(argv) == 0
+        told, progress = capsys.readouterr()
+        lines = told.splitlines()
+        assert lines[0] == f"packed {out}"
+        assert lines[1].startswith("  train: 30 examples, 0.3 MB in 2 files")
+        assert lines[-1] == f"look at it with: jaxcnn data check 'packed:{out}'"
+        assert progress.splitlines()[-1] == "packing: 37 of 37 examples"
+        assert data.main(argv) == 0
+        assert capsys.readouterr().out.startswith("already packed, nothing to do")
+        assert data.main(["check", f"packed:{out}", "--out", str(tmp_path / "x.png")]) == 0
+        assert f"packed:{out}, test: 7 examples" in capsys.readouterr().out
+        (out / "test-00001-of-00002.array_record").write_bytes(b"x")
+        with pytest.raises(
+            UserError, match=r"damaged shards, .*: test-00001-of-00002\.array_record has another checksum"
+        ):
+            data.main(["check", f"packed:{out}", "--out", str(tmp_path / "x.png")])
+
+    def test_lists_what_is_left_out(self, tmp_path, capsys):
+        for number in range(3):
+            path = tmp_path / f"images/train/cat/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9)).save(path)
+        (tmp_path / "images/train/cat/1.png").write_bytes(b"text")
+        argv = ["pack", f"folder:{tmp_path}/images", str(tmp_path / "out")]
+        with pytest.raises(UserError, match=r"example 1 \(.*images/train/cat/1.png\) cannot be read"):
+            data.main(argv)
+        with pytest.raises(UserError, match="half of another pack, or of one with other options: delete it"):
+            data.main([*argv, "--on-error", "skip"])
+        assert data.main([*argv[:2], str(tmp_path / "out2"), "--on-error", "skip"]) == 0
+        told, progress = capsys.readouterr()
+        assert "train: 2 examples" in told
+        assert re.search(r"left out: .*images/train/cat/1\.png", progress)
 
 
 class TestCheck:
@@ -98,14 +136,17 @@ class TestCheck:
         first = next(e["image"] for e in (source[i] for i in range(50)) if e["label"] == 0)
         np.testing.assert_array_equal(tile[3::7, 3::7], np.repeat(first, 3, axis=-1))
 
-    def test_many_classes(self, tmp_path):
+    def test_many_classes(self, tmp_path, capsys):
         data.main(["check", "synthetic:300:600", "--out", str(tmp_path / "x.png")])
         with Image.open(tmp_path / "x.png") as sheet:
             assert sheet.height == 25 * 60
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[3] == "  each of 300 classes has 2 (0 class 0) to 2 (0 class 0) examples, the median 2"
+        assert lines[4] == "synthetic:300:600, test: 150 examples"
 
     def test_reports_every_bad_example_after_reading_all(self, tmp_path, capsys, monkeypatch):
         source = Broken("broken", "train", 9, ("even", "odd"), (None, None, 3), (0.5,) * 3, (0.5,) * 3)
-        monkeypatch.setattr(sources, "split_sizes", lambda *_: {"train": 9})
+        monkeypatch.setattr(sources, "labelled_splits", lambda *_: ["train"])
         monkeypatch.setattr(sources, "make_source", lambda *_, **__: source)
         with pytest.raises(UserError) as caught:
             data.main(["check", "broken", "--out", str(tmp_path / "x.png")])
@@ -117,7 +158,22 @@ class TestCheck:
             ["3", "1", "odd"],
             ["4", "bad:", "2,", "4-6"],
         ]
+        assert [line.strip() for line in lines[6:10]] == [f"example {n} is damaged" for n in (2, 4, 5, 6)]
         assert (tmp_path / "x.png").is_file()
+
+    def test_folder_with_a_broken_file(self, tmp_path, capsys):
+        for split, number in (("train", 1), ("train", 2), ("val", 3)):
+            path = tmp_path / f"images/{split}/cat/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 5 + number)).save(path)
+        broken = tmp_path / "images/train/cat/2.png"
+        broken.write_bytes(b"text")
+        with pytest.raises(UserError, match=f"bad examples: train 1. The first: .*{broken}"):
+            data.main(["check", f"folder:{tmp_path}/images", "--out", str(tmp_path / "x.png")])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("images, train: 2 examples")
+        assert str(broken) in lines[5]
+        assert lines[6].endswith("images, val: 1 examples")
 
     def test_bare_names(self, tmp_path):
         with pytest.raises(UserError, match="data set 'tfds:fashion_mnist' is not prepared"):
@@ -137,11 +193,18 @@ def test_help_is_quick():
     """It imports nothing heavy."""
     code = "import sys; from jaxcnn.commands.data import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "list | prepare | check" in result.stdout
+    assert "list | prepare | pack | check" in result.stdout
     assert not {"numpy", "rich", "PIL", "jax", "tensorflow_datasets"} & set(result.stdout.split())
 
 
-@pytest.mark.parametrize("argv", [[], ["prepare"], ["check"], ["nothing"], ["list", "x"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [], ["prepare"], ["check"], ["nothing"], ["list", "x"], ["pack", "digits"],
+        ["pack", "digits", "x", "--quality", "101"],
+        ["pack", "digits", "x", "--shards", "0"], ["pack", "digits", "x", "--shards", "2", "--shard-size", "3"],
+    ],
+)  # fmt: skip
 def test_wrong_use(argv, capsys):
     assert cli.main(["data", *argv]) == 2
     told = capsys.readouterr().err

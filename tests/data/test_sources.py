@@ -236,7 +236,7 @@ class TestErrors:
         [
             ("digit", "did you mean digits"),
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
-            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME and folder:DIR"),
+            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR and packed:DIR"),
             ("foler:/x:y", "did you mean folder:/x:y"),
             ("/none/such", "no data set '/none/such': there are digits"),
             ("digits:3", "no data set 'digits:3'"),
