@@ -61,11 +61,11 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 def _hint(name: str) -> str:
     """What may have been meant by a name that is none."""
-    path = Path(os.path.expanduser(name))
-    if "\0" not in name and path.is_dir():
-        return f"it is a folder, write {'packed' if (path / packed.MANIFEST).exists() else 'folder'}:{name}"
     kind, _, rest = name.partition(":")
     known = {"digits": "digits", "synthetic": SYNTHETIC} | {n: f"tfds:{n}" for n in stored.STATISTICS}
+    path = Path(os.path.expanduser(name))
+    if name and name not in known and "\0" not in name and path.is_dir():
+        return f"it is a folder, write {'packed' if (path / packed.MANIFEST).exists() else 'folder'}:{name}"
     known |= {kind: f"{kind}:{rest}" for kind in (*_ON_DISK, "tfds") if rest}
     near = [known[n] for n in difflib.get_close_matches(kind, known, n=2)]
     there = f"there are digits, {SYNTHETIC}, tfds:NAME, folder:DIR and packed:DIR"

@@ -1,19 +1,24 @@
-"""Preparing: from IDX files to TFDS's own data set, and what is said where that cannot be."""
+"""Preparing: from IDX files and archives to TFDS's own data set, and what is said where that cannot be."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcnn import UserError
+from jaxcnn.data import imagenet
 from jaxcnn.data import prepare as prepare_module
 from jaxcnn.data.prepare import prepare
-from jaxcnn.data.sources import make_source, split_sizes
+from jaxcnn.data.sources import eval_split, make_source, split_sizes
 
 COUNTS = {"train": 30, "t10k": 20}
 
@@ -105,6 +110,91 @@ prepare.prepare("fashion_mnist", {str(tmp_path / "tfds")!r}, {str(folder)!r})
             with pytest.raises(UserError, match="not prepared"):
                 make_source("tfds:fashion_mnist", data_dir=str(tmp_path / "tfds"))
         assert "ZeroDivisionError" in result.stderr or result.returncode == -9
+
+
+def _tar(files):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def _image(colour, mode="RGB", kind="JPEG"):
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), colour).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """A folder of ImageNet's archives with seven images; CMYK and PNG are under the names that they have there."""
+    classes = {
+        "n01440764": {"n01440764_1.JPEG": _image("red"), "n01440764_2.JPEG": _image("grey", "L")},
+        "n01739381": {"n01739381_1309.JPEG": _image("lime", "CMYK")},
+        "n02105855": {"n02105855_2933.JPEG": _image("blue", kind="PNG")},
+    }
+    folder = tmp_path_factory.mktemp("archives")
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(_tar({f"{c}.tar": _tar(files) for c, files in classes.items()}))
+    colours = {f"ILSVRC2012_val_0000000{n}.JPEG": _image((n * 80, 0, 0)) for n in (3, 1, 2)}
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(_tar(colours))
+    return folder
+
+
+class TestImageNet:
+    def test_is_built_from_its_archives(self, archives, tmp_path):
+        arguments = ["prepare", "imagenet2012", "--manual-dir", str(archives), "--data-dir", str(tmp_path)]
+        command = [sys.executable, "-m", "jaxcnn.cli", "data", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert split_sizes("tfds:imagenet2012", str(tmp_path)) == {"train": 4, "validation": 3}
+        assert eval_split("tfds:imagenet2012", str(tmp_path)) == "validation"
+        train = make_source("tfds:imagenet2012", data_dir=str(tmp_path))
+        assert (train.num_classes, train.class_names, train.mean) == (1000, imagenet.class_names(), imagenet.MEAN)
+        read = {}
+        for i in range(4):
+            assert train.record(i)[0][:2] == b"\xff\xd8"  # type: ignore[index]  # the PNG too has become a JPEG
+            read.setdefault(train.class_names[train[i]["label"]], []).append(train[i]["image"].mean((0, 1)).round())
+        assert sorted(map(tuple, read["tench"])) == [
+            pytest.approx((128, 128, 128), abs=2),
+            pytest.approx((254, 0, 0), abs=2),
+        ]
+        assert read[imagenet.class_names()[imagenet.wnids().index("n01739381")]][0] == pytest.approx(
+            (0, 255, 0), abs=25
+        )
+        assert read[imagenet.class_names()[imagenet.wnids().index("n02105855")]][0] == pytest.approx((0, 0, 254), abs=3)
+        # TFDS keeps the labels in the order of the files' names, which is not that of the archive.
+        validation = make_source("tfds:imagenet2012", "validation", data_dir=str(tmp_path))
+        found = {round(float(validation[i]["image"][0, 0, 0]) / 80): validation[i]["label"] for i in range(3)}
+        assert found == {1: 65, 2: 970, 3: 230}
+
+    @pytest.mark.parametrize(
+        ("name", "files", "words"),
+        [
+            ("imagenet2012", None, "'imagenet2012' is not downloaded: give the folder of ILSVRC2012_img_train.tar and"),
+            ("imagenet2012", [], "has no ILSVRC2012_img_train.tar and no ILSVRC2012_img_val.tar: image-net.org gives"),
+            ("imagenet2012:5.*.*", ["ILSVRC2012_img_train.tar"], "has no ILSVRC2012_img_val.tar: image-net.org"),
+            ("cifar10", [], "--manual-dir is for data sets that cannot be downloaded; 'cifar10' can be: drop it"),
+        ],
+    )
+    def test_archives_wanted(self, tmp_path, name, files, words):
+        for file in files or []:
+            (tmp_path / file).touch()
+        with pytest.raises(UserError) as caught:
+            prepare(name, str(tmp_path / "tfds"), manual_dir=None if files is None else tmp_path)
+        assert words in str(caught.value)
+        assert files is None or name == "cifar10" or str(tmp_path) in str(caught.value)
+
+    def test_a_long_build_tells_what_it_has_written(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(prepare_module, "_REPORT", 0.01)
+        folder = tmp_path / "imagenet2012/incomplete.ABC_5.1.0"
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(bytes(10**7))
+        with prepare_module._reports("imagenet2012", tmp_path / "imagenet2012/5.1.0"):
+            time.sleep(0.2)
+        assert "building imagenet2012: 0.01 GB, 0 min" in capsys.readouterr().err
 
 
 class TestIdxErrors:

@@ -237,6 +237,7 @@ class TestErrors:
             ("digit", "did you mean digits"),
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
             ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR and packed:DIR"),
+            ("", "no data set '': there are digits"),
             ("foler:/x:y", "did you mean folder:/x:y"),
             ("/none/such", "no data set '/none/such': there are digits"),
             ("digits:3", "no data set 'digits:3'"),
@@ -251,6 +252,10 @@ class TestErrors:
     def test_a_bare_folder(self, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"it is a folder, write folder:{tmp_path}"):
             make_source(str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mnist").mkdir()
+        with pytest.raises(UserError, match="did you mean tfds:mnist"):
+            make_source("mnist")
 
     def test_not_prepared(self, tmp_path):
         with pytest.raises(UserError) as caught:
