@@ -112,8 +112,8 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
     views = make_views(protocol, data.image_shape, scales, resize)
     batches = plan(data.eval, views, batch, run.mesh.shape["data"])
     shapes = len({rows.aspect for rows in batches})
-    counted = f"{shapes} shape{'s' * (shapes > 1)} of images to compile for, " if protocol == "dense" else ""
-    print(f"{protocol}: {counted}{views.count} views an image", file=sys.stderr)
+    compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
+    print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
     step = make_views_step(
         densely(run.model) if protocol == "dense" else run.model, program.task,
         partial(normalize, mean=data.mean, std=data.std), batch * size * size, views.mirrored,

@@ -178,7 +178,7 @@ def test_dense_at_the_size_of_training_is_the_average_with_the_mirror_image(work
 def test_it_says_how_many_shapes_there_are(workdir, capsys):
     words = ["evaluate", "--workdir", str(workdir), "--protocol", "dense"]
     assert cli.main(words) == 0
-    assert capsys.readouterr().err == "dense: 1 shape of images to compile for, 6 views an image\n"
+    assert capsys.readouterr().err == "dense: 6 views an image, 1 shape of images to compile for\n"
 
 
 def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, evaluate, monkeypatch):
