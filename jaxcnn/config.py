@@ -88,7 +88,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     ),
     "data.on_error": ("stop", _one_of("stop", "skip"), "an image that cannot be read: an error, or go on without it"),
     "data.resident": (False, _ANY, "keep the data set in device memory, and take many steps a call"),
-    "data.steps_per_call": (50, _at_least(1), "resident: steps a call at most; the host sees nothing in between"),
+    "data.steps_per_call": (0, _at_least(0), "resident: steps a call at most (0: 50, on a CPU one)"),
     "data.mean": ((), _FLOATS, "mean of each channel, of pixels in 0 … 1 ((): the data set's)"),
     "data.std": ((), _FLOATS, "standard deviation of each channel ((): the data set's)"),
     "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),

@@ -53,7 +53,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.resize": ([256], [-1, 8193]),
     "data.interpolation": (["bilinear", "bicubic", "antialias"], ["nearest", ""]),
     "data.on_error": (["stop", "skip"], ["ignore", ""]),
-    "data.steps_per_call": ([1], [0]),
+    "data.steps_per_call": ([1], [-1]),
     "data.pad": ([1], [0]),
     "data.mean": ([(0.5,), (0.4, 0, -1.5)], [("a",), (NAN,), (INF,), (0.5, None)]),
     "data.std": ([(0.5,)], [("a",), (NAN,)]),
@@ -514,6 +514,7 @@ DATA = {
     "tfds:fashion_mnist": (10, (28, 28, 1), 60_000),
     "tfds:cifar10": (10, (32, 32, 3), 50_000),
     "tfds:imagenet2012": (1000, (None, None, 3), 1_281_167),
+    "folder:data/fashion_mnist_jpeg": (10, (None, None, 3), 60_000),
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
 }
 

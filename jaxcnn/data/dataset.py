@@ -1,5 +1,6 @@
 """What a config says about data, resolved: sizes, classes, batches and preprocessing, for training and evaluation."""
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Dataset:
         } | ({"resize": resize} if photographs else {})  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
-            "data": data.name, "split": data.train_split, "examples": len(self.train),
+            "data": self._identity(), "split": data.train_split, "examples": len(self.train),
             "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
         }  # fmt: skip
         self.reader = Reader(
@@ -79,6 +80,13 @@ class Dataset:
                 f"config.data.augment={data.augment} works on the host, image by image: config.data.resident takes "
                 "what works on the device, flip, pad_crop, mixup and cutmix"
             )
+
+    def _identity(self) -> str:
+        """The name of the data set; of files, which may be moved, the kind and a digest of the classes."""
+        kind = self.config.data.name.partition(":")[0]
+        if kind not in ("folder", "packed"):
+            return self.config.data.name
+        return f"{kind} {hashlib.sha256(repr(self.train.class_names).encode()).hexdigest()[:12]}"
 
     def _per_channel(self, key: str, values: tuple[float, ...]) -> tuple[float, ...]:
         channels = self.image_shape[-1]

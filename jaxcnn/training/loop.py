@@ -49,12 +49,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     if start == total and (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
     cadence = Cadence(config, data.steps_per_epoch, total)
-    if config.data.resident:
-        calls = resident.train_feed(data, program.mesh, start, total, config.data.steps_per_call, cadence.next_stop)
-        whole = resident.eval_feed(data, program.mesh, config.global_batch_size)
-    else:
-        calls = ((1, batch) for batch in on_devices(data.train_batches(start, total), program.mesh))
-        whole = None
+    calls, evaluation = feeds(config, data, program, start, cadence)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", to_json(config) + "\n")  # all that could refuse it has passed
     log = RunLog(workdir, start, total, writes=jax.process_index() == 0)
@@ -116,7 +111,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                 if cadence.due("eval", step):
                     clock.stop(state)
                     scores = evaluate(
-                        eval_step, state.variables, iter([whole]) if whole else data.eval_batches(),
+                        eval_step, state.variables, evaluation(),
                         mesh=program.mesh, metrics=program.task.metrics, examples=data.eval_examples,
                         broken=lambda: data.eval_broken,
                     )  # fmt: skip
@@ -159,6 +154,16 @@ def restore_or_init(
             print(words, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=jax.tree.map(jax.numpy.copy, loaded) if state.ema else {})
     return 0, state, {}
+
+
+def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cadence) -> tuple[Any, Any]:
+    """What training takes from step `start`, (number of steps, batch) each, and what begins an evaluation."""
+    mesh, total = program.mesh, program.total_steps
+    if not config.data.resident:
+        return ((1, batch) for batch in on_devices(data.train_batches(start, total), mesh)), data.eval_batches
+    most, rows = (shapes["example"].shape[0] for shapes in (program.batch, program.eval_batch))
+    whole = resident.eval_feeds(data, mesh, rows, config.global_batch_size)
+    return resident.train_feed(data, mesh, start, total, most, cadence.next_stop), lambda: iter(whole)
 
 
 def check_position(saved: dict[str, Any], now: dict[str, Any]) -> None:

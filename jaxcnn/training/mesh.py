@@ -86,4 +86,4 @@ def on_all(mesh: Mesh, value: np.ndarray | int, spec: PartitionSpec | None = Non
     """A global array of a value that every process has whole; `spec` cuts it, else each device has all of it."""
     sharding = NamedSharding(mesh, spec or PartitionSpec())
     whole = np.asarray(value)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    return jax.make_array_from_process_local_data(sharding, whole, whole.shape)

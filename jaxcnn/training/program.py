@@ -121,9 +121,9 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     evaluation = make_eval_step(model, task, data.preprocess)
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
-        most, examples = config.data.steps_per_call, data.position["examples"]
-        batch = resident.feed_shapes(mesh, most, n, examples, data.image_shape)
-        eval_batch = resident.eval_shapes(mesh, n, data.eval_examples, data.image_shape)
+        most, rows = resident.rows_of_tables(config, mesh, data.eval_examples)
+        batch = resident.feed_shapes(mesh, most, n, data.position["examples"], data.image_shape)
+        eval_batch = resident.eval_shapes(mesh, rows, n, data.eval_examples, data.image_shape)
     return Program(
         mesh=mesh,
         task=task,

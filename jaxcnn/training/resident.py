@@ -13,9 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
+from jaxcnn.config import Config
 from jaxcnn.training.mesh import on_all, over_data, replicated
 
 Feed = dict[str, Any]
+_STEPS = 50  # a call: enough to hide the host, few enough to stop soon
 _SHARE = 0.5  # of a device's memory that data may take
 
 
@@ -32,11 +34,21 @@ def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, examples: int, i
     }
 
 
-def eval_shapes(mesh: Mesh, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
-    """Shapes, types and shardings of what `eval_feed` gives."""
-    feed = feed_shapes(mesh, -(-examples // global_batch_size), global_batch_size, examples, image_shape)
+def eval_shapes(mesh: Mesh, rows: int, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
+    """Shapes, types and shardings of what `eval_feeds` gives."""
+    feed = feed_shapes(mesh, rows, global_batch_size, examples, image_shape)
     mask = jax.ShapeDtypeStruct(feed["example"].shape, np.float32, sharding=feed["example"].sharding)
     return {key: feed[key] for key in ("images", "labels", "example")} | {"mask": mask}
+
+
+def rows_of_tables(config: Config, mesh: Mesh, eval_examples: int) -> tuple[int, int]:
+    """Batches that one call trains on at most, and that one call evaluates.
+
+    On a CPU one each, unless the config asks for more: XLA runs a convolution in a loop many times slower there.
+    """
+    if mesh.devices.flat[0].platform == "cpu" and not config.data.steps_per_call:
+        return 1, 1
+    return config.data.steps_per_call or _STEPS, -(-eval_examples // config.global_batch_size)
 
 
 def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
@@ -74,43 +86,52 @@ def train_feed(
         start += count
 
 
-def eval_feed(data: Any, mesh: Mesh, global_batch_size: int) -> Feed:
-    """The arguments of the call that evaluates all examples, each once; they stay on the devices for the next one."""
+def eval_feeds(data: Any, mesh: Mesh, rows: int, global_batch_size: int) -> list[Feed]:
+    """The arguments of the calls, of `rows` batches each, that evaluate all examples, each once.
+
+    They stay on the devices for the next evaluation.
+    """
     examples, mask = load(data, mesh, training=False)
-    rows = -(-len(mask) // global_batch_size)
-    places = np.arange(rows * global_batch_size, dtype=np.int32).reshape(rows, global_batch_size)
+    batches = -(-len(mask) // global_batch_size)
+    places = np.arange(batches * global_batch_size, dtype=np.int32).reshape(batches, global_batch_size)
     example = np.minimum(places, len(mask) - 1)
-    cut = PartitionSpec(None, "data")
     counted = np.where(places < len(mask), mask[example], 0).astype(np.float32)
-    return examples | {"example": on_all(mesh, example, cut), "mask": on_all(mesh, counted, cut)}
+    cut = PartitionSpec(None, "data")
+    return [
+        examples
+        | {"example": on_all(mesh, example[i : i + rows], cut), "mask": on_all(mesh, counted[i : i + rows], cut)}
+        for i in range(0, batches, rows)
+    ]
 
 
 def many_steps(train_step: Callable[[Any, Any], tuple[Any, jax.Array]], mesh: Mesh) -> Callable[[Any, Feed], Any]:
     """`train_step` of one batch -> (state, feed) -> (state, loss of the last step)."""
 
     def steps(state: Any, feed: Feed) -> tuple[Any, jax.Array]:
-        def body(i: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
+        def body(i: jax.Array | int, carry: Any) -> tuple[Any, jax.Array]:
             batch = _pick(feed, i, mesh, ("epoch", "example"))
             return train_step(carry[0], batch | {"mask": jnp.ones(batch["label"].shape)})
 
-        return jax.lax.fori_loop(0, feed["count"], body, (state, jnp.zeros(())))
+        start = state, jnp.zeros(())
+        return body(0, start) if len(feed["example"]) == 1 else jax.lax.fori_loop(0, feed["count"], body, start)
 
     return steps
 
 
 def all_batches(eval_step: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any, Feed], Any]:
-    """`eval_step` of one batch -> (variables, sums, feed) -> sums over all examples."""
+    """`eval_step` of one batch -> (variables, sums, feed) -> sums with all batches of the feed added."""
 
     def batches(variables: Any, sums: Any, feed: Feed) -> Any:
-        def body(sums: Any, i: jax.Array) -> tuple[Any, None]:
-            return eval_step(variables, sums, _pick(feed, i, mesh, ("mask",))), None
+        def body(i: jax.Array | int, sums: Any) -> Any:
+            return eval_step(variables, sums, _pick(feed, i, mesh, ("mask",)))
 
-        return jax.lax.scan(body, sums, jnp.arange(len(feed["example"])))[0]
+        rows = len(feed["example"])
+        return body(0, sums) if rows == 1 else jax.lax.fori_loop(0, rows, body, sums)
 
     return batches
 
 
-def _pick(feed: Feed, i: jax.Array, mesh: Mesh, names: tuple[str, ...]) -> dict[str, jax.Array]:
+def _pick(feed: Feed, i: jax.Array | int, mesh: Mesh, names: tuple[str, ...]) -> dict[str, jax.Array]:
     """The batch of row `i` of the tables, its rows cut over `data`."""
     example = feed["example"][i]
     batch = {"image": feed["images"][example], "label": feed["labels"][example]} | {
