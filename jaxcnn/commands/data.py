@@ -1,4 +1,4 @@
-"""`jaxcnn data`: list the data sets at hand, prepare TFDS data sets, pack images, check every example of a data set."""
+"""`jaxcnn data`: list the data sets at hand; prepare, pack and check them; show what training makes of their images."""
 
 import argparse
 import shlex
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxcnn.commands import data_check
-from jaxcnn.commands.common import Parser
+from jaxcnn.commands import data_check, data_show
+from jaxcnn.commands.common import OVERRIDES, Parser, parse
 
 _SOURCES = "digits, synthetic[:CLASSES[:EXAMPLES]], tfds:NAME, folder:DIR or packed:DIR"
 
@@ -15,7 +15,7 @@ _SOURCES = "digits, synthetic[:CLASSES[:EXAMPLES]], tfds:NAME, folder:DIR or pac
 def main(argv: list[str]) -> int:
     """Do what `argv` says; 0, or an error is raised."""
     parser = Parser("jaxcnn data", description=__doc__)
-    commands = parser.add_subparsers(metavar="list | prepare | pack | check", required=True)
+    commands = parser.add_subparsers(metavar="list | prepare | pack | check | show", required=True)
     folder = Parser(add_help=False)
     folder.add_argument("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets (default: TFDS's own)")
 
@@ -34,8 +34,16 @@ def main(argv: list[str]) -> int:
     command.add_argument("--out", type=Path, metavar="PNG", help="where to draw (default: NAME.png)")
     command.set_defaults(run=data_check.check)
 
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)
+    command = commands.add_parser("show", help="draw what training sees of a config's images", epilog=OVERRIDES)
+    data_show.add(command)
+    command.set_defaults(run=data_show.show)
+
+    if argv[:1] == ["show"]:
+        arguments, overrides = parse(parser, argv)
+        arguments.run(arguments, overrides)
+    else:
+        arguments = parser.parse_args(argv)
+        arguments.run(arguments)
     return 0
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jaxcnn.data.sources import Source
 
-_SHEET_CLASSES, _SHEET_COLUMNS, _TILE = 25, 10, 56  # tiles in pixels
+_SHEET_CLASSES, _SHEET_COLUMNS = 25, 10
 _LISTED_CLASSES, _LISTED_BAD = 25, 100  # lines of a report, at most
 
 
@@ -70,7 +70,9 @@ def check(arguments: argparse.Namespace) -> None:
         _report(source, tally)
         bad += [f"{source.split} {_ranges(tally.bad)}"] if tally.bad else []
     if tallies and tallies[0].samples:
-        _sheet(sources[0].class_names, tallies[0].samples).save(out, format="PNG")
+        names, samples = sources[0].class_names, tallies[0].samples
+        rows = [(class_title(label, names), samples[label]) for label in sorted(samples)[:_SHEET_CLASSES]]
+        contact_sheet(rows).save(out, format="PNG")
         print(f"examples of {sources[0].split} are drawn in {out}")
     if bad:
         first = next(error for tally in tallies for error in tally.bad.values())
@@ -148,10 +150,10 @@ def _report(source: "Source", tally: _Tally) -> None:
     counts = [tally.labels[label] for label in range(source.num_classes)]
     if len(counts) <= _LISTED_CLASSES:
         for label, count in enumerate(counts):
-            print(f"  {count:>9,}  {_title(label, source.class_names)}")
+            print(f"  {count:>9,}  {class_title(label, source.class_names)}")
     else:
         few, many = int(np.argmin(counts)), int(np.argmax(counts))
-        least, most = (f"{counts[n]:,} ({_title(n, source.class_names)})" for n in (few, many))
+        least, most = (f"{counts[n]:,} ({class_title(n, source.class_names)})" for n in (few, many))
         print(f"  each of {len(counts):,} classes has {least} to {most} examples, the median {np.median(counts):,.0f}")
     if tally.bad:
         print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
@@ -170,7 +172,8 @@ def _ranges(indices: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _title(label: int, class_names: tuple[str, ...]) -> str:
+def class_title(label: int, class_names: tuple[str, ...]) -> str:
+    """Number and name of a class; the number alone where that is its name."""
     return f"{label}" if class_names[label] == f"{label}" else f"{label} {class_names[label]}"
 
 
@@ -179,21 +182,20 @@ def shape_text(shape: Iterable[int | None]) -> str:
     return "×".join("?" if n is None else str(n) for n in shape)
 
 
-def _sheet(class_names: tuple[str, ...], samples: "dict[int, list[np.ndarray]]") -> "Image":
-    """A picture with a row of images for each class, its number and name before them."""
+def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) -> "Image":
+    """A picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     font: Any = ImageFont.load_default(size=14)
-    rows = sorted(samples)[:_SHEET_CLASSES]
-    titles = [_title(label, class_names) for label in rows]
-    left = 16 + int(max(font.getlength(title) for title in titles))
-    sheet = Image.new("RGB", (left + _SHEET_COLUMNS * (_TILE + 4), len(rows) * (_TILE + 4)), "white")
+    left = 16 + int(max(font.getlength(title) for title, _ in rows))
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (left + columns * (tile + 4), len(rows) * (tile + 4)), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (label, title) in enumerate(zip(rows, titles, strict=True)):
-        top = row * (_TILE + 4) + 2
-        draw.text((8, top + _TILE // 2), title, fill="black", font=font, anchor="lm")
-        for column, pixels in enumerate(samples[label]):
+    for row, (title, images) in enumerate(rows):
+        top = row * (tile + 4) + 2
+        draw.text((8, top + tile // 2), title, fill="black", font=font, anchor="lm")
+        for column, pixels in enumerate(images):
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-            enlarge = Image.Resampling.NEAREST if max(image.size) < _TILE else Image.Resampling.LANCZOS
-            sheet.paste(ImageOps.contain(image, (_TILE, _TILE), enlarge), (left + column * (_TILE + 4), top))
+            enlarge = Image.Resampling.NEAREST if max(image.size) < tile else Image.Resampling.LANCZOS
+            sheet.paste(ImageOps.contain(image, (tile, tile), enlarge), (left + column * (tile + 4), top))
     return sheet
