@@ -91,7 +91,7 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
         try:
             return _turn(jpeg.decode(image, header, channels), header.orientation)
         except ValueError:
-            pass  # Pillow has the last word: it forgives a missing end marker, for one
+            pass  # a warning is an error there: Pillow has the last word, and does not mind stray bytes
     pixels = np.asarray(_open(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 

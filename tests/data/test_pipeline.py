@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import UserError
-from jaxcnn.data.base import Source
 from jaxcnn.data.augment import parse
+from jaxcnn.data.base import Source
 from jaxcnn.data.pipeline import Slice, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.reader import Reader, squash
 
