@@ -4,11 +4,11 @@ Krizhevsky et al. 2012, section 5: SGD, batch 128, momentum 0.9, weight decay 0.
 times, 90 epochs, centred raw pixels. When it was divided is not stated; here after 30, 60 and 80 epochs. Paper: 40.7 %
 top-1 error, 18.2 % top-5 on the validation set of 2012 (Table 2), ten crops.
 
-Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
+Crops, flips and colours are the paper's (`data.augment`); its test is `jaxcnn evaluate --protocol 10crop`.
 As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only. Not run: ImageNet could not be
 had.
 
-jaxcnn data prepare imagenet2012
+jaxcnn data prepare imagenet2012 --manual-dir DIR
 jaxcnn train --config experiments/imagenet/alexnet.py --workdir runs/imagenet-alexnet
 """
 
@@ -21,8 +21,7 @@ def get_config():
     config.global_batch_size = 128
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = 224
-    config.data.augment = "pad_crop_flip"
-    config.data.pad = 16
+    config.data.augment = "alexnet"
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (1 / 255, 1 / 255, 1 / 255)  # pixels stay in 0 … 255: kernels of deviation 0.01 count on it
     config.model.name = "alexnet"

@@ -3,11 +3,11 @@
 SGD, batch 256, momentum 0.9, weight decay 1e-4, rate 0.01 divided by 10 every 30 epochs, 90 epochs. torchvision:
 43.48 % top-1 error, 20.93 % top-5 (one crop).
 
-Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
+Crops and flips are torchvision's (`data.augment`), and so is the test, `jaxcnn evaluate --protocol 1crop`.
 As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
 deviation. Not run: ImageNet could not be had.
 
-jaxcnn data prepare imagenet2012
+jaxcnn data prepare imagenet2012 --manual-dir DIR
 jaxcnn train --config experiments/imagenet/alexnet_tv.py --workdir runs/imagenet-alexnet_tv
 """
 
@@ -20,8 +20,7 @@ def get_config():
     config.global_batch_size = 256
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = 224
-    config.data.augment = "pad_crop_flip"
-    config.data.pad = 16
+    config.data.augment = "torchvision"
     config.model.name = "alexnet_tv"
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01

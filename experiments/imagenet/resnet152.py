@@ -4,11 +4,11 @@ He et al. 2016, section 3.4: SGD, batch 256, momentum 0.9, weight decay 1e-4, no
 the error plateaus, 600,000 steps. When it was divided is not stated; here after 150,000, 300,000 and 450,000 steps.
 Paper: 21.43 % top-1 error, 5.71 % top-5 (Table 3, ten crops).
 
-Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
+Scale jitter, flips and colours are the paper's (`data.augment`); its test is `jaxcnn evaluate --protocol 10crop`.
 As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
 deviation. Not run: ImageNet could not be had.
 
-jaxcnn data prepare imagenet2012
+jaxcnn data prepare imagenet2012 --manual-dir DIR
 jaxcnn train --config experiments/imagenet/resnet152.py --workdir runs/imagenet-resnet152
 """
 
@@ -21,8 +21,7 @@ def get_config():
     config.global_batch_size = 256
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = 224
-    config.data.augment = "pad_crop_flip"
-    config.data.pad = 16
+    config.data.augment = "resnet"
     config.model.name = "resnet152"
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1

@@ -5,11 +5,12 @@ divided by 10 three times, 370,000 steps. When it was divided is not stated; her
 steps. Kernels begin as He et al. have it rather than from the paper's Gaussian (`init_scheme`). Paper: 29.7 % top-1
 error, 10.5 % top-5 (Table 3, one scale, dense).
 
-Its crops, colours and test protocol are not there yet: random shifts of up to 16 pixels and flips stand in for them.
+Crops of one scale, flips and colours are the paper's (`data.augment`); its test is `jaxcnn evaluate --protocol dense
+--scales 256`.
 As everywhere here, the arithmetic is bfloat16 and weight decay touches kernels only, and images are divided by their
 deviation. Not run: ImageNet could not be had.
 
-jaxcnn data prepare imagenet2012
+jaxcnn data prepare imagenet2012 --manual-dir DIR
 jaxcnn train --config experiments/imagenet/vgg11_lrn.py --workdir runs/imagenet-vgg11_lrn
 """
 
@@ -22,8 +23,7 @@ def get_config():
     config.global_batch_size = 256
     config.data.name = "tfds:imagenet2012"
     config.data.image_size = 224
-    config.data.augment = "pad_crop_flip"
-    config.data.pad = 16
+    config.data.augment = "scale_jitter(256,256),flip,pca"
     config.model.name = "vgg11_lrn"
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
