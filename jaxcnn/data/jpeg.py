@@ -96,7 +96,8 @@ def decode(data: bytes, header: Header, channels: int, bottom: int = 0, scale: i
         fill(data)
         return pixels
     try:
-        fill(data[: header.frame + 5] + height.to_bytes(2) + data[header.frame + 7 :])
+        at = header.frame + 5
+        fill(b"".join((data[:at], height.to_bytes(2), memoryview(data)[at + 2 :])))
     except ValueError as error:
         # All rows of the shortened image are there, and then comes the rest of the data. It says so in its first
         # complaint, which is the one that is kept: damage before it would be named instead.

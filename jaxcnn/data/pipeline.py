@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,32 +86,34 @@ def eval_batches(
 def _train_batch(reader: Reader, order: Order, size: int, local: int, first: int, step: int) -> Batch:
     """Rows `first` … `first + local - 1` of the global batch of `step`."""
     names = [order[step * size + first + i] for i in range(local)]
-    return _batch(names, [reader.train(*name) for name in names], np.ones(local, np.float32))
+    return _batch(reader, names, reader.train) | {"mask": np.ones(local, np.float32)}
 
 
 def _eval_batch(reader: Reader, size: int, local: int, first: int, number: int) -> Batch:
     """Rows `first` … of global batch `number`."""
-    places = range(number * size + first, number * size + first + local)
-    rows = [reader.eval(place) for place in places]
-    counts = [place < len(reader.source) and row.broken < 0 for place, row in zip(places, rows, strict=True)]
-    return _batch([(0, place) for place in places], rows, np.array(counts, np.float32))
+    places = np.arange(local) + (number * size + first)
+    batch = _batch(reader, [(0, int(place)) for place in places], lambda _, place: reader.eval(place))
+    return batch | {"mask": ((places < len(reader.source)) & (batch["broken"] < 0)).astype(np.float32)}
 
 
-def _batch(names: list[tuple[int, int]], rows: list[Row], mask: np.ndarray) -> Batch:
+def _batch(reader: Reader, names: list[tuple[int, int]], read: Callable[[int, int], Row]) -> Batch:
+    """The rows that `read` makes of (epoch, example), each put into its place while the processor has it in its cache."""
+    images = np.empty((len(names), *reader.size, reader.source.image_shape[-1]), np.uint8)
+    labels, broken = np.empty((2, len(names)), np.int32)
+    for i, name in enumerate(names):
+        images[i], labels[i], broken[i] = read(*name)
     epochs, examples = np.array(names, np.int32).T
-    return {
-        "image": np.stack([row.image for row in rows]),
-        "label": np.array([row.label for row in rows], np.int32),
-        "mask": mask,
-        "epoch": epochs,
-        "example": examples,
-        "broken": np.array([row.broken for row in rows], np.int32),
-    }
+    return {"image": images, "label": labels, "epoch": epochs, "example": examples, "broken": broken}
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: in a container or a job, often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
     """Iterate over a Grain data set, `prefetch` batches ahead, in threads or in worker processes."""
-    threads = min(prefetch, os.cpu_count() or 1)
+    threads = min(prefetch, usable_cores())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     if not workers:
         return iter(batches.to_iter_dataset(options))
