@@ -97,7 +97,7 @@ def _eval_batch(reader: Reader, size: int, local: int, first: int, number: int) 
 
 
 def _batch(reader: Reader, names: list[tuple[int, int]], read: Callable[[int, int], Row]) -> Batch:
-    """The rows that `read` makes of (epoch, example), each put into its place while the processor has it in its cache."""
+    """The rows that `read` makes of (epoch, example), each put in its place while the processor has it in its cache."""
     images = np.empty((len(names), *reader.size, reader.source.image_shape[-1]), np.uint8)
     labels, broken = np.empty((2, len(names)), np.int32)
     for i, name in enumerate(names):
