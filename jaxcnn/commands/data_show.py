@@ -68,5 +68,5 @@ def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.nda
         "example": jnp.asarray(examples),
     }
     images = np.asarray(data.preprocess(batch, jnp.uint32(data.config.seed))["image"])
-    pixels = 255 * (images * np.float32(data.std) + np.float32(data.mean))
+    pixels = 255 * (images * np.asarray(data.std, np.float32) + np.asarray(data.mean, np.float32))
     return list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

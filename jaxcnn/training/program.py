@@ -34,10 +34,14 @@ class Data(Protocol):
 
     num_classes: int
     image_shape: tuple[int, int, int]
-    steps_per_epoch: Fraction | int
     eval_examples: int
     position: dict[str, Any]
     input: dict[str, Any]
+
+    @property
+    def steps_per_epoch(self) -> Fraction | int:
+        """Batches in one pass over the training examples."""
+        ...
 
     @property
     def eval_broken(self) -> int:

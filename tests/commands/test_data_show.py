@@ -1,5 +1,7 @@
 """`jaxcnn data show`: what is on the sheet, and what is refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from jaxcnn import cli
 TILE = 112 + 4
 
 
-def sheet(tmp_path, *arguments):
+def sheet(tmp_path, *arguments) -> tuple[int, Any]:
     path = tmp_path / "tiny.py"
     path.write_text(experiment_text(steps=1, global_batch_size=8, data__name="synthetic:4:40", data__image_size=16))
     out = tmp_path / "sheet.png"

@@ -152,12 +152,15 @@ def test_damage_gives_an_image_or_an_error_of_the_kind_that_is_told(name, data):
 @given(st.binary(max_size=80))
 def test_any_bytes_have_a_header_or_none(tail):
     for data in (tail, b"\xff\xd8" + tail, b"\xff\xd8\xff\xe1\x00\x40Exif\0\0II*\0" + tail):
-        assert jpeg.read_header(data) is None or jpeg.read_header(data).height > 0
+        header = jpeg.read_header(data)
+        assert header is None or header.height > 0
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     data = bytearray(FILES["420"])
-    at = jpeg.read_header(bytes(data)).frame
+    header = jpeg.read_header(bytes(data))
+    assert header
+    at = header.frame
     data[at + 5 : at + 9] = (60000).to_bytes(2) + (60000).to_bytes(2)
     with pytest.raises(ValueError, match="60000×60000 pixels: more than 100,000,000"):
         decode(bytes(data), 3)
