@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
     "plot": "draw the curves of one or several runs",
+    "bench": "images per second of reading, of the step and of both",
     "models": "list the networks, with their parameters, MACs and activations",
     "tables": "the papers' tables, the published value beside ours",
     "weights": "import and export other frameworks' weights",

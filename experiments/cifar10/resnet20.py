@@ -16,6 +16,7 @@ def get_config():
     config.steps = 64_000
     config.global_batch_size = 128
     config.data.name = "tfds:cifar10"
+    config.data.resident = True
     config.data.augment = "pad_crop_flip"
     config.data.pad = 4
     config.model.name = "resnet20"

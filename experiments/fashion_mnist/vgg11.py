@@ -19,6 +19,7 @@ def get_config():
     config.global_batch_size = 128
     config.log_every = 39
     config.data.name = "tfds:fashion_mnist"
+    config.data.resident = True
     config.data.augment = "pad_crop_flip"
     config.data.pad = 2
     config.model.name = "vgg11"

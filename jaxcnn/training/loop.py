@@ -162,8 +162,9 @@ def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cad
     if not config.data.resident:
         return ((1, batch) for batch in on_devices(data.train_batches(start, total), mesh)), data.eval_batches
     most, rows = (shapes["example"].shape[0] for shapes in (program.batch, program.eval_batch))
+    examples, _ = resident.load(data, mesh, training=True)
     whole = resident.eval_feeds(data, mesh, rows, config.global_batch_size)
-    return resident.train_feed(data, mesh, start, total, most, cadence.next_stop), lambda: iter(whole)
+    return resident.train_feed(data, mesh, examples, start, total, most, cadence.next_stop), lambda: iter(whole)
 
 
 def check_position(saved: dict[str, Any], now: dict[str, Any]) -> None:

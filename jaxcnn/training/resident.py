@@ -4,6 +4,8 @@ The batches are those of the streamed data set, to the last bit: what a call is 
 a few kilobytes of numbers.
 """
 
+import sys
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -64,19 +66,25 @@ def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
             f"config.data.resident: {needed / 1e9:.1f} GB of images, the device has {stats['bytes_limit'] / 1e9:.1f}: "
             "set it to False"
         )
+    began = time.monotonic()
     images, labels, mask = data.resident(training)
+    if jax.process_index() == 0:
+        seconds = time.monotonic() - began
+        print(
+            f"resident   {len(images):,} images, {images.nbytes / 1e6:.3g} MB, read in {seconds:.1f} s", file=sys.stderr
+        )
     return {"images": on_all(mesh, images), "labels": on_all(mesh, labels)}, mask
 
 
 def train_feed(
-    data: Any, mesh: Mesh, start: int, stop: int, steps: int, next_stop: Callable[[int], int]
+    data: Any, mesh: Mesh, examples: Feed, start: int, stop: int, steps: int, next_stop: Callable[[int], int]
 ) -> Generator[tuple[int, Feed]]:
     """(number of steps, arguments) of the calls from step `start` to `stop`, at most `steps` each.
 
     Args:
+      examples: what `load` gives.
       next_stop: (step) -> the next one after which the host has something to do.
     """
-    examples, _ = load(data, mesh, training=True)
     while start < stop:
         count = min(stop, next_stop(start), start + steps) - start
         # One size of table, whatever the number of steps: one program.

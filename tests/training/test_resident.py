@@ -53,7 +53,7 @@ def test_stopped_and_resumed_it_is_the_run_that_was_not(tmp_path):
 def test_calls_end_where_the_host_has_something_to_do():
     config = tiny_config(data__name="synthetic:10:70", data__image_size=8, data__resident=True)
     data = Dataset(config)
-    feed = train_feed(data, make_mesh(1), 2, 21, 4, lambda step: step + 5 - step % 5)
+    feed = train_feed(data, make_mesh(1), {}, 2, 21, 4, lambda step: step + 5 - step % 5)
     counts = [count for count, _ in feed]
     assert counts == [3, 4, 1, 4, 1, 4, 1, 1]
 
@@ -75,7 +75,8 @@ def test_one_program_takes_calls_of_any_length():
     data = Dataset(config)
     program = build(config, MODEL, data)  # type: ignore[arg-type]
     step, state = program.train_step, program.init()
-    for count, feed in train_feed(data, program.mesh, 0, 6, 4, lambda step: 10):
+    examples, _ = load(data, program.mesh, training=True)
+    for count, feed in train_feed(data, program.mesh, examples, 0, 6, 4, lambda step: 10):
         state, _ = step(state, feed)
         assert int(state.step) == {4: 4, 2: 6}[count]
     assert step._cache_size() == 1
