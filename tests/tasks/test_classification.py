@@ -141,3 +141,19 @@ def test_the_auxiliary_loss_is_there_in_training_only():
 
     assert [head.shape for head in outputs(train=True)["aux_logits"]] == [(2, 10), (2, 10)]
     assert "aux_logits" not in outputs(train=False)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mixed_image_has_two_labels_by_their_shares(batch, smoothing):
+    logits, labels = batch
+    other, share = (labels + 3) % 7, np.linspace(0, 1, 9, dtype=np.float32)
+    rows = {"label": labels.astype(np.int32), "mask": np.ones(9, np.float32)}
+    mixed = rows | {"other": other.astype(np.int32), "share": share}
+    outputs = {"logits": jnp.asarray(logits), "aux_logits": (jnp.asarray(logits[::-1]),)}
+    loss, sums = Classification(smoothing).loss(outputs, mixed)
+    target = share[:, None] * np.eye(7)[labels] + (1 - share[:, None]) * np.eye(7)[other]
+    target = (1 - smoothing) * target + smoothing / 7
+    want = -(target * (log_softmax(logits) + 0.3 * log_softmax(logits[::-1]))).sum(-1).mean()
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+    plain = Classification(smoothing).loss(outputs, rows)[1]
+    assert {k: float(s) for k, (s, _) in sums.items()} == {k: float(s) for k, (s, _) in plain.items()}
