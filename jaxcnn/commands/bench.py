@@ -1,0 +1,114 @@
+"""`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop."""
+
+import argparse
+import json
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+
+import jaxcnn
+from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
+_SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
+_ROWS = {  # what is measured: its title and its form
+    "data_only": ("data only", "{:,.0f}"),
+    "device_only": ("device only", "{:,.0f}"),
+    "end_to_end": ("end to end", "{:,.0f}"),
+    "data_wait_frac": ("data wait", "{:.1%}"),
+    "ratio": ("end to end / slower", "{:.3f}"),
+    "of_shared": ("end to end / shared", "{:.3f}"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Measure as `argv` says. Nothing is written to disk."""
+    parser = Parser("jaxcnn bench", description=__doc__, epilog=OVERRIDES)
+    parser.add_argument("--config", metavar="FILE", required=True, help="experiment file; it is Python and is executed")
+    number = {"metavar": "N", "type": _count}
+    parser.add_argument("--steps", **number, default=50, help="steps of a measurement that count (default: 50)")
+    parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
+    parser.add_argument("--repeats", **number, default=5, help="measurements of each part, in turn (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
+    arguments, overrides = parse(parser, argv)
+
+    from jaxcnn.configfile import load_config
+
+    config = load_config(arguments.config, overrides)
+    set_up_jax()
+    import jax
+
+    result = _measure(config, arguments.steps, arguments.warmup, arguments.repeats)
+    if jax.process_index() == 0:
+        print(json.dumps(result) if arguments.json else _table(result))
+    return 0
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 or more")
+    return number
+
+
+def _measure(config: Any, steps: int, warmup: int, repeats: int) -> dict[str, Any]:
+    """What `--json` prints."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxcnn.configfile import config_hash
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.data.pipeline import Slice, usable_cores
+    from jaxcnn.models import create_model
+    from jaxcnn.training import bench, report
+    from jaxcnn.training.mesh import make_mesh
+    from jaxcnn.training.program import build_program
+
+    commit = report.commit()
+    data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
+    model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
+    program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
+    devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
+    train_step = program.train_step.lower(state, program.batch).compile()
+    if jax.process_index() == 0:
+        print(report.plan(config, program, data, 0), file=sys.stderr)
+        print(report.compiled(train_step, time.monotonic() - compiling), file=sys.stderr, flush=True)
+    lengths = {"steps": steps, "warmup": warmup, "repeats": repeats}
+    rates = bench.measure(config, data, program, state, train_step, **lengths)
+    shared = devices[0].platform == "cpu"
+    return {
+        "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
+        "workers": config.data.workers, "global_batch_size": config.global_batch_size, **lengths,
+        "images": steps * config.global_batch_size, **bench.summary(rates, shared),
+        "device_kind": devices[0].device_kind, "device_count": len(devices), "process_count": jax.process_count(),
+        "cores": usable_cores() * jax.process_count(), "shared": shared,
+        "config_hash": config_hash(config), "commit": commit,
+        "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
+    }  # fmt: skip
+
+
+def _table(result: dict[str, Any]) -> str:
+    """The result in 80 columns."""
+    cores, devices = result["cores"], result["device_count"]
+    lines = [
+        f"{result['model']} on {devices} × {result['device_kind']}, batches of {result['global_batch_size']}",
+        f"{result['repeats']} × {result['steps']} steps, after {result['warmup']} that do not count; images/s",
+        "",
+        f"{'':<20} {'median':>9} {'min':>9} {'max':>9}  each",
+    ]
+    each = {"data_only": (cores, "core"), "end_to_end": (devices, "device"), "device_only": (devices, "device")}
+    for name, (title, form) in _ROWS.items():
+        if name in result:
+            row = result[name]
+            cells = " ".join(f"{form.format(row[key]):>9}" for key in ("median", "min", "max"))
+            count, of = each.get(name, (0, ""))
+            lines.append(
+                f"{title:<20} {cells}" + (f"  {row['median'] / count:,.0f} a {of} of {count}" if count else "")
+            )
+    if result["resident"]:
+        lines += ["", "data.resident: the data stays on the devices, none is read in training."]
+    elif result["shared"]:
+        lines += ["", "The CPU is both: reading and the step share its cores, and can at most reach", _SHARED]
+    return "\n".join(lines)

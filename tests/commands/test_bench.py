@@ -1,0 +1,125 @@
+"""`jaxcnn bench`: what it counts and how its numbers hang together, never how fast anything is."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import pytest
+from tiny_experiment import experiment_text
+
+from jaxcnn import cli, models
+from jaxcnn.commands import bench as command
+from jaxcnn.data import pipeline
+from jaxcnn.training import bench
+
+EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
+LENGTHS = ["--steps", "3", "--warmup", "2", "--repeats", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registry() -> Iterator[None]:
+    with mock.patch.dict(models._REGISTRY):
+        yield
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`run(*arguments) -> (exit code, stdout, stderr)` of a folder that holds the experiment and nothing else."""
+    (tmp_path / "tiny.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+
+    def bench(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(["bench", "--config", "tiny.py", *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield bench
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tiny.py"]
+
+
+def rates(result: dict[str, Any], name: str) -> list[float]:
+    row = result[name]
+    assert row["median"] == statistics.median(row["all"])
+    assert [row["min"], row["max"]] == [min(row["all"]), max(row["all"])]
+    return row["all"]
+
+
+def test_the_numbers_are_those_of_the_repeats_and_the_table_tells_them_in_80_columns(run):
+    code, out, err = run(*LENGTHS, "--json", "--config.mesh.data=4")
+    assert code == 0
+    assert err.startswith("model ")
+    result = json.loads(out)
+    assert result["images"] == 3 * 32
+    assert [result[key] for key in ("steps", "warmup", "repeats", "device_count")] == [3, 2, 2, 4]
+    assert result["cores"] == pipeline.usable_cores()
+    data, device, both = (rates(result, name) for name in ("data_only", "device_only", "end_to_end"))
+    assert len(data) == len(device) == len(both) == 2
+    assert rates(result, "ratio") == [r / min(d, s) for r, d, s in zip(both, data, device, strict=True)]
+    sums = [r * (1 / d + 1 / s) for r, d, s in zip(both, data, device, strict=True)]
+    assert rates(result, "of_shared") == pytest.approx(sums)
+    assert all(0 <= share <= 1 for share in rates(result, "data_wait_frac"))
+    assert {"config_hash", "commit", "versions", "device_kind"} <= result.keys()
+    table = command._table(result)
+    assert max(map(len, table.splitlines())) <= 80
+    assert "2 × 3 steps, after 2 that do not count" in table
+    assert all(f"{result[name]['median']:,.0f}" in table for name in ("data_only", "device_only", "end_to_end"))
+    assert "reading and the step share its cores" in table
+
+
+def test_resident_data_is_not_read(run):
+    code, out, _ = run(*LENGTHS, "--config.mesh.data=4", "--config.data.resident=true")
+    assert code == 0
+    assert "data only" not in out
+    assert all(title in out for title in ("device only", "end to end", "none is read in training"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", "0"], "'0': write a whole number, 1 or more"),
+        (["--repeats", "two"], "'two': write a whole number"),
+        (["--warmup", "-1"], "--warmup"),
+        (["--config.data.nmae=x"], "data.name"),
+        (["--config.data.name=folder:nowhere"], "nowhere"),
+        (["--config.mesh.data=3"], "32 does not divide by 3"),
+        (["--workdir", "run"], "unknown argument --workdir"),
+    ],
+)
+def test_wrong_use_is_one_line(run, arguments, words):
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_each_part_is_measured_without_the_other(monkeypatch):
+    """Batches that come, and steps that are taken, while a clock of seconds goes on as told."""
+    now, counts = [0.0], {"reads": 0, "steps": 0}
+
+    def spend(seconds: float, what: str) -> None:
+        now[0] += seconds
+        counts[what] += 1
+
+    class Data:
+        def train_batches(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+            for _ in range(start, stop):
+                spend(2, "reads")
+                yield {}
+
+    def step(state: int, batch: Any) -> tuple[int, Any]:
+        spend(3, "steps")
+        return state + 1, mock.Mock(is_ready=lambda: True)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bench, "on_devices", lambda batches, mesh: batches)
+    monkeypatch.setattr(jax, "device_get", lambda value: value)
+    config, data = mock.Mock(global_batch_size=12, data=mock.Mock(resident=False)), Data()
+    measured = bench.measure(config, data, mock.Mock(), 0, step, steps=4, warmup=2, repeats=2)  # type: ignore[arg-type]
+    expected = {"data_only": 6.0, "device_only": 4.0, "end_to_end": 2.4, "data_wait_frac": 0.4}
+    assert measured == {name: [value] * 2 for name, value in expected.items()}
+    assert counts == {"reads": 2 * 6 * 2, "steps": 2 * 6 * 2}
+    assert bench.summary(measured, shared=True)["of_shared"]["median"] == pytest.approx(1)
