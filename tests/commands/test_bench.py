@@ -1,7 +1,11 @@
 """`jaxcnn bench`: what it counts and how its numbers hang together, never how fast anything is."""
 
 import json
+import re
+import runpy
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from jaxcnn.data import pipeline
 from jaxcnn.training import bench
 
 EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
+THROUGHPUT = Path(__file__).parents[2] / "experiments" / "throughput"
 LENGTHS = ["--steps", "3", "--warmup", "2", "--repeats", "2"]
 
 
@@ -123,3 +128,19 @@ def test_each_part_is_measured_without_the_other(monkeypatch):
     assert measured == {name: [value] * 2 for name, value in expected.items()}
     assert counts == {"reads": 2 * 6 * 2, "steps": 2 * 6 * 2}
     assert bench.summary(measured, shared=True)["of_shared"]["median"] == pytest.approx(1)
+
+
+def test_the_photographs_of_the_throughput_study_are_the_same_on_every_run(tmp_path):
+    make = runpy.run_path(str(THROUGHPUT / "photographs.py"))["make"]
+    one, two, other = (make(tmp_path / name, 4, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert [path.relative_to(tmp_path / "a") for path in one] == [path.relative_to(tmp_path / "b") for path in two]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert not {path.read_bytes() for path in one} & {path.read_bytes() for path in other}
+    assert {path.parent.name for path in one} == {"0", "1"}
+
+
+def test_the_throughput_study_measures_our_pipeline():
+    words = [sys.executable, str(THROUGHPUT / "input.py"), "--quick"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| jaxcnn |"))
+    assert re.fullmatch(r"\| jaxcnn \| \d+ \| \d+ … \d+ \| \d+ \| 1\.00 \(1\.00 … 1\.00\) \|", row)
