@@ -2,10 +2,10 @@
 
     python competitors.py KIND CORES BATCH FOLDER INTERPOLATION|eval
 
-Every one reads the files FOLDER/train/*/*.jpg in random order, keeps none of them, and gives uint8 (BATCH, 224, 224, 3)
-in NumPy: training crops of 8 to 100 % of the area (GoogLeNet's), not flipped, for ours are flipped on the device; or
-evaluation's centre, the shorter side at 256. Each line of stdin is a number of batches, each line of stdout what they
-took, as JSON. What the pipeline had ready before is taken first, and is not counted.
+Every one reads the files FOLDER/train/*/*.jpg, keeps none of them, and gives uint8 (BATCH, 224, 224, 3) in NumPy:
+training crops of 8 to 100 % of the area (GoogLeNet's) in random order, not flipped, for ours are flipped on the device;
+or evaluation's centre, the shorter side at 256. Each line of stdin is a number of batches, each line of stdout what
+they took, as JSON. What the pipeline had ready before is taken first, and is not counted.
 """
 
 import glob

@@ -18,7 +18,7 @@ FULL_COLOUR = 0.1  # share without subsampled colour
 
 
 def make(folder: Path, images: int, seed: int = 0) -> list[Path]:
-    """Write `images` files to folder/train/0 and folder/train/1, one folder for each photograph; return their paths."""
+    """Write `images` files to folder/train/0, both photographs in turn, and return their paths."""
     rng, paths = np.random.default_rng(seed), []
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
     sizes = rng.choice(len(SIZES), images, p=list(SIZES.values()))
@@ -32,7 +32,7 @@ def make(folder: Path, images: int, seed: int = 0) -> list[Path]:
         image = photograph.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        path = folder / "train" / str(number % 2) / f"{number:04}.jpg"
+        path = folder / "train" / "0" / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         subsampling = 0 if rng.random() < FULL_COLOUR else 2  # 4:4:4, or 4:2:0
         image.save(path, quality=int(rng.integers(*QUALITIES)), subsampling=subsampling)
