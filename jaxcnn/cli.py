@@ -33,6 +33,11 @@ _THEIRS = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+    errno.EPERM,
+    errno.EFBIG,
 }
 
 

@@ -80,7 +80,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
         "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
     ),
     "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see jaxcnn/data/augment.py"),
-    "data.pad": (4, _at_least(1), "pixels that pad_crop pads on each side"),
+    "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
     "data.interpolation": (
         "bilinear",
         _one_of("bilinear", "bicubic", "antialias"),

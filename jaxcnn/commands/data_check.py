@@ -53,7 +53,7 @@ def check(arguments: argparse.Namespace) -> None:
     from jaxcnn.data.sources import labelled_splits, make_source
 
     name, data_dir = source_name(arguments.name, arguments.data_dir), arguments.data_dir
-    stem = re.sub(r"\W+", "-", name.removeprefix("tfds:"))
+    stem = re.sub(r"\W+", "-", name.removeprefix("tfds:"))[-60:].strip("-")  # a path may be longer than a name
     out = arguments.out or Path(f"{stem}.png")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a PNG file in it")

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
         about |= _score_views(run, data, program, protocol, arguments.scales or [])
     else:
         about |= _score(run, data, program, program.eval_step, data.eval_batches())
+    for words in data.complaints(0):
+        print(words, file=sys.stderr)
     if arguments.save:
         _draw(run, data, arguments.save)
     print(json.dumps(about))
@@ -71,7 +73,7 @@ def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
     devices = run.mesh.shape["data"]
     run.config.global_batch_size += -run.config.global_batch_size % devices
     run.config.data.resident = False  # what is read once need not stay on the devices
-    data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()))
+    data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()), training=False)
     classes = run.variables["params"]["head"]["bias"].shape[-1]
     if data.num_classes != classes:
         raise UserError(

@@ -235,7 +235,7 @@ OPS: dict[str, tuple[str, Callable[..., bool]]] = {  # arguments in words, and w
     "photometric": _NO_ARGUMENTS,
     "randaugment": ("(N,M), N = 1, 2 … 14, 0 ≤ M ≤ 10", lambda n, m: n in range(1, 15) and 0 <= m <= 10),
     "erase": ("(P), 0 ≤ P ≤ 1", lambda p: 0 <= p <= 1),
-    "pad_crop": ("[(PAD)], PAD = 1, 2 …", lambda pad=1: pad >= 1 and pad % 1 == 0),
+    "pad_crop": ("[(PAD)], PAD = 1, 2 … 512", lambda pad=1: pad in range(1, 513)),
     "flip": _NO_ARGUMENTS,
     "mixup": ("(ALPHA), ALPHA > 0", lambda alpha: alpha > 0),
     "cutmix": ("(ALPHA), ALPHA > 0", lambda alpha: alpha > 0),

@@ -32,11 +32,14 @@ class Dataset:
       input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
+    Args:
+      training: False where nothing is trained: then a batch may be larger than the training set.
+
     Raises:
       UserError: the data is missing, or does not fit the config.
     """
 
-    def __init__(self, config: Any, part: pipeline.Slice = pipeline.WHOLE):
+    def __init__(self, config: Any, part: pipeline.Slice = pipeline.WHOLE, training: bool = True):
         data = config.data
         self.config, self.part = config, part
         self.augmentation = augment.parse(data.augment)
@@ -61,7 +64,8 @@ class Dataset:
         resize = data.resize or round(max(height, width) * 256 / 224)
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
-        self.steps_per_epoch = pipeline.steps_per_epoch(len(self.train), config.global_batch_size)
+        batch = config.global_batch_size if training else 1
+        self.steps_per_epoch = pipeline.steps_per_epoch(len(self.train), batch)
         self.input = {
             "image_shape": self.image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
         } | ({"resize": resize} if photographs else {})  # fmt: skip
@@ -75,6 +79,7 @@ class Dataset:
             config.seed,
         )  # fmt: skip
         self.broken: dict[int, set[int]] = defaultdict(set)  # epoch: examples; -1 is evaluation
+        self.said = set[int]()  # those of the evaluation that a line has named
         if data.resident and (self.augmentation.geometry or self.augmentation.pixels):
             raise UserError(
                 f"config.data.augment={data.augment} works on the host, image by image: config.data.resident takes "
@@ -151,9 +156,16 @@ class Dataset:
         return len(self.broken[-1])
 
     def complaints(self, epoch: float) -> list[str]:
-        """A line for each epoch before `epoch` in which examples could not be read, said once."""
+        """A line for each epoch before `epoch` in which examples could not be read, and for those of the evaluation.
+
+        None is said twice, and of the evaluation none that was said before.
+        """
         ended = sorted(e for e in self.broken if 0 <= e <= epoch - 1 and self.broken[e])
-        return [f"epoch {e + 1}: {self._words(self.train, self.broken.pop(e))} replaced" for e in ended]
+        lines = [f"epoch {e + 1}: {self._words(self.train, self.broken.pop(e))} replaced" for e in ended]
+        if self.broken[-1] - self.said:
+            self.said |= self.broken[-1]
+            lines.append(f"evaluation: {self._words(self.eval, self.broken[-1])} not counted")
+        return lines
 
     def _words(self, source: Any, broken: set[int]) -> str:
         reasons = []

@@ -88,10 +88,7 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
     header = jpeg.read_header(image) if channels in (1, 3) else None
     if header:
         _check_pixels(header.width, header.height)
-        try:
-            return _turn(jpeg.decode(image, header, channels), header.orientation)
-        except ValueError:
-            pass  # a warning is an error there: Pillow has the last word, and does not mind stray bytes
+        return _turn(jpeg.decode(image, header, channels), header.orientation)
     pixels = np.asarray(_open(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -126,14 +123,14 @@ def crop_resize(
 
     Args:
       interpolation: "bilinear" and "bicubic" between neighbours, as tf.image does, in which the box is rounded to whole
-        pixels; "antialias" weighs all pixels, bilinear as Pillow and torchvision do, and takes the box as it is.
+        pixels; "antialias" weighs all pixels, bilinear as Pillow and torchvision do, takes the box as it is, and
+        decodes everything: how Pillow rounds depends on the rows there are.
 
     Raises:
       ValueError: as of `decode`.
     """
     if interpolation == "antialias":
-        # Of a JPEG as much as Pillow's own resize of the whole image would see.
-        pixels = _part(image, channels, box.top + box.height * (1 + 1 / size[0]) + 1)
+        pixels = decode(image, channels)
         squeezed = pixels[..., 0] if channels == 1 else pixels
         exact = (box.left, box.top, box.left + box.width, box.top + box.height)
         resized = Image.fromarray(squeezed).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=exact)
@@ -150,20 +147,12 @@ def crop_resize(
     return resized.reshape(*size, channels)
 
 
-def _part(image: bytes | np.ndarray, channels: int, bottom: float) -> np.ndarray:
-    """At least the rows above `bottom`."""
-    return _scaled(image, channels, math.ceil(bottom), 1)[0]
-
-
 def _scaled(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
     """At least the rows above `bottom`, reduced by `scale` if the decoder can, and the scale it is."""
     header = jpeg.read_header(image) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header and header.orientation == 1 and channels in (1, 3):
         _check_pixels(header.width, header.height)
-        try:
-            return jpeg.decode(image, header, channels, min(bottom, header.height), scale), scale
-        except ValueError:
-            pass
+        return jpeg.decode(image, header, channels, min(bottom, header.height), scale), scale
     return decode(image, channels), 1
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,9 @@ class _Folder(Source):
 
     def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
         try:
-            with open(self._path(index), "rb") as file:
+            with open(os.open(self._path(index), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would block
+                if not S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("it is no regular file")
                 return file.read(), self.listing.label(index)
         except OSError as error:
             raise self.bad(index, ValueError(error.strerror)) from error

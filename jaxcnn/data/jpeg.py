@@ -1,5 +1,6 @@
 """JPEG through libjpeg-turbo: its header, and no more of its pixels than are wanted."""
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import simplejpeg
 
 _COLOURS = {1: "GRAY", 3: "RGB"}
 _BLOCK = 16  # rows that are decoded together where colour is subsampled, the most there is
+_STRAY = 64  # bytes that may stand before the end marker: more are what damage leaves over
 _SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than the whole
 
 
@@ -92,16 +94,14 @@ def decode(data: bytes, header: Header, channels: int, bottom: int = 0, scale: i
             file, _COLOURS[channels], min_height=rows, min_width=columns, min_factor=scale, buffer=pixels
         )
 
-    if height == header.height:
-        fill(data)
-        return pixels
+    cut, at = height < header.height, header.frame + 5
     try:
-        at = header.frame + 5
-        fill(b"".join((data[:at], height.to_bytes(2), memoryview(data)[at + 2 :])))
+        fill(b"".join((data[:at], height.to_bytes(2), memoryview(data)[at + 2 :])) if cut else data)
     except ValueError as error:
-        # All rows of the shortened image are there, and then comes the rest of the data. It says so in its first
-        # complaint, which is the one that is kept: damage before it would be named instead.
-        if "extraneous bytes before marker" not in f"{error}":
+        # The first complaint is the one that is kept. This one comes after the last row: of a shortened image it is
+        # about the rest of the data, which must be there; else about stray bytes. Damage before it is named instead.
+        stray = re.search(r"(\d+) extraneous bytes before marker", f"{error}")
+        if not stray or (not cut and int(stray[1]) > _STRAY):
             raise
     return pixels
 

@@ -20,6 +20,7 @@ from jaxcnn.data.shards import UNFINISHED, Options, Task, read_json, write_json
 from jaxcnn.data.sources import labelled_splits, make_source
 
 _SAMPLE = 48  # images from which the size of all is judged
+_SHARDS, _FEW = 16, 64  # at least so many shards, for as many processes, unless they hold fewer images than that
 
 
 def pack(
@@ -41,6 +42,8 @@ def pack(
     Raises:
       UserError: as of `make_source`; `out` holds something else; an image is broken; the disk is full.
     """
+    if not f"{out}".isprintable():
+        raise UserError(f"cannot write to {f'{out}'!a}: its name is not text, which ArrayRecord needs; name another")
     sources = {
         split: make_source(name, split, data_dir=data_dir) for split in splits or labelled_splits(name, data_dir)
     }
@@ -79,6 +82,11 @@ def _plan(out: Path, wanted: dict[str, Any], sources: dict[str, Source], options
         begun = read_json(plan)
         if begun.get("wanted") != wanted:
             raise UserError(f"{out} holds half of another pack, or of one with other options: delete it first")
+        counts = begun.get("shards")
+        if not isinstance(counts, dict) or any(type(n := counts.get(s)) is not int or n < 1 for s in sources):
+            raise UserError(f"{plan} is damaged: delete {out} and pack anew")
+        for part in plan.parent.glob("*.part"):  # of a process that was killed
+            part.unlink()
     else:
         if out.exists() and (not out.is_dir() or any(f.name != UNFINISHED for f in out.iterdir())):
             raise UserError(f"{out} exists and is no pack: name a new folder")
@@ -103,7 +111,7 @@ def _shards(source: Source, options: Options) -> int:
         with contextlib.suppress(BadExample):  # reported, or left out, in its turn
             sizes.append(len(shards.record(source, int(index), options)))
     total = float(np.mean(sizes or [0])) * len(source)
-    return max(1, math.ceil(total / (options.shard_size * 1e6)))
+    return max(1, min(_SHARDS, len(source) // _FEW), math.ceil(total / (options.shard_size * 1e6)))
 
 
 def _finish(out: Path, wanted: dict[str, Any], tasks: list[Task]) -> dict[str, Any]:

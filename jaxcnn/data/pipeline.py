@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from jaxcnn import UserError
 from jaxcnn.data.order import Order
@@ -50,7 +51,8 @@ def steps_per_epoch(examples: int, global_batch_size: int) -> Fraction:
     """Batches in one pass over the data: a fraction, for one epoch follows another without a gap."""
     if global_batch_size > examples:
         raise UserError(
-            f"config.global_batch_size={global_batch_size} is more than the {examples} training examples there are"
+            f"config.global_batch_size={global_batch_size} is more than the {examples} training examples there are: "
+            f"set it to {examples} or less"
         )
     return Fraction(examples, global_batch_size)
 
@@ -125,11 +127,15 @@ def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
 
 def _copied(batches: Any) -> Iterator[Batch]:
     """Copies out of the workers' shared memory, which is then free at once and not only when JAX lets go of it."""
+    batch: Any = None
     try:
         for batch in batches:
             yield {key: np.array(value) for key, value in batch.items()}
     finally:
+        batch = None
         batches.close()
+        if deleting := SharedMemoryArray._del_thread_pool:
+            deleting.apply(int)  # Grain lets go of it in a thread: at exit, what is not done yet would be called leaked
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import sys
+import tarfile
 import threading
 import time
 import zlib
@@ -135,8 +136,16 @@ def _check_archives(name: str, manual_dir: str | Path | None, builder: Any) -> N
         raise UserError(f"--manual-dir is for data sets that cannot be downloaded; '{name}' can be: drop it")
     if manual_dir is None:
         raise UserError(f"'{name}' is not downloaded: give the folder of {' and '.join(files)} with --manual-dir DIR")
+    if not Path(manual_dir).is_dir():
+        raise UserError(f"--manual-dir {manual_dir}: there is no such folder")
     if missing := [file for file in files if not (Path(manual_dir) / file).is_file()]:
         raise UserError(f"{manual_dir} has no {' and no '.join(missing)}: image-net.org gives it to those who register")
+    for path in (Path(manual_dir) / file for file in files):
+        try:
+            with tarfile.open(path, "r:") as archive:
+                archive.getmembers()  # from header to header: an archive cut short is found now, and not hours later
+        except (tarfile.TarError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): get it again") from error
 
 
 def _check_ready(builder: Any, folder: Path) -> None:

@@ -197,7 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; UserError where it is damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete its folder and pack anew") from error
 
 

@@ -106,15 +106,22 @@ class Views:
         areas = sum(math.prod(self.shape(scale, aspect)) for scale in self.scales)
         return areas * self.count // len(self.scales)
 
+    def check(self, where: str, height: int, width: int) -> None:
+        """Raise a UserError about the image `where` if it would have more than MAX_PIXELS when it is resized."""
+        if (largest := max(self.scales)) ** 2 * max(height, width) / min(height, width) > MAX_PIXELS:
+            mend = "take smaller --scales, or leave it out" if self.protocol == "dense" else "leave it out"
+            raise UserError(
+                f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {mend}"
+            )
+
     def cut(self, image: np.ndarray) -> list[np.ndarray]:
         """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops.
 
         Raises:
-          ValueError: the image would have more than MAX_PIXELS when it is resized.
+          UserError: the image would have more than MAX_PIXELS when it is resized.
         """
         height, width = image.shape[:2]
-        if (largest := max(self.scales)) ** 2 * max(height, width) / min(height, width) > MAX_PIXELS:
-            raise ValueError(f"{height}×{width} pixels, resized to {largest} along the shorter side, are too many")
+        self.check("the image", height, width)
         if self.protocol == "dense":
             aspect = self.aspect(height, width)
             return [_resize(image, *self.shape(scale, aspect))[None] for scale in self.scales]
@@ -205,15 +212,19 @@ def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1)
 
 def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
     height, width, _ = source.image_shape
+    if height and width:
+        views.check(source.where(0), height, width)
     if views.protocol != "dense" or (height and width):
         return [views.aspect(height or 1, width or 1)] * len(source)
 
     def read(i: int) -> tuple[int, int]:
         image, _ = source.record(i)
         try:
-            return views.aspect(*size_of(image))
+            size = size_of(image)
         except ValueError as error:
             raise source.bad(i, error) from error
+        views.check(source.where(i), *size)
+        return views.aspect(*size)
 
     with ThreadPoolExecutor() as threads:
         return list(threads.map(read, range(len(source))))
@@ -244,7 +255,5 @@ def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
 
 def _example(source: Source, views: Views, index: int) -> tuple[int, list[np.ndarray]]:
     example = source[index]
-    try:
-        return example["label"], views.cut(example["image"])
-    except ValueError as error:
-        raise source.bad(index, error) from error
+    views.check(source.where(index), *example["image"].shape[:2])
+    return example["label"], views.cut(example["image"])

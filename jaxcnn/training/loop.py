@@ -94,8 +94,6 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                 if arrived is not None and not math.isfinite(arrived):
                     stop_if_not_finite(state, checkpoints)
                 log.advance(step, epoch, arrived)
-                for words in data.complaints(epoch):
-                    log.say(words, everywhere=True)
                 # Log: here the host waits for the device to have done all it was given.
                 if cadence.due("log", step):
                     values = means("train", state.metrics)
@@ -117,6 +115,8 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     )  # fmt: skip
                     log.metrics(step, epoch, scores)
                     clock.start()
+                for words in data.complaints(epoch):
+                    log.say(words, everywhere=True)
                 # Save: when it is time, and what evaluates better than all that is kept.
                 better = bool(scores) and scores[checkpoints.metric] > checkpoints.best_score
                 if cadence.due("save", step) or better:

@@ -115,7 +115,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     def shape(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
-    n = config.global_batch_size
+    n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
     names = {key: jax.ShapeDtypeStruct((n,), np.int32, sharding=rows) for key in ("label", "epoch", "example")}
     batch = eval_batch = names | {
         "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
@@ -125,13 +125,13 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     evaluation = make_eval_step(model, task, data.preprocess)
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
-        most, rows = resident.rows_of_tables(config, mesh, data.eval_examples)
+        most, rows = resident.rows_of_tables(config, mesh, total, data.eval_examples)
         batch = resident.feed_shapes(mesh, most, n, data.position["examples"], data.image_shape)
         eval_batch = resident.eval_shapes(mesh, rows, n, data.eval_examples, data.image_shape)
     return Program(
         mesh=mesh,
         task=task,
-        total_steps=total_steps(config, data.steps_per_epoch),
+        total_steps=total,
         metrics=metrics,
         state=jax.tree.map(shape, jax.eval_shape(init)),
         batch=batch,

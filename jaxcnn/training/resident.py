@@ -1,9 +1,11 @@
 """A data set that stays in device memory: many steps a call, in which no host takes part.
 
 The batches are those of the streamed data set, to the last bit: what a call is given is which examples its steps take,
-a few kilobytes of numbers.
+a few kilobytes of numbers. Where a call takes many steps, it is another program, whose arithmetic may round otherwise.
 """
 
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -43,28 +45,29 @@ def eval_shapes(mesh: Mesh, rows: int, global_batch_size: int, examples: int, im
     return {key: feed[key] for key in ("images", "labels", "example")} | {"mask": mask}
 
 
-def rows_of_tables(config: Config, mesh: Mesh, eval_examples: int) -> tuple[int, int]:
+def rows_of_tables(config: Config, mesh: Mesh, total_steps: int, eval_examples: int) -> tuple[int, int]:
     """Batches that one call trains on at most, and that one call evaluates.
 
     On a CPU one each, unless the config asks for more: XLA runs a convolution in a loop many times slower there.
     """
     if mesh.devices.flat[0].platform == "cpu" and not config.data.steps_per_call:
         return 1, 1
-    return config.data.steps_per_call or _STEPS, -(-eval_examples // config.global_batch_size)
+    return min(config.data.steps_per_call or _STEPS, total_steps), -(-eval_examples // config.global_batch_size)
 
 
 def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
     """All examples on the devices, {"images", "labels"}, and their mask (N,) on the host.
 
     Raises:
-      UserError: they take more than half of a device's memory.
+      UserError: those of training and evaluation take more than half of a device's or the host's memory.
     """
-    needed = int(np.prod(data.image_shape)) * (data.position["examples"] if training else data.eval_examples)
-    stats = mesh.devices.flat[0].memory_stats() or {}
-    if needed > _SHARE * stats.get("bytes_limit", np.inf):
+    needed = math.prod(data.image_shape) * (data.position["examples"] + data.eval_examples)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = min(host, (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", host))
+    if needed > _SHARE * there:
         raise UserError(
-            f"config.data.resident: {needed / 1e9:.1f} GB of images, the device has {stats['bytes_limit'] / 1e9:.1f}: "
-            "set it to False"
+            f"config.data.resident: {needed / 1e9:.1f} GB of images are more than half of the {there / 1e9:.1f} GB of "
+            "memory there are: set it to False"
         )
     began = time.monotonic()
     images, labels, mask = data.resident(training)

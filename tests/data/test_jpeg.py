@@ -168,6 +168,39 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
         crop_resize(bytes(data), 3, Box(0, 0, 10, 10), (10, 10))
 
 
+def rotten(share, length, fill=None):
+    """A JPEG whose data has other bytes from `share` on."""
+    data = bytearray(FILES["420"])
+    at, rng = int(share * len(data)), np.random.default_rng(0)
+    data[at : at + length] = (
+        rng.integers(0, 255, length, np.uint8).tobytes() if fill is None else bytes([fill]) * length
+    )
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rotten(0.4, 2000), rotten(0.5, 4000, 0), rotten(0.3, 3000, 0),
+        FILES["420"][: len(FILES["420"]) // 2] + b"\xff\xd9", FILES["444"][:9000] + b"\xff\xd9",
+    ],
+)  # fmt: skip
+def test_damage_within_the_data_is_an_error(data):
+    with pytest.raises(ValueError, match=r"(?i)corrupt JPEG data|premature end"):
+        decode(data, 3)
+
+
+def test_a_header_that_claims_more_rows_than_there_are_is_an_error():
+    data = bytearray(FILES["420"])
+    header = jpeg.read_header(bytes(data))
+    assert header
+    data[header.frame + 5 : header.frame + 9] = (4000).to_bytes(2) + (4000).to_bytes(2)
+    with pytest.raises(ValueError, match="(?i)premature end"):
+        decode(bytes(data), 3)
+    with pytest.raises(ValueError, match="(?i)premature end"):
+        crop_resize(bytes(data), 3, Box(0, 0, 2000, 2000), (224, 224))
+
+
 def test_what_does_no_harm_is_forgiven():
     """Bytes between the last row and the end marker: libjpeg warns of them."""
     padded = FILES["420"][:-2] + bytes(40) + FILES["420"][-2:]

@@ -165,8 +165,11 @@ class TestPack:
     def test_size_of_shards(self):
         source = make_source("synthetic:4:4000")
         size = len(shards.record(source, 0, Options()))
-        assert _shards(source, Options(shard_size=1)) == pytest.approx(size * 4000 / 1e6, abs=1.1)
-        assert _shards(source, Options()) == 1
+        assert size * 4000 / 1e6 < 16 < 4000 / 64, "at least 16, so that as many processes have something to do"
+        assert _shards(source, Options()) == _shards(source, Options(shard_size=1)) == 16
+        large = make_source("synthetic:4:40000")
+        assert _shards(large, Options(shard_size=1)) == pytest.approx(size * 40000 / 1e6, rel=0.05)
+        assert _shards(make_source("synthetic:4:100"), Options()) == 1
         assert _shards(source, Options(shards=9999)) == 4000
 
     def test_again_does_nothing_and_other_options_are_refused(self, out):

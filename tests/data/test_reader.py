@@ -1,6 +1,7 @@
 """From a folder of JPEGs to rows: the same for everybody, and what becomes of broken images."""
 
 import hashlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(photographs):
         want = read_image(Path(path), shape=(32, 32, 3), resize=37)
         got = plain.eval(i).image.astype(int)
         assert np.abs(got - want).max() <= 1
-        assert np.abs(got - want).mean() < 0.05
+        assert np.abs(got - want).mean() < 0.1  # Pillow rounds otherwise when it is given the part alone
 
 
 def test_a_broken_image_stops_and_is_named_with_its_index(damaged):
@@ -128,6 +129,17 @@ def test_in_evaluation_a_broken_image_is_left_out_and_counted(damaged):
     assert sum(batch["mask"].sum() for batch in batches) == 4
     assert data.eval_broken == 1
     assert batches[0]["mask"][0] == 0
+    (words,) = data.complaints(0)
+    assert words.startswith("evaluation: 1 images could not be read")
+    assert "val/flower/1.jpg" in words
+    list(data.eval_batches())
+    assert data.complaints(0) == [], "it is said once"
+
+
+def test_a_pipe_is_no_image(damaged):
+    os.mkfifo(damaged / "train" / "flower" / "0.jpg")
+    with pytest.raises(BadExample, match=r"0\.jpg.*no regular file"):
+        make_source(f"folder:{damaged}", "train").record(0)
 
 
 def test_a_set_of_broken_images_is_an_error_even_then(damaged):

@@ -233,8 +233,10 @@ def test_a_broken_example_is_an_error_that_names_it(protocol):
 def test_an_endless_strip_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "MAX_PIXELS", 10_000)
     source, views = Mixed(1, sides=((1, 300),)), make_views("10crop", (8, 8, 3))
-    with pytest.raises(BadExample, match=r"1×300 pixels, resized to 9 along the shorter side, are too many"):
+    with pytest.raises(UserError, match=r"example 0 of 1×300 pixels has too many with 9 along the .*: leave it out"):
         list(view_batches(source, views, plan(source, views, 64)))
+    with pytest.raises(UserError, match=r"example 0 of 1×300 .* too many with 18 along .*: take smaller --scales"):
+        plan(source, make_views("dense", (8, 8, 3)), 64)  # before anything is compiled
 
 
 def test_what_does_not_fit_the_network_is_refused():

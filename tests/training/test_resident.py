@@ -99,7 +99,10 @@ def test_a_set_that_does_not_fit_is_refused():
     class Mesh:
         devices = np.array([Small()])
 
-    with pytest.raises(UserError, match=r"resident: 0.0 GB of images, the device has 0.0: set it to False"):
+    with pytest.raises(
+        UserError,
+        match=r"resident: 0.0 GB of images are more than half of the 0.0 GB of memory there are: set it to False",
+    ):
         load(data, Mesh(), training=True)  # type: ignore[arg-type]
 
 
@@ -110,6 +113,7 @@ def test_on_accelerators_a_call_takes_many_steps():
         devices = np.array([type("Chip", (), {"platform": "tpu"})()])
 
     config = tiny_config(data__resident=True)
-    assert rows_of_tables(config, Mesh(), 100) == (50, 7)  # type: ignore[arg-type]
-    assert rows_of_tables(config, make_mesh(1), 100) == (1, 1)
+    assert rows_of_tables(config, Mesh(), 1000, 100) == (50, 7)  # type: ignore[arg-type]
+    assert rows_of_tables(config, Mesh(), 12, 100) == (12, 7)  # type: ignore[arg-type]
+    assert rows_of_tables(config, make_mesh(1), 1000, 100) == (1, 1)
     assert jax.devices()[0].platform == "cpu"
