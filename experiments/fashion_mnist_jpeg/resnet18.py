@@ -1,6 +1,8 @@
 """ResNet-18 on 70,000 JPEG files, made out of Fashion-MNIST by `make.py`: the way of ImageNet, in small.
 
-80 of the files' 96 pixels, random crops of 35 to 100 % of the area, flips, Adam, 2 epochs.
+80 of the files' 96 pixels, random crops of 35 to 100 % of the area, flips, Adam, 2 epochs. 89.39 % top-1 on the 10,000
+test images, in 55 minutes on two shared CPU cores, busy with other work; killed after step 500 and resumed from it
+(`experiments/results/fashion_mnist_jpeg-resnet18`).
 
 jaxcnn data prepare fashion_mnist
 python experiments/fashion_mnist_jpeg/make.py data/fashion_mnist_jpeg
