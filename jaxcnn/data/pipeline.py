@@ -100,7 +100,7 @@ def _eval_batch(reader: Reader, size: int, local: int, first: int, number: int) 
 
 def _batch(reader: Reader, names: list[tuple[int, int]], read: Callable[[int, int], Row]) -> Batch:
     """The rows that `read` makes of (epoch, example), each put in its place while the processor has it in its cache."""
-    images = np.empty((len(names), *reader.size, reader.source.image_shape[-1]), np.uint8)
+    images = _aligned((len(names), *reader.size, reader.source.image_shape[-1]))
     labels, broken = np.empty((2, len(names)), np.int32)
     for i, name in enumerate(names):
         images[i], labels[i], broken[i] = read(*name)
@@ -111,6 +111,14 @@ def _batch(reader: Reader, names: list[tuple[int, int]], read: Callable[[int, in
 def usable_cores() -> int:
     """Cores that this process may run on: in a container or a job, often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An empty uint8 array at a multiple of 64 bytes: where the device is a CPU, JAX then takes it without a copy."""
+    size = math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)
 
 
 def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
@@ -130,12 +138,20 @@ def _copied(batches: Any) -> Iterator[Batch]:
     batch: Any = None
     try:
         for batch in batches:
-            yield {key: np.array(value) for key, value in batch.items()}
+            yield {key: _copy(value) for key, value in batch.items()}
     finally:
         batch = None
         batches.close()
         if deleting := SharedMemoryArray._del_thread_pool:
             deleting.apply(int)  # Grain lets go of it in a thread: at exit, what is not done yet would be called leaked
+
+
+def _copy(value: np.ndarray) -> np.ndarray:
+    if value.dtype != np.uint8:
+        return np.array(value)
+    copy = _aligned(value.shape)
+    np.copyto(copy, value)
+    return copy
 
 
 def _start_worker(index: int, count: int) -> None:
