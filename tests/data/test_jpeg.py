@@ -195,9 +195,9 @@ def test_a_header_that_claims_more_rows_than_there_are_is_an_error():
     header = jpeg.read_header(bytes(data))
     assert header
     data[header.frame + 5 : header.frame + 9] = (4000).to_bytes(2) + (4000).to_bytes(2)
-    with pytest.raises(ValueError, match="(?i)premature end"):
+    with pytest.raises(ValueError, match=r"(?i)premature end"):
         decode(bytes(data), 3)
-    with pytest.raises(ValueError, match="(?i)premature end"):
+    with pytest.raises(ValueError, match=r"(?i)premature end"):
         crop_resize(bytes(data), 3, Box(0, 0, 2000, 2000), (224, 224))
 
 
