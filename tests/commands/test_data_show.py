@@ -1,13 +1,14 @@
 """`jaxcnn data show`: what is on the sheet, and what is refused."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_experiment import experiment_text
 
-from jaxcnn import cli
+from jaxcnn import cli, models
 
 TILE = 112 + 4
 
@@ -16,7 +17,8 @@ def sheet(tmp_path, *arguments) -> tuple[int, Any]:
     path = tmp_path / "tiny.py"
     path.write_text(experiment_text(steps=1, global_batch_size=8, data__name="synthetic:4:40", data__image_size=16))
     out = tmp_path / "sheet.png"
-    code = cli.main(["data", "show", str(path), "--out", str(out), "--examples", "4", "--epochs", "3", *arguments])
+    with mock.patch.dict(models._REGISTRY):  # the experiment brings its network along
+        code = cli.main(["data", "show", str(path), "--out", str(out), "--examples", "4", "--epochs", "3", *arguments])
     return code, np.asarray(Image.open(out)).astype(int) if code == 0 else None
 
 
