@@ -110,5 +110,5 @@ def _table(result: dict[str, Any]) -> str:
     if result["resident"]:
         lines += ["", "data.resident: the data stays on the devices, none is read in training."]
     elif result["shared"]:
-        lines += ["", "The CPU is both: reading and the step share its cores, and can at most reach", _SHARED]
+        lines += ["", "The CPU is both: reading and the step share its cores, and together allow about", _SHARED]
     return "\n".join(lines)

@@ -14,12 +14,13 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data import augment, pipeline, transforms
+from jaxcnn.data.base import Source
 from jaxcnn.data.order import Order
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import eval_split, make_source
 
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
-_NAMED = 5  # broken examples that are named in a line
+_NAMED = 3  # broken examples that are named in a line
 
 
 class Dataset:
@@ -167,17 +168,20 @@ class Dataset:
             lines.append(f"evaluation: {self._words(self.eval, self.broken[-1])} not counted")
         return lines
 
-    def _words(self, source: Any, broken: set[int]) -> str:
+    def _words(self, source: Source, broken: set[int]) -> str:
+        """How many examples of `source` could not be read, and the first of them with the reason."""
+        of = f"{source.name}, split '{source.split}', "
         reasons = []
         for index in sorted(broken)[:_NAMED]:
             try:
                 source[index]
             except UserError as error:
-                reasons.append(str(error))
+                reasons.append(f"{error}".removeprefix(of).removesuffix(f": {source.mend}"))
             else:
-                reasons.append(f"{source.where(index)} could be read now")
+                reasons.append(f"{source.where(index).removeprefix(of)} can be read now")
         more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        return f"{len(broken)} images could not be read ({'; '.join(reasons)}{more}) and were"
+        count, verb = ("1 image", "was") if len(broken) == 1 else (f"{len(broken)} images", "were")
+        return f"{count} of {of}could not be read ({'; '.join(reasons)}{more}) and {verb}"
 
     def preprocess(self, batch: dict[str, jax.Array], seed: jax.Array | None) -> dict[str, jax.Array]:
         """The batch with images normalised, float32; where there is a `seed`, changed at random first.

@@ -6,6 +6,7 @@ Batches are dicts of NumPy arrays, the slice of this process out of the global b
 read and has another in its place.
 """
 
+import gc
 import math
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import grain
+import grain.experimental
 import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
@@ -130,7 +132,10 @@ def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which jaxcnn's command line does not use
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
-    return _copied(iter(batches.to_iter_dataset(options).mp_prefetch(processes, _start_worker)))
+    # Shared memory is for images: what is small goes through the queue, and cannot be left over.
+    sharing = grain.experimental.DatasetOptions(min_shm_size=2**16)
+    shared = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(options), sharing)
+    return _copied(iter(shared.mp_prefetch(processes, _start_worker)))
 
 
 def _copied(batches: Any) -> Iterator[Batch]:
@@ -140,10 +145,13 @@ def _copied(batches: Any) -> Iterator[Batch]:
         for batch in batches:
             yield {key: _copy(value) for key, value in batch.items()}
     finally:
-        batch = None
         batches.close()
+        # What is still in its buffers is let go of when they are collected, in a thread of Grain's: at exit, what is
+        # not done yet would be called leaked.
+        batch = batches = None
+        gc.collect()
         if deleting := SharedMemoryArray._del_thread_pool:
-            deleting.apply(int)  # Grain lets go of it in a thread: at exit, what is not done yet would be called leaked
+            deleting.apply(int)
 
 
 def _copy(value: np.ndarray) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_skipping_replaces_by_a_neighbour_counts_and_reports(damaged, photograph
     assert all("broken" not in batch for batch in batches)
     assert data.complaints(0.9) == []
     (first,) = data.complaints(1.2)
-    assert first.startswith("epoch 1: 2 images could not be read")
+    assert first.startswith("epoch 1: 2 images of folder:")
     assert "1.jpg" in first
     assert "4.jpg" in first
     assert len(data.complaints(2.0)) == 1
@@ -130,7 +130,7 @@ def test_in_evaluation_a_broken_image_is_left_out_and_counted(damaged):
     assert data.eval_broken == 1
     assert batches[0]["mask"][0] == 0
     (words,) = data.complaints(0)
-    assert words.startswith("evaluation: 1 images could not be read")
+    assert words.startswith("evaluation: 1 image of folder:")
     assert "val/flower/1.jpg" in words
     list(data.eval_batches())
     assert data.complaints(0) == [], "it is said once"
