@@ -130,20 +130,8 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
 RESUMABLE = frozenset(
     [
-        "steps",
-        "epochs",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep_last",
-        "data.dir",
-        "data.workers",
-        "data.prefetch",
-        "data.on_error",
-        "data.resident",
-        "data.steps_per_call",
-        "mesh.data",
-        "mesh.model",
+        *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "mesh.data", "mesh.model"),
+        *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
     ]
 )
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}

@@ -1,7 +1,6 @@
 """What a config says about data, resolved: sizes, classes, batches and preprocessing, for training and evaluation."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +138,7 @@ class Dataset:
             if broken >= 0:
                 self.broken[0 if training else -1].add(broken)
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(pipeline.usable_cores()) as threads:
             for _ in threads.map(read, range(len(images))):
                 pass  # what is raised there is raised here
         return images, labels, mask

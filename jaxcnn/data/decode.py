@@ -17,7 +17,6 @@ from jaxcnn.data import jpeg
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
 _RESAMPLING = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-INTERPOLATIONS = (*_RESAMPLING, "antialias")
 _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole process's
 
 # One example is one thread's work, and its result is the same on every processor: IPP's kernels round differently.
@@ -49,7 +48,7 @@ def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = Non
     if resize is None:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     else:
-        scaled = _resized(image.size, resize)
+        scaled = shorter_to(image.size, resize)
         if math.prod(scaled) > MAX_PIXELS:
             raise UserError(
                 f"{path} of {image.width}×{image.height} would be resized to {scaled[0]}×{scaled[1]} pixels: "
@@ -147,6 +146,14 @@ def crop_resize(
     return resized.reshape(*size, channels)
 
 
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, C) -> (*size, C), bilinear with antialiasing; unchanged where it fits."""
+    height, width, channels = image.shape
+    if (height, width) == size:
+        return image
+    return crop_resize(image, channels, Box(0, 0, height, width), size, "antialias")
+
+
 def _scaled(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
     """At least the rows above `bottom`, reduced by `scale` if the decoder can, and the scale it is."""
     header = jpeg.read_header(image) if isinstance(image, bytes) else None
@@ -167,11 +174,10 @@ def _start(side: int, crop: int) -> int:
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
-def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side set to `shorter`; as in torchvision, the longer one is rounded down."""
-    width, height = size
+def shorter_to(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Two sides with the shorter one set to `shorter`; as in torchvision, the longer one is rounded down."""
     short = min(size)
-    return int(shorter * width / short), int(shorter * height / short)
+    return int(shorter * size[0] / short), int(shorter * size[1] / short)
 
 
 def _open(data: bytes, channels: int) -> Image.Image:

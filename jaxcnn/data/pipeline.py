@@ -8,10 +8,7 @@ read and has another in its place.
 
 import gc
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -26,6 +23,7 @@ from grain.multiprocessing import SharedMemoryArray
 from jaxcnn import UserError
 from jaxcnn.data.order import Order
 from jaxcnn.data.reader import Reader, Row
+from jaxcnn.data.worker import follow_parent
 
 Batch = dict[str, np.ndarray]
 
@@ -71,7 +69,7 @@ def train_batches(
     local = part.local_batch(global_batch_size)
     order = Order(len(reader.source), reader.seed)
     make = partial(_train_batch, reader, order, global_batch_size, local, part.process * local)
-    return _read(grain.MapDataset.range(start, stop).map(make), workers, prefetch)
+    return read_ahead(grain.MapDataset.range(start, stop).map(make), workers, prefetch)
 
 
 def eval_batches(
@@ -84,7 +82,7 @@ def eval_batches(
     local = part.local_batch(global_batch_size)
     batches = math.ceil(len(reader.source) / global_batch_size)
     make = partial(_eval_batch, reader, global_batch_size, local, part.process * local)
-    return _read(grain.MapDataset.range(batches).map(make), workers, prefetch)
+    return read_ahead(grain.MapDataset.range(batches).map(make), workers, prefetch)
 
 
 def _train_batch(reader: Reader, order: Order, size: int, local: int, first: int, step: int) -> Batch:
@@ -123,7 +121,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def _read(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
+def read_ahead(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
     """Iterate over a Grain data set, `prefetch` batches ahead, in threads or in worker processes."""
     threads = min(prefetch, usable_cores())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
@@ -163,13 +161,4 @@ def _copy(value: np.ndarray) -> np.ndarray:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leave Ctrl-C to the trainer, which stops its workers after it has saved; end with it if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent:
-            parent.join()
-            os._exit(0)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()

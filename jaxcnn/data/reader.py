@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from jaxcnn.data.augment import Augmentation
 from jaxcnn.data.base import BadExample, Source
-from jaxcnn.data.decode import Box, crop_resize, decode, size_of
+from jaxcnn.data.decode import Box, crop_resize, decode, resize, shorter_to, size_of
 
 _TRIES = 100  # neighbours that may be broken too, before it is the data set that is
 
@@ -116,29 +115,19 @@ class Reader:
             pixels = decode(image, channels)
             if pixels.shape != self.source.image_shape:
                 raise ValueError(f"its shape is {pixels.shape}, not {self.source.image_shape}")
-            return squash(pixels, self.size)
+            return resize(pixels, self.size)
         box = center_box(size_of(image), self.resize, self.size)
         return crop_resize(image, channels, box, self.size, interpolation)
 
 
-def center_box(image: tuple[int, int], resize: int, size: tuple[int, int]) -> Box:
-    """The part of an image of (height, width) that is left when its shorter side is brought to `resize` and its centre
-    of `size` is cut out, rounded as torchvision rounds. Within the image, if `resize` is not less than `size`.
+def center_box(image: tuple[int, int], shorter: int, size: tuple[int, int]) -> Box:
+    """The part of an image of (height, width) that is left when its shorter side is brought to `shorter` and its centre
+    of `size` is cut out, rounded as torchvision rounds. Within the image, if `shorter` is not less than `size`.
     """
-    short = min(image)
-    scaled = [int(resize * side / short) for side in image]
+    scaled = shorter_to(image, shorter)
     starts = [round((whole - part) / 2) for whole, part in zip(scaled, size, strict=True)]
     (top, height), (left, width) = (
         (start * side / whole, part * side / whole)
         for start, part, side, whole in zip(starts, size, image, scaled, strict=True)
     )
     return Box(top, left, height, width)
-
-
-def squash(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (H, W, C) -> (*size, C), bilinear with antialiasing; unchanged where it fits."""
-    if image.shape[:2] == size:
-        return image
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = Image.fromarray(squeezed).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(*size, image.shape[-1])

@@ -6,8 +6,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +20,7 @@ from jaxcnn.data import jpeg
 from jaxcnn.data.base import BadExample, Source
 from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, decode, size_of
 from jaxcnn.data.packed import HEADER, MAGIC, checksum, count_records
+from jaxcnn.data.worker import follow_parent
 
 UNFINISHED = ".packing"  # folder beside the shards, of what is known before there is a manifest
 
@@ -97,15 +96,7 @@ _here: tuple[dict[str, Source], Options, Any, Any]  # of a process that packs: s
 
 
 def _start(sources: dict[str, Source], options: Options, done: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
     global _here
     _here = sources, options, done, stop
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.base import Source
-from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, size_of
-from jaxcnn.data.pipeline import WHOLE, Batch, Slice, _read
+from jaxcnn.data.decode import MAX_PIXELS, resize, shorter_to, size_of
+from jaxcnn.data.pipeline import WHOLE, Batch, Slice, read_ahead, usable_cores
 
 _GRID = 32  # dense: the aspect of an image is rounded to 32nds of its shorter side, by 1.6 % at most
 
@@ -47,7 +47,7 @@ def multi_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
     last = [side - scale for side in scaled.shape[:2]]  # 0 along the shorter side
     starts = [(0, 0), (round(last[0] / 2), round(last[1] / 2)), (last[0], last[1])]
     squares = [scaled[top : top + scale, left : left + scale] for top, left in starts]
-    return [view for square in squares for view in (*_five(square, size), _resize(square, size, size))]
+    return [view for square in squares for view in (*_five(square, size), resize(square, (size, size)))]
 
 
 _CROPS: dict[str, Callable[[np.ndarray, int, int], list[np.ndarray]]] = {
@@ -115,16 +115,10 @@ class Views:
             )
 
     def cut(self, image: np.ndarray) -> list[np.ndarray]:
-        """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops.
-
-        Raises:
-          UserError: the image would have more than MAX_PIXELS when it is resized.
-        """
-        height, width = image.shape[:2]
-        self.check("the image", height, width)
+        """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops."""
         if self.protocol == "dense":
-            aspect = self.aspect(height, width)
-            return [_resize(image, *self.shape(scale, aspect))[None] for scale in self.scales]
+            aspect = self.aspect(*image.shape[:2])
+            return [resize(image, self.shape(scale, aspect))[None] for scale in self.scales]
         crops = _CROPS[self.protocol]
         return [np.stack([view for scale in self.scales for view in crops(image, self.size, scale)])]
 
@@ -153,16 +147,9 @@ def make_views(protocol: str, image_shape: Sequence[int], scales: Sequence[int] 
     return Views(protocol, height, scales)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    whole = Box(0, 0, image.shape[0], image.shape[1])
-    return crop_resize(image, image.shape[2], whole, (height, width), "antialias")
-
-
 def _shorter_to(image: np.ndarray, scale: int) -> np.ndarray:
-    """The image with its shorter side brought to `scale`; as in torchvision, the longer one is rounded down."""
-    short = min(image.shape[:2])
-    height, width = (int(scale * side / short) for side in image.shape[:2])
-    return _resize(image, height, width)
+    """The image with its shorter side brought to `scale`."""
+    return resize(image, shorter_to((image.shape[0], image.shape[1]), scale))
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:
@@ -226,7 +213,7 @@ def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
         views.check(source.where(i), *size)
         return views.aspect(*size)
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         return list(threads.map(read, range(len(source))))
 
 
@@ -240,7 +227,7 @@ def view_batches(
     Raises:
       BadExample: an example cannot be read: it is to be counted, so none is left out.
     """
-    return _read(grain.MapDataset.source(batches).map(partial(_batch, source, views, part)), workers, prefetch)
+    return read_ahead(grain.MapDataset.source(batches).map(partial(_batch, source, views, part)), workers, prefetch)
 
 
 def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:

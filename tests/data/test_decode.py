@@ -133,7 +133,7 @@ def test_the_longer_side_is_rounded_down_and_kept_within_bounds(tmp_path, monkey
     for size in ((1, 1), (1, 300), (299, 200), (2, 3)):
         Image.new("RGB", size, "red").save(tmp_path / "image.png")
         assert (read_image(tmp_path / "image.png", (224, 224, 3), resize=256) == [255, 0, 0]).all()
-    assert decode._resized((427, 640), 256) == (256, 383)
+    assert decode.shorter_to((427, 640), 256) == (256, 383)
     monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     Image.new("RGB", (1, 5000)).save(tmp_path / "long.png")
     with pytest.raises(UserError, match="1×5000 would be resized to 256×1280000 pixels: more than 1,000,000 are"):

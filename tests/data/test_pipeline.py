@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jaxcnn import UserError
 from jaxcnn.data.augment import parse
 from jaxcnn.data.base import Source
+from jaxcnn.data.decode import resize
 from jaxcnn.data.pipeline import Slice, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.reader import Reader, squash
+from jaxcnn.data.reader import Reader
 
 
 class Numbers(Source):
@@ -121,11 +122,11 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_squash_keeps_what_fits_and_the_mean_of_what_does_not(channels):
+def test_resize_keeps_what_fits_and_the_mean_of_what_does_not(channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 20, channels), np.uint8)
-    assert squash(image, (20, 20)) is image
-    small = squash(image, (5, 5))
+    assert resize(image, (20, 20)) is image
+    small = resize(image, (5, 5))
     assert small.shape == (5, 5, channels)
     assert small.dtype == np.uint8
     assert abs(float(small.mean()) - float(image.mean())) < 3, "antialiased: each pixel is a mean, not a sample"
-    assert squash(image[:12], (20, 20)).shape == (20, 20, channels)
+    assert resize(image[:12], (20, 20)).shape == (20, 20, channels)

@@ -1,6 +1,5 @@
 """A resident data set trains as a streamed one does: same batches, same evaluation, exact resume."""
 
-import jax
 import numpy as np
 import pytest
 from tiny import Stop, Tiny, assert_same, build, fit, lines, tiny_config
@@ -116,4 +115,3 @@ def test_on_accelerators_a_call_takes_many_steps():
     assert rows_of_tables(config, Mesh(), 1000, 100) == (50, 7)  # type: ignore[arg-type]
     assert rows_of_tables(config, Mesh(), 12, 100) == (12, 7)  # type: ignore[arg-type]
     assert rows_of_tables(config, make_mesh(1), 1000, 100) == (1, 1)
-    assert jax.devices()[0].platform == "cpu"
