@@ -11,7 +11,7 @@ from tiny_experiment import experiment_text
 from jaxcnn import cli, models
 
 EXPERIMENT = experiment_text(
-    steps=40, global_batch_size=40, eval_every=10, checkpoint_every=10, keep_last=9,
+    seed=1, steps=40, global_batch_size=40, eval_every=10, checkpoint_every=10, keep_last=9,
     optimizer__accumulate=5, optimizer__learning_rate=0.03,
 )  # fmt: skip
 

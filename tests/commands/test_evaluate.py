@@ -83,10 +83,10 @@ def test_last_is_the_default_and_best_has_the_highest_score(workdir, evaluate):
 def test_batch_and_devices_do_not_change_the_scores(overrides, workdir, evaluate):
     found = scores(evaluate("--checkpoint", "40", *(f"--config.{o}" for o in overrides)))
     expected = logged(workdir)[40]
-    assert found["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-6)
-    # Rounding, which is another in batches of another shape, may decide between two classes that are all but equal.
-    assert found == pytest.approx(expected, rel=1e-6, abs=1.01 / expected["eval/examples"])
-    assert found["eval/examples"] == expected["eval/examples"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert {k: v for k, v in found.items() if k != "eval/loss"} == {
+        k: v for k, v in expected.items() if k != "eval/loss"
+    }
 
 
 def test_another_split_has_its_own_number_of_examples(evaluate):
