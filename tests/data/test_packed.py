@@ -193,7 +193,8 @@ class TestPack:
     def test_interrupted(self, tmp_path, monkeypatch, how):
         """Finished shards are kept, nothing unfinished is taken for a pack, and no process is left behind."""
         code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_packed import Slow
 from jaxcnn.data import pack
