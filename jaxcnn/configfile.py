@@ -1,6 +1,7 @@
 """Configs on the disk: experiment files, and the `config.json` of a run.
 
-An experiment file is Python and is *executed* when it is loaded; `config.json` is data and is only parsed.
+An experiment file is Python and is *executed* when it is loaded: load those that you trust. A config as JSON, such as a
+run's `config.json`, is data and is only parsed: it may come from anyone.
 """
 
 import ast
@@ -8,7 +9,7 @@ import hashlib
 import json
 import runpy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ml_collections import ConfigDict
 
 from jaxcnn import UserError
 from jaxcnn.config import KEYS, OPEN, RESUMABLE, Config, base_config, flatten, group_of, typed, unknown_key, validate
+from jaxcnn.untrusted import read_json
+
+_MOST = 2**20  # bytes of a config in JSON, which has some three thousand
 
 
 def set_key(config: Config, key: str, text: str) -> None:
@@ -90,21 +94,34 @@ def to_json(config: Config) -> str:
     return json.dumps(flatten(config), indent=1, sort_keys=True)
 
 
-def from_json(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The config of a run from its `config.json`, with overrides applied; data only, nothing is executed."""
+def from_json(
+    path: str | Path, overrides: Iterable[tuple[str, str]] = (), whose: str = "a run's config.json"
+) -> Config:
+    """The config in a JSON object, such as a run's `config.json`; data only, nothing is executed.
+
+    Its keys are dotted ("optimizer.name") or nested; those it lacks are at their default. `overrides` go over it.
+
+    Args:
+      whose: what the file should be, for the error.
+
+    Raises:
+      UserError: a missing or broken file, an unknown key, a wrong type or value; one line that says where.
+    """
     config = base_config()
     try:
-        values = json.loads(Path(path).read_text())
-        items = list(values.items())
+        values = read_json(Path(path), _MOST)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+        items = list(_dotted(values))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's config.json: {error}") from None
+        raise UserError(f"{path} does not exist: it should be {whose}, as `jaxcnn train --workdir` writes it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not {whose}: {error}") from None
     for key, value in items:
         if key.startswith(OPEN + "."):
-            config.model.overrides[key.rsplit(".", 1)[-1]] = value
+            config.model.overrides[key.removeprefix(OPEN + ".")] = value
         elif key in KEYS:
             group_of(config, key)[key.rpartition(".")[2]] = typed(key, value)
         else:
@@ -113,6 +130,17 @@ def from_json(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> Co
         set_key(config, key, text)
     validate(config)
     return config
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of an object whose groups may be objects in it."""
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            yield prefix + key, value
+        elif prefix.count(".") < 2:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            raise ValueError(f"'{prefix}{key}' is an object within objects: no key is that deep"[:200])
 
 
 def config_hash(config: Config) -> str:

@@ -136,7 +136,7 @@ def _read(source: "Source", progress: "Progress") -> _Tally:
 def _report(source: "Source", tally: _Tally) -> None:
     import numpy as np
 
-    from jaxcnn.data.packed import printable
+    from jaxcnn.untrusted import printable
 
     few = " ".join(f"{shape_text(shape)} ({count:,})" for shape, count in tally.shapes.most_common(3))
     more = f" and {len(tally.shapes) - 3:,} other shapes" if len(tally.shapes) > 3 else ""

@@ -1,9 +1,11 @@
 """Image files to arrays: opened safely and upright, then cut and fitted to the size that a network takes."""
 
+import contextlib
 import io
 import math
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +15,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
 from jaxcnn.data import jpeg
+from jaxcnn.untrusted import read_bytes
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
+MAX_BYTES = 2**30  # of a file: as many pixels of 16 bits in four channels take 800 MB
+# Pillow's parsers of these alone: it has forty more, some of which start programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
 _RESAMPLING = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole process's
@@ -67,7 +73,7 @@ def open_image(path: Path, channels: int) -> Image.Image:
       UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS.
     """
     try:
-        return _open(path.read_bytes(), channels)
+        return _open(read_bytes(path, MAX_BYTES), channels)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise UserError(f"cannot read the image {path}: {reason}") from error
@@ -105,7 +111,7 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         turned = header.orientation >= 5
         return (header.width, header.height) if turned else (header.height, header.width)
     try:
-        with _warnings_lock, warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image)) as opened:
+        with _opened(image) as opened:
             turned = opened.getexif().get(274, 1) >= 5
             return (opened.width, opened.height) if turned else (opened.height, opened.width)
     except Exception as error:
@@ -187,8 +193,7 @@ def _open(data: bytes, channels: int) -> Image.Image:
       ValueError: it cannot be read; the text says why.
     """
     try:
-        # Pillow warns of what it goes on without, such as a damaged EXIF block.
-        with _warnings_lock, warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             _check_pixels(image.width, image.height)
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "F":
@@ -199,6 +204,15 @@ def _open(data: bytes, channels: int) -> Image.Image:
             return upright if upright.mode == _MODES[channels] else upright.convert(_MODES[channels])
     except Exception as error:  # the decoders meet damage with struct.error, IndexError, zlib.error and others
         raise ValueError(_reason(data, error)) from error
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Pillow's image of the bytes. It warns of what it goes on without, such as a damaged EXIF block."""
+    jpeg.check_scans(data)
+    quiet = warnings.catch_warnings(action="ignore")
+    with _warnings_lock, quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        yield image
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -218,6 +232,8 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _reason(data: bytes, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own bound, of twice as much, comes first
+        return f"it has more than {MAX_PIXELS:,} pixels: so many are refused"
     if isinstance(error, UnidentifiedImageError):
         return "it is empty" if not data else "it is no image of a known format"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

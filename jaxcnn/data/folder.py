@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data import imagenet
 from jaxcnn.data.base import Source
-from jaxcnn.data.packed import printable
+from jaxcnn.data.decode import MAX_BYTES
+from jaxcnn.untrusted import printable, read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -88,10 +88,7 @@ class _Folder(Source):
 
     def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
         try:
-            with open(os.open(self._path(index), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would block
-                if not S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise ValueError("it is no regular file")
-                return file.read(), self.listing.label(index)
+            return read_bytes(self._path(index), MAX_BYTES), self.listing.label(index)
         except OSError as error:
             raise self.bad(index, ValueError(error.strerror)) from error
 

@@ -10,6 +10,7 @@ import simplejpeg
 _COLOURS = {1: "GRAY", 3: "RGB"}
 _BLOCK = 16  # rows that are decoded together where colour is subsampled, the most there is
 _STRAY = 64  # bytes that may stand before the end marker: more are what damage leaves over
+_MOST_SCANS = 100  # encoders write ten or so; each costs a pass over all pixels, for as little as a few bytes
 _SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than the whole
 
 
@@ -55,6 +56,12 @@ def read_header(data: bytes) -> Header | None:
     return None
 
 
+def check_scans(data: bytes) -> None:
+    """Raise ValueError if `data` is a JPEG of so many scans that it is made to take minutes."""
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ValueError(f"it has {scans} scans: more than {_MOST_SCANS} are refused")
+
+
 def _orientation(tiff: bytes) -> int:
     """Tag 274 of EXIF's first directory; 1 where it is absent or damaged."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
@@ -82,6 +89,7 @@ def decode(data: bytes, header: Header, channels: int, bottom: int = 0, scale: i
     Raises:
       ValueError: it is damaged. Damage in rows that are not wanted is not seen.
     """
+    check_scans(data)
     height = header.height
     if bottom and header.sequential:
         # libjpeg-turbo decodes so many rows as the header has. One more than is wanted: colour is interpolated.

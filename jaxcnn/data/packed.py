@@ -7,7 +7,6 @@ one is no data set. Whoever made it, nothing in it is trusted.
 """
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -20,6 +19,8 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.base import Source
+from jaxcnn.data.decode import MAX_PIXELS
+from jaxcnn.untrusted import printable, read_json
 
 FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, "manifest.json"
 HEADER, MAGIC = struct.Struct("<4si"), b"jcn\1"
@@ -158,14 +159,12 @@ def read_manifest(name: str) -> Manifest:
     """
     path = _root(name) / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        return _parse(read_json(path))
     except FileNotFoundError as error:
         raise UserError(f"{name} is no packed data set, or is not finished: there is no {path}; {_PACK}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_PACK}") from error
-    try:
-        return _parse(json.loads(text))
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_PACK}") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({f'{error}'[:200]}); {_PACK}") from error
 
 
@@ -201,14 +200,12 @@ def _parse(values: Any) -> Manifest:
     return Manifest(shards, tuple(map(printable, classes)), (height, width, channels), mean, std)
 
 
-def printable(name: str) -> str:
-    """`name` without what could write escapes to a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in name)
-
-
 def _three(shape: Sequence[Any]) -> tuple[int | None, int | None, int]:
-    if len(shape) != 3 or shape[2] not in (1, 3) or not all(n is None or (type(n) is int and n > 0) for n in shape):
+    known = [n for n in shape if n is not None]
+    if len(shape) != 3 or shape[2] not in (1, 3) or not all(type(n) is int and n > 0 for n in known):
         raise ValueError("'image_shape' is not (H, W, C)")
+    if math.prod(known[:-1]) > MAX_PIXELS:
+        raise ValueError(f"'image_shape' has more than {MAX_PIXELS:,} pixels")
     return shape[0], shape[1], shape[2]
 
 
@@ -217,8 +214,8 @@ def _shard(values: Any) -> Shard:
     plain = shard.file == os.path.basename(shard.file) and "\\" not in shard.file and "\0" not in shard.file
     if not plain or shard.file in ("", ".", "..") or not shard.file.isprintable():
         raise ValueError(f"{shard.file!r} is no plain name of a file")
-    if min(shard.examples, shard.bytes) < 0:
-        raise ValueError(f"{shard.file} has negative counts")
+    if not 0 <= shard.examples * HEADER.size <= shard.bytes:
+        raise ValueError(f"{shard.file} cannot have {shard.examples} examples in {shard.bytes} bytes")
     return shard
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from jaxcnn import UserError
+from jaxcnn import UserError, untrusted
 from jaxcnn.data import jpeg
 from jaxcnn.data.base import BadExample, Source
 from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, decode, size_of
@@ -187,8 +187,8 @@ def fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; UserError where it is damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return dict(untrusted.read_json(path))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete its folder and pack anew") from error
 
 

@@ -3,11 +3,14 @@
 They are read through their files alone, without TensorFlow and without the code that generates a data set:
 
     ROOT/NAME[/CONFIG]/VERSION/{dataset_info.json, features.json, NAME-SPLIT.array_record-*}
+
+TFDS imports what features.json names and opens what dataset_info.json names, wherever it is: both are looked at first.
 """
 
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data import imagenet
 from jaxcnn.data.base import Source
+from jaxcnn.untrusted import printable, read_json
 
 ARRAY_RECORD = "array_record"
 # Mean and standard deviation per channel of the training split; for ImageNet those of the published weights.
@@ -77,7 +81,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         raise _damaged(builder.data_dir, error) from error
     height, width, channels = (*image.shape, 1)[:3]
     mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
-    shape, names = (height, width, channels), imagenet.readable(tuple(label.names))
+    shape, names = (height, width, channels), imagenet.readable(tuple(map(printable, label.names)))
     return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records)
 
 
@@ -130,6 +134,7 @@ def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
+        _check_names(folder)
         builder: Any = tfds.builder_from_directory(folder)
     except Exception as error:  # whatever its JSON files cause
         raise _damaged(folder, error) from error
@@ -148,6 +153,40 @@ def _builder(name: str, data_dir: str) -> Any:
             f"images of {name} are {np.dtype(image.np_dtype)} {image.shape}, not uint8 (H, W, C): take another set"
         )
     return builder
+
+
+def _check_names(folder: Path) -> None:
+    """Raise ValueError where the JSON files name code other than TFDS's own features, or files outside of `folder`."""
+    import tensorflow_datasets as tfds
+
+    features = [kind for kind in vars(tfds.features).values() if isinstance(kind, type)]
+    known = {f"{kind.__module__}.{kind.__name__}" for kind in features}
+    about, code = (read_json(folder / f"{stem}.json") for stem in ("dataset_info", "features"))
+    if not isinstance(about, dict) or not isinstance(code, dict) or "type" in code:
+        raise ValueError("its JSON files are not TFDS's, or are of before version 4.6")
+    for key, value in _pairs(code):
+        if key in ("pythonClassName", "python_class_name") and isinstance(value, str) and value not in known:
+            raise ValueError(f"features.json names {value[:80]!r}, which is none of TFDS's features")
+        if key in ("jsonFeature", "json_feature") and isinstance(value, dict) and value not in ({}, {"json": "{}"}):
+            raise ValueError("features.json has a feature of another kind than images and labels")
+    for key, value in _pairs({"about": about, "features": code}):
+        names = [key, value] if key in ("name", "filepathTemplate", "filepath_template") else [key]
+        if any(isinstance(name, str) and not _is_plain(name) for name in names):
+            raise ValueError("its JSON files name a file outside of the folder")
+
+
+def _is_plain(name: str) -> bool:
+    return not set("/\\\0") & set(name) and name not in (".", "..")
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Each key with its value, of all objects in a value of JSON."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def check_format(builder: Any) -> None:
