@@ -115,22 +115,26 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
         "micro-batches that a global batch is cut into, one after another",
     ),
     "ema.decay": (0.0, _between(0, 1), "moving average of the weights, which evaluation then uses (0: off)"),
-    "mesh.data": (-1, _DEVICES, "devices along the batch (-1: all)"),
-    "mesh.model": (
-        1,
-        Rule(lambda v: v == 1, "1 (model parallelism is not there yet)"),
-        "devices along the model",
+    "mesh.data": (-1, _DEVICES, "devices along the batch (-1: the rest)"),
+    "mesh.model": (1, _DEVICES, "devices that the fully connected layers are cut over (-1: the rest)"),
+    "mesh.placement": (
+        "replicated",
+        _one_of("replicated", "zero1", "fsdp"),
+        "what is cut over `data`: nothing, optimizer state and moving average (zero1), or parameters too (fsdp)",
     ),
     "norm.scope": (
         "global",
-        _one_of("global"),
-        "examples that BatchNorm's statistics are over: the global batch",
+        _one_of("global", "group", "shard"),
+        "whose examples BatchNorm's statistics are over: all, or one place's along `data`, or norm.group places'",
     ),
+    "norm.group": (2, _at_least(2), "scope=group: neighbouring places along `data` that share statistics"),
+    "remat": ("none", _one_of("none", "block"), "computed anew in the backward pass, to save memory: a block's inside"),
 }
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
 RESUMABLE = frozenset(
     [
-        *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "mesh.data", "mesh.model"),
+        *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat"),
+        *("mesh.data", "mesh.model", "mesh.placement"),
         *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
     ]
 )
@@ -224,6 +228,8 @@ def validate(config: Config) -> None:
             f"config.data.resize={config.data.resize} is less than config.data.image_size={config.data.image_size}: "
             "the centre is cut out of what it was resized to"
         )
+    if config.mesh.data == config.mesh.model == -1:
+        raise UserError("config.mesh.data and config.mesh.model: one of the two can be -1, the rest of the devices")
     optimizer = config.optimizer
     if (config.steps > 0) == (config.epochs > 0):
         raise UserError("config.steps and config.epochs: set exactly one of the two, the other stays 0")

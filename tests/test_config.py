@@ -27,7 +27,7 @@ from jaxcnn.training.program import build_program
 MAY_DIFFER = {
     *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last"),
     *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
-    *("mesh.data", "mesh.model"),
+    *("mesh.data", "mesh.model", "mesh.placement", "remat"),
 }
 # Other programs lie beside the experiments: those have a get_config().
 EXPERIMENTS = sorted(
@@ -77,8 +77,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "optimizer.accumulate": ([4], [0, -1]),
     "ema.decay": ([0.9999], [-0.1, 1.0]),
     "mesh.data": ([1, 8], [0, -2]),
-    "mesh.model": ([1], [0, 2, -1]),
-    "norm.scope": (["global"], ["local", ""]),
+    "mesh.model": ([1, 8], [0, -2]),
+    "mesh.placement": (["replicated", "zero1", "fsdp"], ["zero2", ""]),
+    "norm.scope": (["global", "group", "shard"], ["local", ""]),
+    "norm.group": ([3], [1, 0]),
+    "remat": (["block"], ["all", ""]),
 }
 
 

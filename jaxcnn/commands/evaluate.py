@@ -70,8 +70,7 @@ def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
 
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)
     # Evaluation pads and masks: any batch will do, once it spreads over the devices.
-    devices = run.mesh.shape["data"]
-    run.config.global_batch_size += -run.config.global_batch_size % devices
+    run.config.global_batch_size += -run.config.global_batch_size % run.mesh.size
     run.config.data.resident = False  # what is read once need not stay on the devices
     data = Dataset(run.config, Slice(jax.process_index(), jax.process_count()), training=False)
     classes = run.variables["params"]["head"]["bias"].shape[-1]
@@ -112,7 +111,7 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
     trained = round(run.input.get("resize", 0) * size / run.input["image_shape"][0])
     resize = data.input.get("resize", trained)
     views = make_views(protocol, data.image_shape, scales, resize)
-    batches = plan(data.eval, views, batch, run.mesh.shape["data"])
+    batches = plan(data.eval, views, batch, run.mesh.size)
     shapes = len({rows.aspect for rows in batches})
     compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
     print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)

@@ -60,8 +60,9 @@ def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -
     Raises:
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
-    # The devices and the micro-batches it was trained with say nothing of where it is opened.
-    anywhere = [("mesh.data", "-1"), ("mesh.model", "1"), ("optimizer.accumulate", "1")]
+    # How the training was spread over devices says nothing of where it is opened.
+    alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
+    anywhere = [*alone.items(), ("optimizer.accumulate", "1")]
     config = from_json(workdir / "config.json", [*anywhere, *overrides])
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")

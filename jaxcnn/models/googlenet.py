@@ -32,6 +32,7 @@ from jaxcnn.models.layers import (
     FullyConnected,
     batch_norm,
     conv,
+    end_of_block,
     local_response_norm,
     scaled,
 )
@@ -104,7 +105,7 @@ class Inception(nn.Module):
         c = self.unit(five, self.large, name="conv5x5")(c, train)
         d = max_pool(x, window=3, stride=1, pad=1)
         d = self.unit(project, 1, name="project")(d, train)
-        return jnp.concatenate([a, b, c, d], axis=-1)
+        return end_of_block(jnp.concatenate([a, b, c, d], axis=-1))
 
 
 class Auxiliary(nn.Module):

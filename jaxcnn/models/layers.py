@@ -13,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxcnn.models.dense import convolve
+from jaxcnn.models.parallel import model_parallel, place, statistics_axis
 
 Dtype = Any
 Module = Callable[..., Any]
@@ -28,12 +30,17 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width / 8)) * 8
 
 
+def end_of_block(x: jax.Array) -> jax.Array:
+    """`x` itself: what is kept for the backward pass where `config.remat` has the rest computed anew."""
+    return checkpoint_name(x, "block")
+
+
 class Endpoint(nn.Module):
     """Identity that gives a feature map its name, so that tools find it: Grad-CAM differentiates with respect to it."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`x` itself."""
-        return x
+        return end_of_block(x)
 
 
 def conv(
@@ -84,8 +91,9 @@ def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: 
 
 
 def batch_norm(train: bool, *, dtype: Dtype, epsilon: float = 1e-5, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm over the global batch; statistics in float32. Flax's momentum 0.9 is torch's 0.1."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
+    """BatchNorm over all rows, or as `statistics_over` says; in float32. Flax's momentum 0.9 is torch's 0.1."""
+    axis = statistics_axis()
+    return nn.BatchNorm(not train, axis_name=axis, momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
 
 
 @jax.custom_vjp
@@ -160,7 +168,8 @@ class FullyConnected(nn.Module):
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         fan_in = math.prod(x.shape[1:])
         flat = x.astype(self.dtype).reshape(len(x), fan_in)
-        return flat @ kernel.astype(self.dtype).reshape(fan_in, self.features) + bias.astype(self.dtype)
+        kernel, bias = kernel.astype(self.dtype).reshape(fan_in, self.features), bias.astype(self.dtype)
+        return _model_parallel(lambda rows: rows @ kernel + bias, flat, self.features)
 
 
 class Classifier(nn.Module):
@@ -180,7 +189,20 @@ class Classifier(nn.Module):
         """(N, C) of any float type -> (N, features) float32. A map (N, H, W, C), at every place: not to be trained."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        return _product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        logits = _model_parallel(lambda rows: _product(rows, kernel) + bias, x, self.features)
+        return place(logits, ("data", "model")) if model_parallel(self.features) else logits
+
+
+def _model_parallel(layer: Callable[[jax.Array], jax.Array], x: jax.Array, features: int) -> jax.Array:
+    """`layer` of (N, C), its features cut over `model` where there is such an axis.
+
+    Krizhevsky 2014, section 4, scheme (a): neighbours along `model` gather their rows, and each computes its part
+    of the features.
+    """
+    if not model_parallel(features):
+        return layer(x)
+    return place(layer(place(x, ("data",))), ("data",), "model")
 
 
 @jax.custom_vjp

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv, end_of_block
 from jaxcnn.models.pooling import global_avg_pool, max_pool
 
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
                 y = nn.relu(y)
         if self.spec.shortcut:
             y += self.shortcut(x, y.shape[-1], norm)
-        return nn.relu(y)
+        return end_of_block(nn.relu(y))
 
     def shortcut(self, x: jax.Array, features: int, norm: Any) -> jax.Array:
         """What is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""

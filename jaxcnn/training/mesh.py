@@ -1,4 +1,4 @@
-"""The one place where placement is decided: a named mesh, the batch over `data`, everything else replicated."""
+"""The named mesh of devices, and batches on it; `jaxcnn.training.placement` says where the state lies."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -22,20 +22,23 @@ class Closable(Protocol):
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
-    """A mesh of data × model devices; -1 along `data` takes all there are. One device is the same code.
+    """A mesh of data × model devices, -1 is the rest of those there are. One device is the same code.
+
+    The devices of a row, those along `model`, are neighbours: of one process if it has as many.
 
     Raises:
-      UserError: more devices asked for than there are.
+      UserError: more devices asked for than there are, or -1 for what does not come out even.
     """
     devices = jax.devices()
-    data = len(devices) // model if data == -1 else data
-    if data * model > len(devices) or data < 1:
-        raise UserError(
-            f"config.mesh asks for {data} × {model} devices, there are {len(devices)} ({devices[0].device_kind}): "
-            "set config.mesh.data=-1 to take all"
-        )
+    asked = f"config.mesh asks for {data} × {model} devices, there are {len(devices)} ({devices[0].device_kind})"
+    if data == -1:
+        data = len(devices) // model
+    elif model == -1:
+        model = len(devices) // data
+    if data * model > len(devices) or min(data, model) < 1:
+        raise UserError(f"{asked}: set config.mesh.data=-1 to take all")
     if jax.process_count() > 1 and data * model != len(devices):
-        raise UserError(f"config.mesh.data={data}: several processes use all {len(devices)} devices, leave it at -1")
+        raise UserError(f"{asked}: several processes use all of them, let data × model be {len(devices)}")
     return Mesh(np.array(devices[: data * model]).reshape(data, model), AXES)
 
 
@@ -44,28 +47,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_data(mesh: Mesh) -> NamedSharding:
-    """The leading dimension cut over the `data` axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The rows of a batch, dimension `axis`, cut over all devices: convolutions are data parallel on both axes."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
 def check_batch(mesh: Mesh, global_batch_size: int, accumulate: int = 1) -> None:
-    """Raise a UserError unless each micro-batch spreads evenly over the `data` axis."""
-    parts = mesh.shape["data"] * accumulate
+    """Raise a UserError unless each micro-batch spreads evenly over the devices."""
+    parts = mesh.size * accumulate
     if global_batch_size % parts:
         nearest = max(1, round(global_batch_size / parts)) * parts
         raise UserError(
-            f"config.global_batch_size={global_batch_size} does not divide by {parts}, mesh.data={mesh.shape['data']} "
+            f"config.global_batch_size={global_batch_size} does not divide by {parts}, {mesh.size} devices "
             f"times optimizer.accumulate={accumulate}: the nearest that does is {nearest}"
         )
 
 
 def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
-    """Turn this process's batches into global arrays over `data`, `ahead` of them on their way during a step.
+    """Turn this process's batches into global arrays cut by rows, `ahead` of them on their way during a step.
 
     Arrays that are on the devices already stay as they are.
     """
-    sharding = over_data(mesh)
+    sharding = over_rows(mesh)
     queue: deque[dict[str, Any]] = deque()
 
     def place(value: Any) -> jax.Array:

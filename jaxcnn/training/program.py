@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from jaxcnn.config import Config
 from jaxcnn.tasks import Classification, create_task
 from jaxcnn.training import resident
-from jaxcnn.training.mesh import check_batch, over_data, replicated
+from jaxcnn.training.mesh import check_batch, over_rows, replicated
 from jaxcnn.training.optim import make_optimizer, make_schedule, total_steps
+from jaxcnn.training.placement import layout
 from jaxcnn.training.state import TrainState, init_state
 from jaxcnn.training.step import make_eval_step, make_train_step
 
@@ -107,22 +108,24 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     schedule = make_schedule(config, data.steps_per_epoch)
     tx = make_optimizer(config, schedule)
     metrics = (*task.metrics, "learning_rate", "grad_norm")
-    everywhere, rows = replicated(mesh), over_data(mesh)
+    everywhere, rows = replicated(mesh), over_rows(mesh)
 
     def init() -> TrainState:
         return init_state(model, tx, config.seed, data.image_shape, metrics, config.ema.decay > 0)
 
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+    def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
+    shapes = jax.eval_shape(init)
+    placed = layout(shapes, mesh, config.mesh.placement)
     n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
     names = {key: jax.ShapeDtypeStruct((n,), np.int32, sharding=rows) for key in ("label", "epoch", "example")}
     batch = eval_batch = names | {
         "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
         "mask": jax.ShapeDtypeStruct((n,), np.float32, sharding=rows),
     }
-    step = make_train_step(model, task, tx, schedule, config, data.preprocess)
-    evaluation = make_eval_step(model, task, data.preprocess)
+    step = make_train_step(model, task, tx, schedule, config, data.preprocess, mesh, placed)
+    evaluation = make_eval_step(model, task, data.preprocess, mesh)
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
         most, rows = resident.rows_of_tables(config, mesh, total, data.eval_examples)
@@ -133,10 +136,10 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         task=task,
         total_steps=total,
         metrics=metrics,
-        state=jax.tree.map(shape, jax.eval_shape(init)),
+        state=jax.tree.map(shape, shapes, placed.state),
         batch=batch,
         eval_batch=eval_batch,
-        init=jax.jit(init, out_shardings=everywhere),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=everywhere),
+        init=jax.jit(init, out_shardings=placed.state),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),
         eval_step=jax.jit(evaluation, donate_argnums=1, out_shardings=everywhere),
     )

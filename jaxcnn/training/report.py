@@ -13,9 +13,12 @@ import jax
 import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
+from jaxcnn.training.collectives import collectives
 from jaxcnn.training.log import read_metrics
+from jaxcnn.training.placement import describe
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import count_params
+from jaxcnn.training.step import group_size
 
 
 class Clock:
@@ -82,17 +85,19 @@ class Clock:
 
 
 def plan(config: Config, program: Program, data: Data, start: int) -> str:
-    """The lines at the start: model, parameters, types, devices, length."""
+    """The lines at the start: model, parameters, types, devices, what lies where on them, length."""
     devices, total, every = program.mesh.devices.flatten(), program.total_steps, data.steps_per_epoch
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state))
-    optimizer = config.optimizer
+    optimizer, mesh = config.optimizer, program.mesh.shape
     lines = [
         f"model      {config.model.name}, {count_params(program.state.params):,} parameters, "
         f"{data.num_classes} classes, images of {'×'.join(map(str, data.image_shape))}",
         f"types      {config.dtype} compute; parameters, statistics, loss and optimizer float32, {_size(state_bytes)}",
         f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), "
-        f"processes {jax.process_count()}, mesh {dict(program.mesh.shape)}; BatchNorm over "
-        f"the {'micro-batch' if optimizer.accumulate > 1 else 'global batch'}",
+        f"processes {jax.process_count()}, mesh data {mesh['data']} × model {mesh['model']}",
+        *_heads("placement", describe(program.state) if len(devices) > 1 else []),
+        f"norm       BatchNorm over {normalised(config, mesh['data'])} images of {config.global_batch_size}, "
+        f"scope {config.norm.scope}; rematerialisation {config.remat}",
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
         f"training   {total:,} steps of {config.global_batch_size}, {float(every):,.6g} an epoch; "
@@ -103,16 +108,24 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
     return "\n".join(lines)
 
 
+def _heads(name: str, lines: list[str]) -> list[str]:
+    """The lines with `name` before the first, and room for it before the others."""
+    return [f"{name if i == 0 else '':<11}{line}" for i, line in enumerate(lines)]
+
+
+def normalised(config: Config, shards: int) -> int:
+    """Images that BatchNorm's statistics are over."""
+    return config.global_batch_size // config.optimizer.accumulate * group_size(config, shards) // shards
+
+
 def compiled(executable: Any, seconds: float) -> str:
-    """The line after compilation: its time and the memory that the step takes on each device."""
+    """The line after compilation: its time, the memory that the step takes on each device, and what it sends."""
     text = f"compiled   in {seconds:.1f} s"
-    memory = executable.memory_analysis()
-    if memory is None:
-        return text
-    return text + (
-        f"; each device holds {_size(memory.argument_size_in_bytes)} of state and batch, "
-        f"{_size(memory.temp_size_in_bytes)} of temporaries"
-    )
+    if memory := executable.memory_analysis():
+        held, temporary = _size(memory.argument_size_in_bytes), _size(memory.temp_size_in_bytes)
+        text += f"; each device holds {held} of state and batch, {temporary} of temporaries"
+    sent = [f"{count} × {kind} of {_size(size)}" for kind, (count, size) in collectives(executable).items()]
+    return text + (f"; it meets the others in {', '.join(sent)}" if sent else "")
 
 
 def _size(count: float) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.training.mesh import on_all, over_data, replicated
+from jaxcnn.training.mesh import on_all, over_rows, replicated
 
 Feed = dict[str, Any]
 _STEPS = 50  # a call: enough to hide the host, few enough to stop soon
@@ -27,7 +27,7 @@ _SHARE = 0.5  # of a device's memory that data may take
 
 def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
     """Shapes, types and shardings of what `train_feed` gives."""
-    everywhere, columns = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
+    everywhere, columns = replicated(mesh), over_rows(mesh, axis=1)
     table = jax.ShapeDtypeStruct((steps, global_batch_size), np.int32, sharding=columns)
     return {
         "images": jax.ShapeDtypeStruct((examples, *image_shape), np.uint8, sharding=everywhere),
@@ -92,7 +92,7 @@ def train_feed(
         count = min(stop, next_stop(start), start + steps) - start
         # One size of table, whatever the number of steps: one program.
         table = [np.pad(x, ((0, steps - count), (0, 0))) for x in data.places(start, start + count)]
-        epoch, example = (on_all(mesh, x, PartitionSpec(None, "data")) for x in table)
+        epoch, example = (on_all(mesh, x, over_rows(mesh, axis=1).spec) for x in table)
         yield count, examples | {"epoch": epoch, "example": example, "count": on_all(mesh, np.asarray(count, np.int32))}
         start += count
 
@@ -107,7 +107,7 @@ def eval_feeds(data: Any, mesh: Mesh, rows: int, global_batch_size: int) -> list
     places = np.arange(batches * global_batch_size, dtype=np.int32).reshape(batches, global_batch_size)
     example = np.minimum(places, len(mask) - 1)
     counted = np.where(places < len(mask), mask[example], 0).astype(np.float32)
-    cut = PartitionSpec(None, "data")
+    cut = over_rows(mesh, axis=1).spec
     return [
         examples
         | {"example": on_all(mesh, example[i : i + rows], cut), "mask": on_all(mesh, counted[i : i + rows], cut)}
@@ -143,9 +143,9 @@ def all_batches(eval_step: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callab
 
 
 def _pick(feed: Feed, i: jax.Array | int, mesh: Mesh, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """The batch of row `i` of the tables, its rows cut over `data`."""
+    """The batch of row `i` of the tables, its rows cut over the devices."""
     example = feed["example"][i]
     batch = {"image": feed["images"][example], "label": feed["labels"][example]} | {
         name: feed[name][i] for name in names
     }
-    return jax.lax.with_sharding_constraint(batch, over_data(mesh))
+    return jax.lax.with_sharding_constraint(batch, over_rows(mesh))

@@ -1,6 +1,7 @@
 """TrainState: all that a run is. What is not in it, a restart forgets."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ import optax
 from flax import struct
 
 from jaxcnn import UserError
+
+path_name = partial(jax.tree_util.keystr, simple=True, separator="/")  # of a leaf's keys: their names joined by "/"
 
 
 class TrainState(struct.PyTreeNode):

@@ -10,7 +10,7 @@ from tiny import Blobs, Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.training.mesh import AXES, check_batch, make_mesh, on_devices, over_data
+from jaxcnn.training.mesh import AXES, check_batch, make_mesh, on_devices, over_rows
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.05}
 # All is float32; what differs between splits is the order of sums over rows.
@@ -118,7 +118,7 @@ def test_batches_arrive_in_order_none_lost_their_rows_cut_over_the_devices(count
     assert len(arrived) == count
     for batch, original in zip(arrived, sent, strict=True):
         for key, x in batch.items():
-            assert x.sharding == over_data(mesh)
+            assert x.sharding == over_rows(mesh)
             assert x.dtype == original[key].dtype
             for shard in x.addressable_shards:
                 np.testing.assert_array_equal(shard.data, original[key][shard.index])
