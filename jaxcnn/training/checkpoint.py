@@ -1,24 +1,25 @@
 """Orbax checkpoints of a run: asynchronous, atomic, the newest few and the best kept, restored onto any devices.
 
 A checkpoint holds three items: "state", the arrays of a TrainState; "info", a JSON object with the position in the
-data, the model and the time spent; and Orbax's metrics, by which the best is known.
+data, the model and the time spent; and Orbax's metrics, by which the best is known. `integrity` adds checksums.
 """
 
 import contextlib
 import dataclasses
-import os
-import re
-from collections.abc import Iterator
-from functools import partial
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxcnn import UserError
-from jaxcnn.training.state import TrainState
+from jaxcnn.training import integrity
+from jaxcnn.training.orbax_errors import quieten, reason
+from jaxcnn.training.state import TrainState, check_tree, shapes_of
 
 Tree = Any
 
@@ -29,12 +30,22 @@ class Checkpoints:
     Args:
       keep_last: newest checkpoints kept; None opens them for reading only.
       metric: the evaluation metric (higher is better) whose best checkpoint is kept besides.
+
+    Raises:
+      UserError: there is no such folder; or, to be written to, all that is in it is damaged.
     """
 
     def __init__(self, workdir: Path, metric: str, keep_last: int | None = None):
         self.folder = Path(workdir).resolve() / "checkpoints"
         self.metric = metric
-        if keep_last is None and not self.folder.is_dir():
+        self.keeps = keep_last is not None
+        self.writes = self.keeps and jax.process_index() == 0  # folders, that is; each process writes its arrays
+        self.sound = set[int]()  # steps whose files have been found to be what was written
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file, where a run has a folder: remove it, or take another --workdir")
+        if self.keeps:
+            self._alone(self._put_in_order)
+        elif not self.folder.is_dir():
             raise UserError(
                 f"{workdir} holds no checkpoints: train there first with `jaxcnn train --workdir {workdir}`"
             )
@@ -46,17 +57,38 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without one Orbax writes no metrics
             preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
-            read_only=keep_last is None,
-            create=keep_last is not None,
-            cleanup_tmp_directories=keep_last is not None,  # what a killed run left half written was never visible
+            read_only=not self.keeps,
+            create=self.keeps,
+            # One move takes a checkpoint out of sight, and it is deleted after: a kill leaves no half of one.
+            todelete_subdir=integrity.DELETED if self.keeps else None,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
+        quieten()
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         try:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except ValueError as error:  # Orbax reads the scores of all checkpoints at once
             raise UserError(
-                f"a file of scores, {self.folder}/STEP/metrics/metrics, is damaged ({_reason(error)}): remove that STEP"
+                f"a file of scores, {self.folder}/STEP/metrics/metrics, is damaged ({reason(error)}): remove that STEP"
             ) from error
+        if self.keeps:
+            self.sound.update(self.steps[-1:])
+
+    def _put_in_order(self) -> None:
+        for words in integrity.put_in_order(self.folder):
+            print(words, file=sys.stderr, flush=True)
+        (self.folder / integrity.DELETED).mkdir(parents=True, exist_ok=True)  # later the disk may be full
+
+    def _alone(self, do: Callable[..., None], *arguments: Any) -> None:
+        """In the first process, while the others wait."""
+        if jax.process_index() == 0:
+            do(*arguments)
+        if jax.process_count() > 1:
+            sync_global_devices(do.__name__)
+
+    def _seal(self) -> None:
+        """All is written, and not yet visible under the checkpoint's name."""
+        integrity.seal(self.folder / f"{self.saving}{integrity.UNFINISHED}")
 
     @property
     def steps(self) -> list[int]:
@@ -93,13 +125,19 @@ class Checkpoints:
         self.save_arrays({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, info, metrics)
 
     def save_arrays(self, arrays: dict[str, Tree], info: dict[str, Any], metrics: dict[str, float]) -> None:
-        """The same of any arrays, {"params", "batch_stats"} among them."""
+        """The same of any arrays, {"params", "batch_stats"} among them; in place of what was saved of that step."""
+        self.wait()
         with self._writing():
+            self.saving = int(info["step"])
+            if self.saving in self.steps:
+                self._alone(integrity.set_back, self.folder / str(self.saving))
+                self.manager.reload()
             self.manager.save(
-                int(info["step"]),
+                self.saving,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
                 metrics=metrics or None,
                 force=True,
+                custom_metadata=integrity.PROMISE,
             )
 
     def check(self) -> None:
@@ -111,19 +149,27 @@ class Checkpoints:
         """Block until all that was begun is on the disk."""
         with self._writing():
             self.manager.wait_until_finished()
+        if self.writes:
+            integrity.sweep(self.folder)
 
     def close(self) -> None:
         """Finish writing and let go of the folder."""
+        if self.keeps:
+            self.wait()
         with self._writing():
             self.manager.close()
+        if self.writes:
+            (self.folder / integrity.DELETED).rmdir()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            if self.writes:
+                integrity.sweep(self.folder)  # the disk may be full of it
             raise UserError(
-                f"saving to {self.folder} failed, earlier checkpoints are intact: {_reason(error)}"
+                f"saving to {self.folder} failed, earlier checkpoints are intact: {reason(error)}"
             ) from error
 
     def info(self, step: int) -> dict[str, Any]:
@@ -156,22 +202,31 @@ class Checkpoints:
         )
         return self._restore(step, state=args)["state"]
 
+    def _check_files(self, step: int) -> None:
+        """Raise a UserError if the files of the checkpoint are not those that were written."""
+        if step not in self.sound:
+            if words := integrity.fault(self.folder / str(step)):
+                raise self._unreadable(step, words)
+            self.sound.add(step)
+
     def _metadata(self, step: int) -> Tree:
+        self._check_files(step)
         try:
             return self.manager.item_metadata(step)["state"].tree
         except Exception as error:
-            raise self._unreadable(step, error) from error
+            raise self._unreadable(step, reason(error)) from error
 
     def _restore(self, step: int, **items: Any) -> Any:
+        self._check_files(step)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise self._unreadable(step, error) from error
+            raise self._unreadable(step, reason(error)) from error
 
-    def _unreadable(self, step: int, error: Exception) -> UserError:
+    def _unreadable(self, step: int, reason: str) -> UserError:
         others = [s for s in self.steps if s != step]
         mend = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
-        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): {mend}")
+        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}): {mend}")
 
 
 def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None:
@@ -183,32 +238,3 @@ def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None
     checkpoints = Checkpoints(workdir, "none", keep_last=1)
     checkpoints.save_arrays(variables, info, {})
     checkpoints.close()
-
-
-def _reason(error: Exception) -> str:
-    """The system's words for the error, where tensorstore hides its number in a long text; else its first line."""
-    if number := re.search(r"os_error_code='?(\d+)", str(error)):
-        return os.strerror(int(number[1]))
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
-
-
-def shapes_of(tree: Tree) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of the arrays of a tree, or of what a checkpoint says of them."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def check_tree(what: str, saved: Tree, wanted: Tree) -> None:
-    """Raise a UserError that lists where the arrays of `saved` (metadata) are not those `wanted` asks for."""
-    have, want = shapes_of({key: saved[key] for key in saved if key in wanted}), shapes_of(wanted)
-    faults = [
-        f"{key} is {have.get(key, 'missing')} where the config needs {want.get(key, 'none')}"
-        for key in (want | have)
-        if have.get(key) != want.get(key)
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise UserError(f"{what} is of another model or optimizer: {'; '.join(faults[:3])}{more}")

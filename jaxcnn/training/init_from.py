@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from jaxcnn import UserError
-from jaxcnn.training.checkpoint import Checkpoints, Tree, path_name, shapes_of
+from jaxcnn.training.checkpoint import Checkpoints, Tree
+from jaxcnn.training.state import path_name, shapes_of
 
 
 def load_variables(

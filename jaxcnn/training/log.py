@@ -1,16 +1,21 @@
 """What a run tells: metrics.jsonl, TensorBoard events, result.json, and a progress bar or plain lines on stderr."""
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from jaxcnn import UserError
 
@@ -18,8 +23,16 @@ from jaxcnn import UserError
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file in one move, so that a reader or a crash never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror}): mend that and run the same command again")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +70,7 @@ class RunLog:
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self.board = Board(workdir / "tensorboard", purge_step=start + 1)
         console = Console(stderr=True)
         if console.is_terminal:
             digits = len(str(total))
@@ -92,9 +105,11 @@ class RunLog:
         """One line of metrics.jsonl, the same in TensorBoard, and the note of the bar or a plain line."""
         if not self.writes:
             return
-        self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step, walltime=time.time())
+        try:
+            self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+        self.board.scalars(step, values)
         if self.bar and "train/loss" in values:
             words = _words({name: value for name, value in values.items() if name != "train/loss"})
             self.rates = words.replace("  ", " ").replace("data wait", "wait")  # all of it fits in 80 columns
@@ -113,8 +128,55 @@ class RunLog:
             return
         if self.bar:
             self.bar.stop()
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been told
+            self.file.close()
         self.board.close()
+
+
+class Board:
+    """A file of TensorBoard events, written in the caller's thread, so that its errors are the caller's.
+
+    TensorBoard reads the files of a folder by their names and drops what is at `purge_step` or later of those before:
+    the number in the name grows although the clock may have been set back.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        self.folder = folder
+        numbers = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.[0-9]*.*")]
+        number = max([int(time.time()), *(n + 1 for n in numbers)])
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.records = RecordWriter(str(folder / f"events.out.tfevents.{number:010}.{socket.gethostname()}"))
+            self._write(file_version="brain.Event:2")
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One point of each curve."""
+        with self._writing():
+            for name, value in values.items():
+                self._write(step=step, summary=scalar(name, value))
+
+    def flush(self) -> None:
+        """Write out what is buffered."""
+        with self._writing():
+            self.records.flush()
+
+    def close(self) -> None:
+        """Write out what can be."""
+        with contextlib.suppress(OSError):
+            self.records.flush()
+        with contextlib.suppress(OSError):
+            self.records.close()
+
+    def _write(self, **values: Any) -> None:
+        self.records.write(Event(wall_time=time.time(), **values).SerializeToString())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
 
 
 _FORMATS = {

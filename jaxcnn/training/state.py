@@ -92,3 +92,22 @@ def init_state(
 def count_params(params: Any) -> int:
     """Number of parameters of a tree of arrays or of their shapes."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the arrays of a tree, or of what a checkpoint says of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def check_tree(what: str, saved: Any, wanted: Any) -> None:
+    """Raise a UserError that lists where the arrays of `saved` (metadata) are not those `wanted` asks for."""
+    have, want = shapes_of({key: saved[key] for key in saved if key in wanted}), shapes_of(wanted)
+    faults = [
+        f"{key} is {have.get(key, 'missing')} where the config needs {want.get(key, 'none')}"
+        for key in (want | have)
+        if have.get(key) != want.get(key)
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"{what} is of another model or optimizer: {'; '.join(faults[:3])}{more}")

@@ -172,6 +172,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"result\.json cannot be written \(No space left on device\): mend that"):
         write_atomically(path, "newer")
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
