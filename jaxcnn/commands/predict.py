@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.untrusted import MAX_JSON, printable, read_bytes
 
 _CHUNK = 64  # images that are in memory and go through the network at once
 _DRAWN = 36  # images in a picture
@@ -141,13 +142,13 @@ def read_names(path: Path, classes: int) -> tuple[str, ...]:
       UserError: there are not as many as `classes`, or the file cannot be read.
     """
     try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        names = read_bytes(path, MAX_JSON).decode("utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise UserError(f"cannot read the names {path}: {reason}") from error
     if len(names) != classes:
         raise UserError(f"{path} has {len(names)} lines, but the network {classes} classes: one name a line is due")
-    return tuple(name.strip() for name in names)
+    return tuple(printable(name.strip()) for name in names)
 
 
 def _results(network: Network, paths: list[Path]) -> Iterator[Result]:
@@ -190,7 +191,7 @@ def _read(path: Path, input: dict[str, Any]) -> Result:
 
 def _print(result: Result, names: tuple[str, ...], as_json: bool) -> None:
     if result.error:
-        print(f"jaxcnn: {result.error}", file=sys.stderr)
+        print(f"jaxcnn: {printable(result.error)}", file=sys.stderr)
         if as_json:
             print(json.dumps({"image": str(result.path), "error": result.error}))
         return

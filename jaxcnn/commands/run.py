@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import from_json
 from jaxcnn.data.transforms import normalize
@@ -20,6 +21,7 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.mesh import make_mesh, replicated
 from jaxcnn.training.state import init_variables
+from jaxcnn.weights.inputs import checked_input
 
 
 class Run(NamedTuple):
@@ -68,8 +70,13 @@ def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -
     checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")
     step = checkpoints.resolve(checkpoint)
     info = checkpoints.info(step)
+    try:
+        info = info if isinstance(info, dict) else {}
+        given = checked_input(info.get("input"), info.get("num_classes"))
+    except ValueError as error:
+        raise UserError(f"checkpoint {step} of {workdir} is damaged: of its 'info', {error}") from error
     model = create_model(config.model.name, info["num_classes"], jnp.dtype(config.dtype), **config.model.overrides)
-    shapes = jax.eval_shape(lambda: init_variables(model, 0, info["input"]["image_shape"]))
+    shapes = jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"]))
     sharding = replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-    return Run(config, mesh, model, step, checkpoints.restore_variables(step, like), info["input"])
+    return Run(config, mesh, model, step, checkpoints.restore_variables(step, like), given)

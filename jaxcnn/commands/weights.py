@@ -110,15 +110,18 @@ def _exported(file: Path, name: str, classes: int) -> tuple[str, dict[str, Any]]
     """The config and the "input" that `export` wrote into `file`, or ("", {}) where it was not that."""
     import safetensors
 
+    from jaxcnn.untrusted import parse_json
+    from jaxcnn.weights.inputs import checked_input
+
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             about = opened.metadata() or {}
-        config, given = json.loads(about["config"]), json.loads(about["input"])
-        shapes = [len(given[key]) for key in ("image_shape", "mean", "std", "class_names")]
-        fits = config["model.name"] == name and shapes == [3, given["image_shape"][2], given["image_shape"][2], classes]
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, IndexError):
-        return "", {}
-    return (about["config"], given) if fits else ("", {})
+        given = checked_input(parse_json(about["input"]), classes)
+        if parse_json(about["config"])["model.name"] == name:
+            return about["config"], given
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    return "", {}
 
 
 @contextlib.contextmanager

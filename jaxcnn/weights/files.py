@@ -49,6 +49,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"cannot read the weights {path}: {error}") from error
     except _DAMAGE as error:
         raise UserError(f"cannot read the weights {path}: truncated or damaged; fetch the file again") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read the weights {path}: larger than the memory that is free") from error
     except (OSError, RuntimeError) as error:  # zipfile's RuntimeError: an encrypted entry, an unknown version
         raise UserError(f"cannot read the weights {path}: {shown(str(error))}") from error
 

@@ -1,7 +1,10 @@
-"""What published weights expect of an image: its size, and the statistics it is normalised with."""
+"""What weights expect of an image, its size and the statistics it is normalised with: published ones, and a file's."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from jaxcnn.untrusted import printable
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,3 +24,33 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "image_shape": (224, 224, 3), "mean": mean, "std": std, "class_names": tuple(class_names), "resize": 256,
     }  # fmt: skip
+
+
+def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
+    """The "input" that a checkpoint or a file of weights keeps, as `input_of` gives it; names without escapes.
+
+    Raises:
+      ValueError: it is none for a network of `num_classes`; which part is wrong.
+    """
+    if not isinstance(given, dict):
+        raise ValueError("there is no 'input'")
+    shape, mean, std, names = (given.get(key, ()) for key in ("image_shape", "mean", "std", "class_names"))
+    if not _numbers(shape, 3, int) or not all(0 < n < 2**16 for n in shape):
+        raise ValueError("'image_shape' is not (H, W, C)")
+    if not all(_numbers(values, shape[2], int | float) for values in (mean, std)) or min(std) <= 0:
+        raise ValueError(f"'mean' and 'std' are not {shape[2]} numbers each")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("'class_names' are no names")
+    if type(num_classes) is not int or not 0 < len(names) == num_classes:
+        raise ValueError(f"there are {len(names)} 'class_names', of another number of classes")
+    if "resize" in given and not (_numbers([given["resize"]], 1, int) and 0 < given["resize"] < 2**16):
+        raise ValueError("'resize' is no number of pixels")
+    return given | {"class_names": tuple(map(printable, names))}
+
+
+def _numbers(values: Any, count: int, kind: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(v, kind) and not isinstance(v, bool) and abs(v) < 2**53 and math.isfinite(v) for v in values)
+    )
