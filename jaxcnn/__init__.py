@@ -9,5 +9,7 @@ __version__ = "0.1.0"
 class UserError(Exception):
     """Wrong use or bad input. The message is one line: what is wrong, where, and how to mend it.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with its `code`.
     """
+
+    code = 2

@@ -1,6 +1,6 @@
 """`jaxcnn COMMAND`: finds the command's module and turns what it raises into an exit code; nothing else.
 
-Exit codes: 0 done; 2 wrong use or bad input, one line on stderr; 1 a fault of ours, with its traceback.
+Exit codes: 0 done; 2 wrong use or bad input, one line on stderr; 1 a fault, ours with its traceback or the machine's.
 """
 
 import errno
@@ -11,9 +11,11 @@ import sys
 import traceback
 
 from jaxcnn import UserError, __version__
+from jaxcnn.commands import several
 
 COMMANDS = {
     "train": "train a network from an experiment file; run again, it resumes",
+    "launch": "several processes of this machine as one: launch --processes 4 -- train …",
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
     "plot": "draw the curves of one or several runs",
@@ -55,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not fit the terminal's encoding
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    ours = argv.index("--") if "--" in argv else len(argv)
+    debug = "--debug" in argv[:ours]
+    argv = [word for word in argv[:ours] if word != "--debug"] + argv[ours:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -66,6 +69,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"jaxcnn: there is no command '{argv[0]}': {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    code = _run(argv, debug)
+    for end in several.ENDS:
+        end(code)
+    return code
+
+
+def _run(argv: list[str], debug: bool) -> int:
     try:
         return importlib.import_module(f"jaxcnn.commands.{argv[0]}").main(argv[1:])
     except BrokenPipeError:
@@ -74,19 +84,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        return _refuse(str(error), debug)
+        return _refuse(str(error), debug, error.code)
     except OSError as error:
         if error.errno not in _THEIRS:
             raise
         return _refuse(f"{error.strerror}: {error.filename or 'while writing'}", debug)
 
 
-def _refuse(message: str, debug: bool) -> int:
+def _refuse(message: str, debug: bool, code: int = 2) -> int:
     if debug:
         traceback.print_exc()
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # names in files may hold escapes
     print(f"jaxcnn: {line}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

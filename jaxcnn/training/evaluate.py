@@ -1,6 +1,7 @@
 """Evaluation: every example once, whatever the batch and the number of devices."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxcnn.tasks.classification import Sums
-from jaxcnn.training.mesh import on_devices, replicated
+from jaxcnn.training.mesh import on_all, on_devices
 from jaxcnn.training.state import zero_metrics
 
 
@@ -30,7 +31,7 @@ def evaluate(
     Raises:
       RuntimeError: not each of the `examples` that could be read was counted once.
     """
-    sums = jax.device_put(zero_metrics(metrics), replicated(mesh))
+    sums = jax.tree.map(partial(on_all, mesh), zero_metrics(metrics))
     for batch in on_devices(batches, mesh):
         sums = eval_step(variables, sums, batch)
     counted = int(jax.device_get(sums["loss"][1]))

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxcnn.training.evaluate import evaluate, means
 from jaxcnn.training.guard import Interrupt, Interrupted
 from jaxcnn.training.init_from import load_variables
 from jaxcnn.training.log import RunLog, write_atomically
-from jaxcnn.training.mesh import make_mesh, on_devices, replicated
+from jaxcnn.training.mesh import make_mesh, on_all, on_devices
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.state import TrainState, zero_metrics
 
@@ -32,7 +33,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     """Train `model` to the end of `config`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:
-      What it writes to result.json.
+      What it writes to result.json; {} in all processes but the first.
 
     Raises:
       UserError: the config, the data or a checkpoint do not fit together, or the loss is no longer finite.
@@ -40,7 +41,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     """
     began, commit = time.monotonic(), report.commit()  # now: the files may change while this runs
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
-    total, everywhere = program.total_steps, replicated(program.mesh)
+    total, on_mesh = program.total_steps, partial(on_all, program.mesh)
     checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
     clock = report.Clock(spent, began)
@@ -58,7 +59,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         log.say(report.plan(config, program, data, start))
         compiling = time.monotonic()
         with clock.measuring("compile_time_s"):
-            sums = jax.device_put(zero_metrics(program.task.metrics), everywhere)
+            sums = jax.tree.map(on_mesh, zero_metrics(program.task.metrics))
             train_step = program.train_step.lower(state, program.batch).compile()
             eval_step = program.eval_step.lower(state.variables, sums, program.eval_batch).compile()
         log.say(report.compiled(train_step, time.monotonic() - compiling))
@@ -100,7 +101,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     clock.stop(state)
                     stop_if_not_finite(state, checkpoints)
                     checkpoints.check()
-                    state = state.replace(metrics=jax.device_put(zero_metrics(program.metrics), everywhere))
+                    state = state.replace(metrics=jax.tree.map(on_mesh, zero_metrics(program.metrics)))
                     values |= clock.lap((step - logged) * config.global_batch_size)
                     log.metrics(step, epoch, values)
                     logged = step
@@ -127,9 +128,10 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     finally:
         calls.close()
         log.close()
+    if jax.process_index():
+        return {}
     result = report.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
-    if jax.process_index() == 0:
-        write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -72,7 +72,7 @@ def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) ->
     queue: deque[dict[str, Any]] = deque()
 
     def place(value: Any) -> jax.Array:
-        return value if isinstance(value, jax.Array) else jax.make_array_from_process_local_data(sharding, value)
+        return value if isinstance(value, jax.Array) else _global(sharding, value)
 
     try:
         for batch in batches:
@@ -89,4 +89,13 @@ def on_all(mesh: Mesh, value: np.ndarray | int, spec: PartitionSpec | None = Non
     """A global array of a value that every process has whole; `spec` cuts it, else each device has all of it."""
     sharding = NamedSharding(mesh, spec or PartitionSpec())
     whole = np.asarray(value)
-    return jax.make_array_from_process_local_data(sharding, whole, whole.shape)
+    return _global(sharding, whole, whole.shape)
+
+
+def _global(sharding: NamedSharding, value: np.ndarray, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """A global array of this process's part; it is put there on purpose, which JAX does not see of several processes.
+
+    `jax.device_put` would have all processes meet to compare their values.
+    """
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(sharding, value, shape)

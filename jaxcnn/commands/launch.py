@@ -1,0 +1,137 @@
+"""`jaxcnn launch --processes N -- train …`: several processes of this machine, as one run over the loopback network."""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxcnn import UserError
+from jaxcnn.commands.common import Parser
+
+_COMMANDS = ("train", "evaluate")
+_GRACE = 30.0  # seconds that the others have once one has failed
+_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def main(argv: list[str]) -> int:
+    """Run the command in several processes; the exit code is that of the first to fail, or 0."""
+    words = f"{__doc__} Process 0 has this terminal; lines of the others begin with their number, [2]."
+    parser = Parser("jaxcnn launch", description=words, usage="jaxcnn launch --processes N [options] -- COMMAND …")
+    parser.add_argument("--processes", metavar="N", type=_count, required=True, help="how many")
+    words = "devices of each: so many of the GPUs, or a CPU as so many (default: 1)"
+    parser.add_argument("--devices-per-process", metavar="K", type=_count, default=1, help=words)
+    ours = argv.index("--") if "--" in argv else len(argv)
+    arguments, command = parser.parse_args(argv[:ours]), argv[ours + 1 :]
+    if not command or command[0] not in _COMMANDS:
+        raise UserError(f"launch: give the command after --, {' or '.join(_COMMANDS)}: launch --processes 4 -- train …")
+    for word in ("--coordinator", "--processes", "--process"):
+        if any(given == word or given.startswith(f"{word}=") for given in command):
+            raise UserError(f"launch: it sets {word} itself, leave that out")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    count = arguments.processes
+    hosts = ["--coordinator", coordinator, "--processes", str(count)]
+    start = [sys.executable, "-m", "jaxcnn.cli", command[0], *hosts]
+    with _forwarding() as processes:
+        for i in range(count):
+            words = [*start, "--process", str(i), *command[1:]]
+            processes.append(_start(words, i, count, arguments.devices_per_process))
+        for i, process in enumerate(processes):
+            if process.stdout:
+                threading.Thread(target=_pass_on, args=(process.stdout, f"[{i}] "), daemon=True).start()
+        return _outcome(processes)
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 to 1024."""
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= number <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 to 1024")
+    return number
+
+
+def _start(words: list[str], index: int, count: int, devices: int) -> subprocess.Popen[bytes]:
+    """A process of its own group, so that Ctrl-C reaches it once, by way of us."""
+    mine = range(index * devices, (index + 1) * devices)
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine))}
+    return subprocess.Popen(
+        words, env=env, process_group=0, preexec_fn=_before(index, count), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if index else None, stderr=subprocess.STDOUT if index else None,
+    )  # fmt: skip
+
+
+def _before(index: int, count: int) -> Callable[[], None]:
+    """What the child does before it is what it will be: it dies with us, and keeps to its share of the cores.
+
+    XLA makes as many threads as it may use cores.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def before() -> None:
+        if libc:
+            libc.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+            cores = sorted(os.sched_getaffinity(0))
+            share = len(cores) // count
+            mine = cores[index * share : (index + 1) * share] or [cores[index % len(cores)]]
+            os.sched_setaffinity(0, mine)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return before
+
+
+def _pass_on(lines: Any, prefix: str) -> None:
+    for line in lines:
+        sys.stderr.buffer.write(prefix.encode() + line)
+        sys.stderr.buffer.flush()
+
+
+@contextlib.contextmanager
+def _forwarding() -> Any:
+    """Processes to which SIGTERM and Ctrl-C go on as they come, the third time as SIGKILL; none outlives the block."""
+    processes: list[subprocess.Popen[bytes]] = []
+    received = 0
+
+    def forward(number: int, _: object) -> None:
+        nonlocal received
+        received += 1
+        for process in processes:
+            process.send_signal(number if received < 3 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; once one has failed, the others have their time to say so and end."""
+    first, until = 0, float("inf")
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [i for i, code in enumerate(codes) if code]
+        if failed and not first:
+            # Of several that ended within a moment, one that was killed is the cause.
+            index = min(failed, key=lambda i: codes[i] or 0)
+            code = codes[index] or 0
+            first, until = 128 - code if code < 0 else code, time.monotonic() + _GRACE
+            if code < 0:
+                words = f"process {index} of {len(processes)} was ended by {signal.Signals(-code).name}"
+                print(f"jaxcnn: {words}", file=sys.stderr, flush=True)
+        if None not in codes or time.monotonic() > until:
+            return first
+        time.sleep(0.05)
