@@ -56,7 +56,8 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
     if not path.is_file():
         raise UserError(f"config file {path} does not exist: pass an experiment such as experiments/digits/resnet20.py")
     if path.suffix != ".py":
-        raise UserError(f"config file {path} is not a Python file (experiments/*/*.py are examples)")
+        hint = ": give it as --config-json" if path.suffix == ".json" else " (experiments/*/*.py are examples)"
+        raise UserError(f"config file {path} is not a Python file{hint}")
     try:
         module = runpy.run_path(str(path))
         if "get_config" not in module:
@@ -114,7 +115,9 @@ def from_json(
             raise ValueError("it is no object")
         items = list(_dotted(values))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: it should be {whose}, as `jaxcnn train --workdir` writes it") from None
+        raise UserError(
+            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jaxcnn
-from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
@@ -25,7 +25,7 @@ _ROWS = {  # what is measured: its title and its form
 def main(argv: list[str]) -> int:
     """Measure as `argv` says. Nothing is written to disk."""
     parser = Parser("jaxcnn bench", description=__doc__, epilog=OVERRIDES)
-    parser.add_argument("--config", metavar="FILE", required=True, help="experiment file; it is Python and is executed")
+    add_config(parser)
     number = {"metavar": "N", "type": _count}
     parser.add_argument("--steps", **number, default=50, help="steps of a measurement that count (default: 50)")
     parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
@@ -33,9 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     arguments, overrides = parse(parser, argv)
 
-    from jaxcnn.configfile import load_config
-
-    config = load_config(arguments.config, overrides)
+    config = config_of(arguments, overrides)
     set_up_jax()
     import jax
 

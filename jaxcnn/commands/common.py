@@ -3,7 +3,7 @@
 import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxcnn import UserError
 
@@ -34,6 +34,26 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
             text = rest.pop(0)
         overrides.append((key.removeprefix("--config."), text))
     return arguments, overrides
+
+
+def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
+    """Declare `name` and --config-json, of which exactly one is due."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    words = "experiment file; it is Python and is executed: trust where it is from"
+    group.add_argument(name, metavar="FILE", **({} if name.startswith("-") else {"nargs": "?"}), help=words)
+    words = "a config in JSON, such as a run's config.json; nothing in it is executed"
+    group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
+
+
+def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:
+    """The config that the arguments of `add_config` name, with `overrides`; errors are those of `jaxcnn.configfile`."""
+    from jaxcnn.configfile import from_json, load_config
+
+    if arguments.config_json:
+        if not arguments.config_json.exists():
+            raise UserError(f"config file {arguments.config_json} does not exist: a run's config.json is such a file")
+        return from_json(arguments.config_json, overrides, "a config in JSON")
+    return load_config(arguments.config, overrides)
 
 
 def set_up_jax() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcnn import UserError
+from jaxcnn.commands.common import add_config, config_of, set_up_jax
 from jaxcnn.commands.data_check import class_title, contact_sheet
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     command.description = """Draw examples of a config's training split, a row each: what evaluation would see, then
         what training sees in epoch after epoch. The rows are one batch, so that mixing is seen too."""
-    command.add_argument("config", metavar="CONFIG", help="experiment file; it is Python and is executed")
+    add_config(command, "config")
     command.add_argument("--out", type=Path, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s")
     command.add_argument("--examples", type=int, default=8, metavar="N", help="rows (default: %(default)s)")
     command.add_argument("--epochs", type=int, default=8, metavar="N", help="columns (default: %(default)s)")
@@ -31,10 +32,7 @@ def show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
         raise UserError("--examples and --epochs: write positive numbers")
     if not arguments.out.resolve().parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: name a PNG file in a folder that exists")
-    from jaxcnn.commands.common import set_up_jax
-    from jaxcnn.configfile import load_config
-
-    config = load_config(arguments.config, overrides)
+    config = config_of(arguments, overrides)
     set_up_jax()
     from jaxcnn.data.dataset import Dataset
 

@@ -45,7 +45,7 @@ def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
         raise ValueError(f"there are {len(names)} 'class_names', of another number of classes")
     if "resize" in given and not (_numbers([given["resize"]], 1, int) and 0 < given["resize"] < 2**16):
         raise ValueError("'resize' is no number of pixels")
-    return given | {"class_names": tuple(map(printable, names))}
+    return given | {"class_names": [printable(name) for name in names]}
 
 
 def _numbers(values: Any, count: int, kind: Any) -> bool:
