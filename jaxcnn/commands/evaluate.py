@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.commands.several import add_hosts, team_of
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # those of jaxcnn.data.views, which a help need not load
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
@@ -24,11 +25,22 @@ def main(argv: list[str]) -> int:
     words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224)"
     parser.add_argument("--scales", metavar="Q,…", type=_scales, help=words)
     parser.add_argument("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
+    add_hosts(parser)
     arguments, overrides = parse(parser, argv)
     if arguments.scales and arguments.protocol != "dense":
         raise UserError("--scales goes with --protocol dense: the other protocols have their papers' scales")
+    with team_of(arguments) as team:
+        if arguments.save and team.processes > 1:
+            raise UserError("--save draws in one process: leave it out here, or evaluate without the others")
+        set_up_jax()
+        about = _evaluate(arguments, overrides)
+    if team.process == 0:
+        print(json.dumps(about))
+    return 0
 
-    set_up_jax()
+
+def _evaluate(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> dict[str, Any]:
+    """What is printed at the end, the scores among it."""
     run, data, program = _open(arguments, overrides)
     # Weights that were made for the centre of an image are scored on it, though the data set would give the whole.
     protocol = arguments.protocol or ("1crop" if "resize" in run.input and "resize" not in data.input else None)
@@ -44,8 +56,7 @@ def main(argv: list[str]) -> int:
         print(words, file=sys.stderr)
     if arguments.save:
         _draw(run, data, arguments.save)
-    print(json.dumps(about))
-    return 0
+    return about
 
 
 def _scales(text: str) -> list[int]:

@@ -2,29 +2,33 @@
 
 import json
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn import UserError
+from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
+from jaxcnn.commands.several import add_hosts, team_of
+
+_OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 
 
 def main(argv: list[str]) -> int:
     """Train as `argv` says; 0 when done, 130 or 143 when stopped by Ctrl-C or SIGTERM after saving."""
     parser = Parser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
-    parser.add_argument("--config", metavar="FILE", required=True, help="experiment file; it is Python and is executed")
+    add_config(parser)
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
+    add_hosts(parser)
     arguments, overrides = parse(parser, argv)
-
-    from jaxcnn.configfile import check_resume, load_config
-
-    config = load_config(arguments.config, overrides)
+    config = config_of(arguments, overrides)
     workdir: Path = arguments.workdir
 
-    from jaxcnn.training.guard import Interrupt, Interrupted, only_trainer
+    from jaxcnn.training.guard import Interrupt, Interrupted
 
-    with Interrupt() as interrupt, only_trainer(workdir):
-        check_resume(config, workdir)
+    with team_of(arguments) as team, Interrupt() as interrupt, _one_run(team, config, workdir):
         set_up_jax()
-        import jax
         import jax.numpy as jnp
 
         from jaxcnn.data.dataset import Dataset
@@ -32,13 +36,46 @@ def main(argv: list[str]) -> int:
         from jaxcnn.models import create_model
         from jaxcnn.training.loop import train
 
-        data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
+        data = Dataset(config, Slice(team.process, team.processes))
         model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
         try:
-            result = train(config, workdir, model, data, interrupt)
+            result = train(config, workdir, model, data, team.agree(interrupt))
         except Interrupted as stop:
-            print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
+            if team.process == 0:
+                print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
             return stop.code
+    if team.process == 0:
+        _print_result(workdir, result)
+    return 0
+
+
+@contextmanager
+def _one_run(team: Any, config: Any, workdir: Path) -> Iterator[None]:
+    """Process 0 holds the folder for all; they must see the same folder and have the same config."""
+    from jaxcnn.configfile import check_resume, to_json
+    from jaxcnn.training.guard import only_trainer
+
+    if team.process == 0:
+        with only_trainer(workdir):
+            check_resume(config, workdir)
+            team.tell({"config": to_json(config), "lock": (workdir / ".lock").read_text()})
+            yield
+        return
+    told = team.tell()
+    mine, theirs = json.loads(to_json(config)), json.loads(told["config"])
+    for key in mine:
+        if mine[key] != theirs.get(key) and key not in _OF_HOST:
+            raise UserError(f"config.{key} is {mine[key]!r} here and {theirs.get(key)!r} in process 0: they must agree")
+    for _ in range(100):  # a file system on the network may need its time
+        if (workdir / ".lock").is_file() and (workdir / ".lock").read_text() == told["lock"]:
+            break
+        time.sleep(0.1)
+    else:
+        raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
+    yield
+
+
+def _print_result(workdir: Path, result: dict[str, Any]) -> None:
     keys = (
         "step", "epoch", "train/loss", "eval/loss", "eval/top1", "eval/top5", "eval/examples",
         "images_per_sec", "wall_time_s",
@@ -48,4 +85,3 @@ def main(argv: list[str]) -> int:
         f"done: {workdir}/result.json; go on with `jaxcnn evaluate --workdir {workdir}` or `jaxcnn plot {workdir}`",
         file=sys.stderr,
     )
-    return 0
