@@ -6,13 +6,13 @@ locked: an unknown key or a wrong type is an error that names the key and its ne
 """
 
 import difflib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
+from jaxcnn.untrusted import shown
 
 Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
 
@@ -24,12 +24,16 @@ class Rule(NamedTuple):
     words: str
 
 
+def _finite(value: float) -> bool:
+    return abs(value) < 2**63  # Python's integers may be too large for a float
+
+
 def _at_least(low: float) -> Rule:
-    return Rule(lambda v: math.isfinite(v) and v >= low, f"{low} or more")
+    return Rule(lambda v: _finite(v) and v >= low, f"{low} or more")
 
 
 def _above(low: float) -> Rule:
-    return Rule(lambda v: math.isfinite(v) and v > low, f"more than {low}")
+    return Rule(lambda v: _finite(v) and v > low, f"more than {low}")
 
 
 def _between(low: float, high: float) -> Rule:
@@ -42,14 +46,12 @@ def _one_of(*names: str) -> Rule:
 
 def _ascending(values: Iterable[float]) -> bool:
     values = list(values)
-    return all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in values) and values == sorted(
-        set(values)
-    )
+    return all(isinstance(v, int | float) and _finite(v) and v > 0 for v in values) and values == sorted(set(values))
 
 
 _ANY = Rule(lambda v: True, "anything")
 _RISING = Rule(_ascending, "positive numbers that rise")
-_FLOATS = Rule(lambda v: all(isinstance(x, int | float) and math.isfinite(x) for x in v), "a list of numbers")
+_FLOATS = Rule(lambda v: all(isinstance(x, int | float) and _finite(x) for x in v), "a list of numbers")
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
 
 # key: (default, legal values, meaning with its unit)
@@ -109,11 +111,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "optimizer.epsilon": (1e-8, _above(0), "adam, adamw: added to the denominator"),
     "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
     "optimizer.clip_norm": (0.0, _at_least(0), "largest global norm of the gradient (0: no clipping)"),
-    "optimizer.accumulate": (
-        1,
-        _at_least(1),
-        "micro-batches that a global batch is cut into, one after another",
-    ),
+    "optimizer.accumulate": (1, _at_least(1), "micro-batches that a global batch is cut into, one after another"),
     "ema.decay": (0.0, _between(0, 1), "moving average of the weights, which evaluation then uses (0: off)"),
     "mesh.data": (-1, _DEVICES, "devices along the batch (-1: the rest)"),
     "mesh.model": (1, _DEVICES, "devices that the fully connected layers are cut over (-1: the rest)"),
@@ -180,23 +178,25 @@ def flatten(config: Config) -> dict[str, Any]:
 def unknown_key(key: str) -> UserError:
     """The error for a key that does not exist, with its nearest neighbour."""
     leaves = {k.rsplit(".", 1)[-1]: k for k in KEYS}
-    leaf = key.rpartition(".")[2]
+    leaf = key.rpartition(".")[2][:300]
     near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
     hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
-    return UserError(f"config has no key '{key}': {hint}")
+    return UserError(f"config has no key '{key[:300]}': {hint}")
 
 
 def typed(key: str, value: Any) -> Any:
     """`value` in the type of the key's default (a whole number is a float too), or the error that names both."""
     default = KEYS[key][0]
+    if type(value) is int and not _finite(value):
+        raise UserError(f"config.{key}={shown(value)}: an integer has 64 bits at most")
     if type(default) is float and type(value) is int:
         return float(value)
     if type(default) is tuple and type(value) is list:
         return tuple(value)
     if type(value) is not type(default):
         raise UserError(
-            f"config.{key}={value!r} is of type {type(value).__name__}: "
+            f"config.{key}={shown(value)} is of type {type(value).__name__}: "
             f"it must be {type(default).__name__}, such as {default!r}"
         )
     return value
@@ -216,13 +216,13 @@ def validate(config: Config) -> None:
     for key, value in flat.items():
         if key.startswith(OPEN):
             if not isinstance(value, bool | int | float | str | tuple | list | None) or key.count(".") > 2:
-                raise UserError(f"config.{key}={value!r}: an override is a number, a text, a truth value or a list")
+                raise UserError(f"config.{key}={shown(value)}: an override is a number, text, truth value or list")
             continue
         if key not in KEYS:
             raise unknown_key(key)
         _, rule, _ = KEYS[key]
         if not rule.accepts(typed(key, value)):
-            raise UserError(f"config.{key}={value!r}: it must be {rule.words}")
+            raise UserError(f"config.{key}={shown(value)}: it must be {rule.words}")
     if config.data.resize and config.data.resize < config.data.image_size:
         raise UserError(
             f"config.data.resize={config.data.resize} is less than config.data.image_size={config.data.image_size}: "

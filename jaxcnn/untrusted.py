@@ -61,6 +61,12 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def shown(value: Any) -> str:
+    """A value in a line of error: as Python writes it, but no longer than a path."""
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
 def printable(text: str) -> str:
     """`text` without what could write escapes to a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -40,7 +40,8 @@ def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     """Declare `name` and --config-json, of which exactly one is due."""
     group = parser.add_mutually_exclusive_group(required=True)
     words = "experiment file; it is Python and is executed: trust where it is from"
-    group.add_argument(name, metavar="FILE", **({} if name.startswith("-") else {"nargs": "?"}), help=words)
+    may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
+    group.add_argument(name, metavar="FILE", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed"
     group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
 
