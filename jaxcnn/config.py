@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
 
 def _finite(value: float) -> bool:
-    return abs(value) < 2**63  # Python's integers may be too large for a float
+    return abs(value) < (2**63 if isinstance(value, int) else float("inf"))  # integers may be too large for a float
 
 
 def _at_least(low: float) -> Rule:
