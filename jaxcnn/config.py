@@ -95,6 +95,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "data.std": ((), _FLOATS, "standard deviation of each channel ((): the data set's)"),
     "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),
     "data.prefetch": (8, _at_least(1), "batches read ahead"),
+    "data.timeout": (600.0, _above(0), "seconds without a batch after which reading is given up"),
     "optimizer.name": ("adam", _one_of("adam", "adamw", "sgd"), "adam and sgd add the decay to the gradient"),
     "optimizer.learning_rate": (1e-3, _above(0), "peak rate"),
     "optimizer.schedule": ("cosine", _one_of("constant", "step", "cosine"), "rate after warm-up"),
@@ -133,7 +134,8 @@ RESUMABLE = frozenset(
     [
         *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat"),
         *("mesh.data", "mesh.model", "mesh.placement"),
-        *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
+        *("data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error"),
+        *("data.resident", "data.steps_per_call"),
     ]
 )
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}

@@ -26,7 +26,8 @@ from jaxcnn.training.program import build_program
 # A run may go on with another length, elsewhere, and watched otherwise; whatever else differs, it is another run.
 MAY_DIFFER = {
     *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last"),
-    *("data.dir", "data.workers", "data.prefetch", "data.on_error", "data.resident", "data.steps_per_call"),
+    *("data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error"),
+    *("data.resident", "data.steps_per_call"),
     *("mesh.data", "mesh.model", "mesh.placement", "remat"),
 }
 # Other programs lie beside the experiments: those have a get_config().
@@ -59,6 +60,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.std": ([(0.5,)], [("a",), (NAN,)]),
     "data.workers": ([2], [-1]),
     "data.prefetch": ([1], [0]),
+    "data.timeout": ([0.5, 3600.0], [0.0, -1.0]),
     "optimizer.name": (["adam", "adamw", "sgd"], ["lars", "Adam"]),
     "optimizer.learning_rate": ([1e-9], [0.0, -0.1, INF, NAN]),
     "optimizer.schedule": (["constant", "cosine"], ["linear", ""]),

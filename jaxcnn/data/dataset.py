@@ -101,7 +101,7 @@ class Dataset:
 
     def _reading(self) -> dict[str, Any]:
         data = self.config.data
-        return {"part": self.part, "workers": data.workers, "prefetch": data.prefetch}
+        return {"part": self.part, "workers": data.workers, "prefetch": data.prefetch, "timeout": data.timeout}
 
     def train_batches(self, start: int, stop: int) -> Iterator[pipeline.Batch]:
         """This process's share of the batches of steps `start` … `stop` - 1."""

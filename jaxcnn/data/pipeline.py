@@ -21,6 +21,7 @@ from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
 from jaxcnn import UserError
+from jaxcnn.data.attend import TIMEOUT, attended
 from jaxcnn.data.order import Order
 from jaxcnn.data.reader import Reader, Row
 from jaxcnn.data.worker import follow_parent
@@ -59,9 +60,13 @@ def steps_per_epoch(examples: int, global_batch_size: int) -> Fraction:
 
 def train_batches(
     reader: Reader, global_batch_size: int, start: int, stop: int, *,
-    part: Slice = WHOLE, workers: int = 0, prefetch: int = 8,
+    part: Slice = WHOLE, workers: int = 0, prefetch: int = 8, timeout: float = TIMEOUT,
 ) -> Iterator[Batch]:  # fmt: skip
     """The batches of steps `start` … `stop` - 1, all full.
+
+    Args:
+      part: what this process reads.
+      workers, prefetch, timeout: as in `read_ahead`.
 
     The global batch of step k is a function of (seed, k) alone, whatever the number of processes and restarts. Nothing
     is kept of the order, so memory does not grow with the data set.
@@ -69,12 +74,13 @@ def train_batches(
     local = part.local_batch(global_batch_size)
     order = Order(len(reader.source), reader.seed)
     make = partial(_train_batch, reader, order, global_batch_size, local, part.process * local)
-    return read_ahead(grain.MapDataset.range(start, stop).map(make), workers, prefetch)
+    return read_ahead(grain.MapDataset.range(start, stop).map(make), workers, prefetch, timeout)
 
 
 def eval_batches(
-    reader: Reader, global_batch_size: int, *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 8
-) -> Iterator[Batch]:
+    reader: Reader, global_batch_size: int, *,
+    part: Slice = WHOLE, workers: int = 0, prefetch: int = 8, timeout: float = TIMEOUT,
+) -> Iterator[Batch]:  # fmt: skip
     """Every example exactly once, in order; the last global batch is filled with black rows of mask 0.
 
     All processes yield the same number of batches, so none waits for another's collective.
@@ -82,7 +88,7 @@ def eval_batches(
     local = part.local_batch(global_batch_size)
     batches = math.ceil(len(reader.source) / global_batch_size)
     make = partial(_eval_batch, reader, global_batch_size, local, part.process * local)
-    return read_ahead(grain.MapDataset.range(batches).map(make), workers, prefetch)
+    return read_ahead(grain.MapDataset.range(batches).map(make), workers, prefetch, timeout)
 
 
 def _train_batch(reader: Reader, order: Order, size: int, local: int, first: int, step: int) -> Batch:
@@ -121,19 +127,23 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def read_ahead(batches: Any, workers: int, prefetch: int) -> Iterator[Batch]:
-    """Iterate over a Grain data set, `prefetch` batches ahead, in threads or in worker processes."""
+def read_ahead(batches: Any, workers: int, prefetch: int, timeout: float = TIMEOUT) -> Iterator[Batch]:
+    """Iterate over a Grain data set, `prefetch` batches ahead, in threads or in worker processes.
+
+    Raises:
+      ReadingFault: a worker process died, or no batch came for `timeout` seconds.
+    """
     threads = min(prefetch, usable_cores())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     if not workers:
-        return iter(batches.to_iter_dataset(options))
+        return attended(iter(batches.to_iter_dataset(options)), timeout)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which jaxcnn's command line does not use
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
     # Shared memory is for images: what is small goes through the queue, and cannot be left over.
     sharing = grain.experimental.DatasetOptions(min_shm_size=2**16)
     shared = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(options), sharing)
-    return _copied(iter(shared.mp_prefetch(processes, _start_worker)))
+    return attended(_copied(iter(shared.mp_prefetch(processes, _start_worker))), timeout)
 
 
 def _copied(batches: Any) -> Iterator[Batch]:

@@ -77,7 +77,6 @@ class Checkpoints:
     def _put_in_order(self) -> None:
         for words in integrity.put_in_order(self.folder):
             print(words, file=sys.stderr, flush=True)
-        (self.folder / integrity.DELETED).mkdir(parents=True, exist_ok=True)  # later the disk may be full
 
     def _alone(self, do: Callable[..., None], *arguments: Any) -> None:
         """In the first process, while the others wait."""
@@ -132,6 +131,8 @@ class Checkpoints:
             if self.saving in self.steps:
                 self._alone(integrity.set_back, self.folder / str(self.saving))
                 self.manager.reload()
+            if self.writes:
+                (self.folder / integrity.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
             self.manager.save(
                 self.saving,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
@@ -158,8 +159,8 @@ class Checkpoints:
             self.wait()
         with self._writing():
             self.manager.close()
-        if self.writes:
-            (self.folder / integrity.DELETED).rmdir()
+        if self.writes and (trash := self.folder / integrity.DELETED).exists():
+            trash.rmdir()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

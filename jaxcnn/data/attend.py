@@ -1,0 +1,100 @@
+"""Batches that are waited for with an eye on those who read them: workers die, and file systems hang."""
+
+import multiprocessing
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from jaxcnn import UserError
+
+TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
+_CLOSING = 5.0  # seconds that the readers have to end by themselves, and again once their processes are killed
+
+
+class ReadingFault(UserError):
+    """What reads the data is dead or hangs: a fault of the machine, and the run can go on from its last checkpoint."""
+
+    code = 1
+
+
+def attended(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
+    """The same batches, taken by a thread of its own, so that the caller's wait has an end and signals can break it.
+
+    Args:
+      batches: closed at the end, in that thread; the worker processes that its first item starts are killed if they do
+        not end then.
+      timeout: seconds.
+
+    Raises:
+      ReadingFault: no batch came in time, or a worker process died.
+    """
+    ready, wanted, ended = queue.SimpleQueue[Any](), threading.Semaphore(2), threading.Event()
+    before = multiprocessing.active_children()
+    reader = threading.Thread(target=_read, args=(batches, ready, wanted, ended), name="jaxcnn-data", daemon=True)
+    reader.start()
+    workers: list[BaseProcess] = []
+    try:
+        while (item := _wait(ready, timeout, before)) is not None:
+            workers = workers or _since(before)
+            if isinstance(item, BaseException):
+                raise _named(item, workers)
+            wanted.release()
+            yield item
+    finally:
+        ended.set()
+        wanted.release()
+        reader.join(_CLOSING)
+        if reader.is_alive():
+            for worker in _since(before):
+                worker.kill()
+            reader.join(_CLOSING)  # one that still hangs is left behind
+
+
+def _since(before: list[BaseProcess]) -> list[BaseProcess]:
+    return [process for process in multiprocessing.active_children() if process not in before]
+
+
+def _read(batches: Any, ready: Any, wanted: threading.Semaphore, ended: threading.Event) -> None:
+    """Put each batch, then None or the error; one is ready while the next is on its way."""
+    try:
+        while wanted.acquire() and not ended.is_set():
+            ready.put(next(batches, None))
+    except BaseException as error:
+        ready.put(error)
+    finally:
+        batches.close()
+
+
+def _wait(ready: Any, timeout: float, before: list[BaseProcess]) -> Any:
+    """The next item; after a tenth of the time a line says what is waited for."""
+    try:
+        return ready.get(timeout=timeout / 10)
+    except queue.Empty:
+        numbers = ", ".join(str(worker.pid) for worker in _since(before))
+        of = f" of worker processes {numbers}" if numbers else ""
+    print(f"waiting    no batch{of} for {timeout / 10:,.3g} s", file=sys.stderr, flush=True)
+    try:
+        return ready.get(timeout=timeout * 0.9)
+    except queue.Empty:
+        raise ReadingFault(
+            f"no batch{of} for {timeout:,.3g} s, which is config.data.timeout: the files, or what reads them, hang; "
+            "run the same command again to go on from the last checkpoint"
+        ) from None
+
+
+def _named(error: BaseException, workers: list[BaseProcess]) -> BaseException:
+    """`error`, or what it means where it tells of a dead worker."""
+    dead = [worker for worker in workers if worker.exitcode]
+    if not isinstance(error, RuntimeError) or "terminated unexpectedly" not in str(error) or not dead:
+        return error
+    code = dead[0].exitcode or 0
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    memory = ", as a system short of memory does (fewer config.data.workers need less)" if code == -9 else ""
+    return ReadingFault(
+        f"process {dead[0].pid}, one of {len(workers)} that read the data, {how}{memory}; "
+        "run the same command again to go on from the last checkpoint"
+    )
