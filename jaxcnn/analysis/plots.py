@@ -25,7 +25,7 @@ def curves(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
             ("train", {"lw": 1, "alpha": 0.5}),
             ("eval", {"lw": 2, "marker": ".", "label": name}),
         ):
-            points = [line for line in lines if f"{phase}/loss" in line]
+            points = [line for line in lines if line.keys() >= {"epoch", f"{phase}/loss", f"{phase}/top1"}]
             epochs = [line["epoch"] for line in points]
             loss.plot(epochs, [line[f"{phase}/loss"] for line in points], color=f"C{i}", **style)
             error.plot(epochs, [100 * (1 - line[f"{phase}/top1"]) for line in points], color=f"C{i}", **style)

@@ -18,6 +18,9 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from jaxcnn import UserError
+from jaxcnn.untrusted import read_bytes
+
+_MOST = 2**30  # bytes of a metrics.jsonl
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -41,13 +44,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: another line is damaged.
     """
-    texts = path.read_text().splitlines() if path.exists() else []
+    try:
+        texts = read_bytes(path, _MOST).splitlines() if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path} is no file of metrics: {error}") from error
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
+            if not all(type(value) in (int, float) for value in line.values()):
+                raise ValueError
             lines.append(line | {"step": int(line["step"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             if number < len(texts):
                 raise UserError(f"{path}:{number} is no line of metrics: mend or remove that line") from None
     return lines
