@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from jaxcnn import UserError
+from jaxcnn.untrusted import read_json
 
 MANIFEST = "checksums.json"
 PROMISE = {"checksums": MANIFEST}  # in Orbax's metadata of a checkpoint: one of an older version has no manifest
@@ -34,14 +35,16 @@ def fault(folder: Path, part: str = "") -> str:
     """
     name = _METADATA
     try:
-        about = json.loads((folder / name).read_text()).get("custom_metadata") or {}
+        about = read_json(folder / name).get("custom_metadata") or {}
         if "checksums" not in about:
             return ""  # written by an older version: Orbax will say what it notices
         name = _COMMIT
         os.stat(folder / name)
         name = MANIFEST
-        manifest = json.loads((folder / name).read_text())
+        manifest = read_json(folder / name)
         for name, (size, checksum) in manifest.items():
+            if os.path.isabs(name) or ".." in Path(name).parts:
+                return f"{MANIFEST} names a file outside of the folder"
             if not name.startswith(part):
                 continue
             if (found := os.stat(folder / name).st_size) != size:
