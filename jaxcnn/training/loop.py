@@ -70,7 +70,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                 info = {
                     "step": step, "position": data.position | {"next_step": step}, "spent": clock.totals(),
                     "model": config.model.name, "num_classes": data.num_classes, "input": data.input,
-                    "config_hash": config_hash(config),
+                    "config_hash": config_hash(config), "normalised": program.normalised,
                 }  # fmt: skip
                 log.flush()
                 checkpoints.save(state, info, scores)
@@ -146,6 +146,7 @@ def restore_or_init(
             folder = checkpoints.folder.parent
             raise UserError(f"{folder} holds imported weights: give a new --workdir and --config.init_from={folder}")
         check_position(info["position"], data.position)
+        check_norm(info, config, program)
         return start, checkpoints.restore(start, program.state), info["spent"]
     state = program.init()
     if config.init_from:
@@ -154,7 +155,7 @@ def restore_or_init(
         loaded, words = load_variables(Path(config.init_from), fresh, metric, data.image_shape, reset)
         if words and jax.process_index() == 0:
             print(words, file=sys.stderr, flush=True)
-        state = state.replace(**loaded, ema=jax.tree.map(jax.numpy.copy, loaded) if state.ema else {})
+        state = state.replace(**loaded, ema=program.average_of(loaded))
     return 0, state, {}
 
 
@@ -177,6 +178,16 @@ def check_position(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the checkpoint was trained with {key} {saved.get(key)!r}, this run has {value!r}: "
                 "its place in the data cannot be found again; take another --workdir"
             )
+
+
+def check_norm(saved: dict[str, Any], config: Config, program: Program) -> None:
+    """Raise a UserError if BatchNorm was over other numbers of images: per shard the devices are part of the model."""
+    before, now = saved.get("normalised", program.normalised), program.normalised
+    if before != now:
+        raise UserError(
+            f"the checkpoint was trained with BatchNorm over {before} images, config.norm.scope={config.norm.scope} "
+            f"makes that {now} on these devices: train on as many as before, or in another --workdir"
+        )
 
 
 def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:

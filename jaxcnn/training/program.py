@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from jaxcnn.training.mesh import check_batch, over_rows, replicated
 from jaxcnn.training.optim import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.placement import layout
 from jaxcnn.training.state import TrainState, init_state
-from jaxcnn.training.step import make_eval_step, make_train_step
+from jaxcnn.training.step import group_size, make_eval_step, make_train_step
 
 Tree = Any
 
@@ -74,7 +75,9 @@ class Program:
       total_steps: length of training.
       metrics: names that the state accumulates between two lines of the log.
       state, batch, eval_batch: shapes, dtypes and shardings of the steps' arguments.
+      normalised: images that BatchNorm's statistics are over.
       init: () -> TrainState on the mesh.
+      average_of: (variables) -> a moving average that begins there, {} where it is off.
       train_step: (state, batch) -> (state, loss); the state is donated. With `config.data.resident` what is called a
         batch here and below is the whole data set and which examples are taken of it, in many steps.
       eval_step: (variables, sums, batch) -> sums; the sums are donated.
@@ -87,7 +90,9 @@ class Program:
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     eval_batch: dict[str, jax.ShapeDtypeStruct]
+    normalised: int
     init: Callable[[], TrainState]
+    average_of: Callable[[Tree], Tree]
     train_step: Any
     eval_step: Any
 
@@ -139,7 +144,9 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         state=jax.tree.map(shape, shapes, placed.state),
         batch=batch,
         eval_batch=eval_batch,
+        normalised=n // config.optimizer.accumulate * group_size(config, mesh.shape["data"]) // mesh.shape["data"],
         init=jax.jit(init, out_shardings=placed.state),
+        average_of=jax.jit(lambda x: jax.tree.map(jnp.copy, x if shapes.ema else {}), out_shardings=placed.state.ema),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),
         eval_step=jax.jit(evaluation, donate_argnums=1, out_shardings=everywhere),
     )

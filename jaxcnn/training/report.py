@@ -18,7 +18,6 @@ from jaxcnn.training.log import read_metrics
 from jaxcnn.training.placement import describe
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import count_params
-from jaxcnn.training.step import group_size
 
 
 class Clock:
@@ -96,7 +95,7 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), "
         f"processes {jax.process_count()}, mesh data {mesh['data']} × model {mesh['model']}",
         *_heads("placement", describe(program.state) if len(devices) > 1 else []),
-        f"norm       BatchNorm over {normalised(config, mesh['data'])} images of {config.global_batch_size}, "
+        f"norm       BatchNorm over {program.normalised} images of {config.global_batch_size}, "
         f"scope {config.norm.scope}; rematerialisation {config.remat}",
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
@@ -111,11 +110,6 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
 def _heads(name: str, lines: list[str]) -> list[str]:
     """The lines with `name` before the first, and room for it before the others."""
     return [f"{name if i == 0 else '':<11}{line}" for i, line in enumerate(lines)]
-
-
-def normalised(config: Config, shards: int) -> int:
-    """Images that BatchNorm's statistics are over."""
-    return config.global_batch_size // config.optimizer.accumulate * group_size(config, shards) // shards
 
 
 def compiled(executable: Any, seconds: float) -> str:

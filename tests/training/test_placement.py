@@ -360,3 +360,23 @@ def test_a_run_on_cut_weights_is_the_run_of_one_device_and_compiles_nothing_afte
 def test_what_does_not_come_out_even_is_refused(values, message):
     with pytest.raises(UserError, match=message):
         program_of(**ADAM | values)
+
+
+def test_weights_that_a_run_starts_from_are_placed_and_so_is_their_moving_average(tmp_path):
+    fit(tiny_config(**ADAM | {"steps": 2}), tmp_path / "one", Blobs(32), Network())
+    start = {"init_from": str(tmp_path / "one"), "steps": 2}
+    for name, split in (("whole", {"mesh__data": 1}), ("cut", SPLITS["model-fsdp"])):
+        fit(tiny_config(**ADAM | start | split), tmp_path / name, Blobs(32), Network())
+    whole, cut = (lines(tmp_path / name) for name in ("whole", "cut"))
+    assert whole != lines(tmp_path / "one")
+    for got, want in zip(cut, whole, strict=True):
+        assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_per_shard_the_devices_are_part_of_the_model(tmp_path):
+    shard = ADAM | {"norm__scope": "shard", "checkpoint_every": 1}
+    fit(tiny_config(**shard | {"mesh__data": 4, "steps": 1}), tmp_path, Blobs(32), Network())
+    with pytest.raises(UserError, match=r"BatchNorm over 8 images, config\.norm\.scope=shard makes that 4 on these"):
+        fit(tiny_config(**shard | {"mesh__data": 8, "steps": 2}), tmp_path, Blobs(32), Network())
+    four = {"mesh__data": 4, "mesh__model": 2, "mesh__placement": "fsdp", "steps": 2}
+    assert fit(tiny_config(**shard | four), tmp_path, Blobs(32), Network())["step"] == 2
