@@ -53,15 +53,15 @@ def team_of(arguments: argparse.Namespace) -> Iterator["Team"]:
         raise UserError(f"--process {process} --processes {count}: processes are numbered from 0 to N - 1")
     else:
         place = Place(arguments.coordinator, count, process)
-    if place and place.processes > 1:
-        ENDS.append(_end_at_once)
+    ends = [end_at_once] * bool(place and place.processes > 1)
+    ENDS.extend(ends)
     with joined(place, arguments.start_timeout) as team:
         yield team
-        ENDS.clear()
+        del ENDS[: len(ends)]
 
 
-def _end_at_once(code: int) -> None:
-    """Without what Python and C++ do at their end: they would wait for the other processes."""
+def end_at_once(code: int) -> None:
+    """Without what Python and C++ do at their end: they would wait for the other processes, or for a reader."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
-from jaxcnn.commands.several import add_hosts, team_of
+from jaxcnn.commands.several import ENDS, add_hosts, end_at_once, team_of
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 
@@ -27,10 +27,11 @@ def main(argv: list[str]) -> int:
 
     from jaxcnn.training.guard import Interrupt, Interrupted
 
-    with team_of(arguments) as team, Interrupt() as interrupt, _one_run(team, config, workdir):
+    with team_of(arguments) as team, Interrupt(team.stop) as interrupt, _one_run(team, config, workdir):
         set_up_jax()
         import jax.numpy as jnp
 
+        from jaxcnn.data import attend
         from jaxcnn.data.dataset import Dataset
         from jaxcnn.data.pipeline import Slice
         from jaxcnn.models import create_model
@@ -44,6 +45,9 @@ def main(argv: list[str]) -> int:
             if team.process == 0:
                 print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
             return stop.code
+        finally:
+            if attend.LEFT_BEHIND:
+                ENDS.append(end_at_once)
     if team.process == 0:
         _print_result(workdir, result)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 from jaxcnn import UserError
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
+LEFT_BEHIND: list[threading.Thread] = []  # those that hang still: Python would wait for what they wait for
 _CLOSING = 5.0  # seconds that the readers have to end by themselves, and again once their processes are killed
 
 
@@ -36,10 +37,10 @@ def attended(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
     before = multiprocessing.active_children()
     reader = threading.Thread(target=_read, args=(batches, ready, wanted, ended), name="jaxcnn-data", daemon=True)
     reader.start()
-    workers: list[BaseProcess] = []
+    workers = set[BaseProcess]()  # one that has died is no active child any more
     try:
         while (item := _wait(ready, timeout, before)) is not None:
-            workers = workers or _since(before)
+            workers.update(_since(before))
             if isinstance(item, BaseException):
                 raise _named(item, workers)
             wanted.release()
@@ -48,10 +49,12 @@ def attended(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
         ended.set()
         wanted.release()
         reader.join(_CLOSING)
-        if reader.is_alive():
-            for worker in _since(before):
+        if reader.is_alive() and (stuck := _since(before)):
+            for worker in stuck:
                 worker.kill()
-            reader.join(_CLOSING)  # one that still hangs is left behind
+            reader.join(_CLOSING)
+        if reader.is_alive():
+            LEFT_BEHIND.append(reader)
 
 
 def _since(before: list[BaseProcess]) -> list[BaseProcess]:
@@ -82,11 +85,11 @@ def _wait(ready: Any, timeout: float, before: list[BaseProcess]) -> Any:
     except queue.Empty:
         raise ReadingFault(
             f"no batch{of} for {timeout:,.3g} s, which is config.data.timeout: the files, or what reads them, hang; "
-            "run the same command again to go on from the last checkpoint"
+            "run the same command again to go on"
         ) from None
 
 
-def _named(error: BaseException, workers: list[BaseProcess]) -> BaseException:
+def _named(error: BaseException, workers: set[BaseProcess]) -> BaseException:
     """`error`, or what it means where it tells of a dead worker."""
     dead = [worker for worker in workers if worker.exitcode]
     if not isinstance(error, RuntimeError) or "terminated unexpectedly" not in str(error) or not dead:
@@ -96,5 +99,5 @@ def _named(error: BaseException, workers: list[BaseProcess]) -> BaseException:
     memory = ", as a system short of memory does (fewer config.data.workers need less)" if code == -9 else ""
     return ReadingFault(
         f"process {dead[0].pid}, one of {len(workers)} that read the data, {how}{memory}; "
-        "run the same command again to go on from the last checkpoint"
+        "run the same command again to go on"
     )

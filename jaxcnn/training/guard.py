@@ -1,13 +1,15 @@
-"""What keeps a run safe from outside: one trainer to a folder, and signals that end it between two steps."""
+"""What keeps a run safe from outside: one trainer to a folder, and signals that end it with all that was done saved."""
 
 import fcntl
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxcnn import UserError
 
@@ -34,19 +36,49 @@ def only_trainer(workdir: Path) -> Iterator[None]:
                 f"--workdir {workdir} is in use by {owner}: end it first, or choose another folder"
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # a full disk has no room for it; the lock holds without
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
 
 
-class Interrupt:
-    """Turns SIGTERM and Ctrl-C into a flag that the loop reads; a second one ends the process at once."""
+def end_process(code: int, words: str) -> NoReturn:
+    """End with a last line on stderr, wherever the main thread is."""
+    sys.stdout.flush()
+    start = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # there may be a progress bar, which hides the cursor
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
+    os.write(2, f"{start}jaxcnn: {line}\n".encode(errors="backslashreplace"))
+    os._exit(code)
 
-    def __init__(self) -> None:
+
+class Cut(Exception):
+    """A signal has come: what was begun is not finished."""
+
+
+class Interrupt:
+    """Turns SIGTERM and Ctrl-C into a flag that the loop reads; a second one ends the process at once.
+
+    With `end` the first does, too, while nothing is unsaved. A thread sees to it: the main one may compile for minutes.
+
+    Attributes:
+      signal: the first that has come, or None.
+      unsaved: whether steps have been taken that a checkpoint is to have.
+
+    Args:
+      end: (exit code, words) ends the process.
+    """
+
+    def __init__(self, end: Callable[[int, str], object] | None = None) -> None:
         self.signal: signal.Signals | None = None
+        self.unsaved = self.waiting = False
+        self.end = end
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
+        reading, self.writing = os.pipe()
+        os.set_blocking(self.writing, False)
+        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+        self.wakeup = signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, self._receive)
         return self
@@ -54,14 +86,44 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self.wakeup)
+        os.close(self.writing)
+
+    def next(self, items: Iterator[Any], *default: Any) -> Any:
+        """As the built-in `next`, but a signal ends the wait.
+
+        Raises:
+          Cut: a signal has come, before or meanwhile.
+        """
+        try:
+            self.waiting = True
+            if self.signal:
+                raise Cut
+            return next(items, *default)
+        finally:
+            self.waiting = False
 
     def _receive(self, number: int, _: object) -> None:
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = signal.Signals(number)
-        # Not print: the signal may have come in the middle of one.
-        said = f"\njaxcnn: {self.signal.name}: stopping after this step or evaluation; once more ends it at once\n"
-        os.write(2, said.encode())
+        """In the main thread, once it is in Python."""
+        self.signal = self.signal or signal.Signals(number)
+        if self.waiting:
+            self.waiting = False
+            raise Cut
+
+    def _watch(self, reading: int) -> None:
+        """In a thread, when the signal comes."""
+        come = 0
+        while number := int.from_bytes(os.read(reading, 1)):
+            if number not in self.before:
+                continue
+            name, come = signal.Signals(number).name, come + 1
+            if come > 1:
+                os._exit(128 + number)
+            if self.end and not self.unsaved:
+                again = "run the same command again to go on"
+                self.end(128 + number, f"{name}: stopped before a step was taken, there is nothing to save; {again}")
+            os.write(2, f"\njaxcnn: {name}: stopping after this step; once more ends it at once\n".encode())
+        os.close(reading)
 
 
 class Interrupted(Exception):

@@ -66,16 +66,19 @@ class RunLog:
 
     Args:
       start, total: the step resumed from and the last one.
+      evaluation_due: whether that of step `start` is to come, too.
       writes: False in all processes but the first, which then only keep silent.
     """
 
-    def __init__(self, workdir: Path, start: int, total: int, writes: bool = True):
+    def __init__(self, workdir: Path, start: int, total: int, writes: bool = True, evaluation_due: bool = False):
         self.path, self.total, self.writes = workdir / "metrics.jsonl", total, writes
         self.bar: Progress | None = None
         self.rates = ""  # what the bar shows until the next line of the log
         if not writes:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
+        if evaluation_due:
+            kept = [line for line in kept if line["step"] < start or "eval/loss" not in line]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
         self.board = Board(workdir / "tensorboard", purge_step=start + 1)

@@ -5,29 +5,19 @@ process dies, so the others know at once; where a whole host or its network is g
 knows it tells all others.
 """
 
-import os
 import queue
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from jaxcnn.training.guard import Interrupt
+from jaxcnn.training.guard import Cut, Interrupt, end_process
 from jaxcnn.training.rendezvous import BEAT, PATIENCE, Link
 
 _FAREWELL = 5.0  # seconds in which the others hear why it ends
-
-
-def end_process(code: int, words: str) -> NoReturn:
-    """End with a last line on stderr, wherever the main thread is: it may be waiting for one that is no more."""
-    sys.stdout.flush()
-    start = "\n" if sys.stderr.isatty() else ""  # there may be a progress bar
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
-    os.write(2, f"{start}jaxcnn: {line}\n".encode(errors="backslashreplace"))
-    os._exit(code)
 
 
 class Team:
@@ -92,6 +82,12 @@ class Team:
             time.sleep(2 * _FAREWELL)  # a listener ends the process meanwhile
         self._send(end=[code, f"{self.name(self.process)}: {words}"])
         self._farewell()
+
+    def stop(self, code: int, words: str) -> None:
+        """End all processes at once."""
+        if self.links:
+            self.fail(code, words)
+        self.end(code, words)
 
     def agree(self, interrupt: Interrupt) -> Any:
         """An `Interrupt` whose `signal` all processes read at the same points, and there find the same."""
@@ -219,3 +215,22 @@ class Agreed:
     def signal(self) -> signal.Signals | None:
         """The signal by which all stop here, or None."""
         return self.team.pass_point(self.interrupt.signal)
+
+    def next(self, items: Iterator[Any], *default: Any) -> Any:
+        """As the built-in `next`, and a point too; the wait has its end in `config.data.timeout`.
+
+        Raises:
+          Cut: all stop here.
+        """
+        if self.signal:
+            raise Cut
+        return next(items, *default)
+
+    @property
+    def unsaved(self) -> bool:
+        """As of `Interrupt`."""
+        return self.interrupt.unsaved
+
+    @unsaved.setter
+    def unsaved(self, value: bool) -> None:
+        self.interrupt.unsaved = value

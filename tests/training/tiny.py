@@ -17,6 +17,7 @@ from jaxcnn.configfile import set_key
 from jaxcnn.data import transforms
 from jaxcnn.data.augment import parse
 from jaxcnn.models.layers import Classifier, batch_norm, conv
+from jaxcnn.training.guard import Cut
 from jaxcnn.training.loop import train
 from jaxcnn.training.mesh import make_mesh, on_devices
 from jaxcnn.training.program import Program, build_program
@@ -126,15 +127,21 @@ def steps(program: Program, count: int, data: Blobs | None = None, state: Any = 
 
 
 class Stop:
-    """Stands in for `Interrupt`: the loop asks once before each step, and is told to end after `after` of them."""
+    """Stands in for `Interrupt`: asked before each step, it ends the run after `after` of them, or once it is `now`."""
 
     def __init__(self, after: int = 10**9):
-        self.left = after + 1
+        self.left, self.now, self.unsaved = after + 1, False, False
 
     @property
     def signal(self) -> signal.Signals | None:
         self.left -= 1
         return signal.SIGTERM if self.left <= 0 else None
+
+    def next(self, items: Iterator[Any], *default: Any) -> Any:
+        if self.now:
+            self.left = 0
+            raise Cut
+        return next(items, *default)
 
 
 def fit(
