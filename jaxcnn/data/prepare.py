@@ -33,6 +33,7 @@ IDX_SETS = ("fashion_mnist", "kmnist", "mnist")  # same files, same features but
 _IDX_SPLITS = {"train": "train", "test": "t10k"}  # split: how the names of its files begin
 _REPORT = 60  # seconds between lines on what a build has written, where TFDS's bar cannot be drawn
 _IDX_SIDE, _IDX_CLASSES = 28, 10
+_IDX_MOST = 2**27  # bytes of a file, unpacked; the largest has 47 million
 
 
 def prepare(
@@ -98,10 +99,12 @@ def _read_array(folder: Path, name: str, axes: int) -> tuple[np.ndarray, Path]:
     if path is None:
         raise UserError(f"{folder} has no file {name}.gz: --from wants the folder with the four IDX files")
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read(_IDX_MOST + 1)  # a thousandth of it can unpack to all memory
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): get the file again") from error
+    if len(data) > _IDX_MOST:
+        raise UserError(f"{path} holds more than {_IDX_MOST:,} bytes: get the file again")
     magic, *shape = struct.unpack_from(f">{1 + axes}I", data.ljust(16, b"\0"))
     if magic != 0x800 + axes:
         raise UserError(f"{path} is no IDX file of {axes} axes (magic number not {0x800 + axes}): get the file again")
@@ -144,8 +147,8 @@ def _check_archives(name: str, manual_dir: str | Path | None, builder: Any) -> N
         try:
             with tarfile.open(path, "r:") as archive:
                 archive.getmembers()  # from header to header: an archive cut short is found now, and not hours later
-        except (tarfile.TarError, OSError) as error:
-            raise UserError(f"{path} is damaged ({error}): get it again") from error
+        except Exception as error:  # tarfile meets damage with ValueError, OverflowError and others
+            raise UserError(f"{path} is damaged ({_one_line(error)}): get it again") from error
 
 
 def _check_ready(builder: Any, folder: Path) -> None:

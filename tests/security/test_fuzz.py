@@ -1,0 +1,198 @@
+"""Whatever is in a file of someone else, its reader gives what it promises or a UserError, and no other exception."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutate import damaged, damaged_json
+
+from jaxcnn import UserError, cli, models
+from jaxcnn.commands.run import open_run
+from jaxcnn.commands.weights import _exported
+from jaxcnn.config import base_config, validate
+from jaxcnn.configfile import from_json, to_json
+from jaxcnn.data import jpeg
+from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, decode, read_image, size_of
+from jaxcnn.data.packed import read_manifest
+from jaxcnn.data.prepare import read_idx
+from jaxcnn.data.stored import _check_names
+from jaxcnn.models.layers import Classifier
+from jaxcnn.training.checkpoint import save_variables
+from jaxcnn.training.log import read_metrics
+from jaxcnn.training.state import init_variables
+from jaxcnn.weights.files import read_state_dict
+
+fuzz = settings.get_profile("fuzz")
+few = settings(fuzz, max_examples=max(10, fuzz.max_examples // 4))
+IMAGES, WEIGHTS = seeds.images(), seeds.weights()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def value_of(read: Callable[[], Any]) -> Any:
+    """What is read, or None where it is refused in the words for a user, which fit on a screen."""
+    try:
+        return read()
+    except UserError as error:
+        refusal = str(error)
+    assert 0 < len(refusal) < 4000
+    return None
+
+
+@fuzz
+@given(data=damaged_json(seeds.config()) | damaged(json.dumps(seeds.config()).encode()))
+def test_config(folder, data):
+    if config := value_of(lambda: from_json(seeds.write(folder / "config.json", data))):
+        validate(config)
+        assert value_of(lambda: from_json(seeds.write(folder / "again.json", to_json(config).encode()))) == config
+
+
+@fuzz
+@given(data=damaged_json(seeds.manifest()) | damaged(json.dumps(seeds.manifest()).encode()))
+def test_manifest(folder, data):
+    seeds.write(folder / "manifest.json", data)
+    if manifest := value_of(lambda: read_manifest(f"packed:{folder}")):
+        for shard in (shard for shards in manifest.shards.values() for shard in shards):
+            assert (folder / shard.file).resolve().parent == folder.resolve()
+            assert 0 <= shard.examples <= shard.bytes
+        assert all(name.isprintable() for name in manifest.classes)
+
+
+@fuzz
+@given(data=damaged(seeds.metrics()) | damaged_json(json.loads(seeds.metrics().splitlines()[0])))
+def test_metrics(folder, data):
+    for line in value_of(lambda: read_metrics(seeds.write(folder / "metrics.jsonl", data))) or ():
+        assert type(line["step"]) is int
+        assert all(type(value) in (int, float) for value in line.values())
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@fuzz
+@given(data=st.data())
+def test_weights(folder, kind, data):
+    file = seeds.write(folder / "weights", data.draw(damaged(WEIGHTS[kind])))
+    arrays = value_of(lambda: read_state_dict(file)) or {}
+    assert sum(array.nbytes for array in arrays.values()) <= 16 * file.stat().st_size
+    _exported(file, "resnet20", 2)
+
+
+@fuzz
+@given(
+    header=damaged_json({"__metadata__": {"a": "b"}, "x": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}})
+)
+def test_safetensors_header(folder, header):
+    data = len(header).to_bytes(8, "little") + header + bytes(8)
+    value_of(lambda: read_state_dict(seeds.write(folder / "weights", data)))
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@fuzz
+@given(data=st.data())
+def test_image(folder, kind, data):
+    image, channels = data.draw(damaged(IMAGES[kind])), data.draw(st.sampled_from((1, 3)))
+    for read in (
+        lambda: decode(image, channels),
+        lambda: crop_resize(image, channels, Box(0, 0, *size_of(image)), (8, 8)),
+        lambda: crop_resize(image, channels, Box(0, 0, *size_of(image)), (8, 8), "antialias"),
+    ):
+        try:
+            pixels = read()
+        except ValueError:
+            continue
+        assert pixels.dtype == np.uint8
+        assert pixels.size <= MAX_PIXELS * channels
+    jpeg.read_header(image)
+    value_of(lambda: read_image(seeds.write(folder / "image", image), (8, 8, 3), 16))
+
+
+@few
+@given(data=damaged(seeds.idx()))
+def test_idx(folder, data):
+    seeds.write(folder / "t-images-idx3-ubyte", data)
+    seeds.write(folder / "t-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\2\1\2")
+    value_of(lambda: read_idx(folder, "t"))
+
+
+FEATURES = {
+    "featuresDict": {"features": {"image": {"image": {"dtype": "uint8", "shape": {"dimensions": ["8", "8", "3"]}}}}},
+    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+}
+ABOUT = {"name": "x", "splits": [{"name": "train", "filepathTemplate": "{DATASET}-{SPLIT}", "shardLengths": ["1"]}]}
+
+
+@few
+@given(features=damaged_json(FEATURES), about=damaged_json(ABOUT))
+def test_names_in_tfds_metadata(folder, features, about):
+    seeds.write(folder / "features.json", features)
+    seeds.write(folder / "dataset_info.json", about)
+    try:
+        _check_names(folder)
+    except ValueError:
+        return
+    text = (folder / "dataset_info.json").read_text()
+    assert "../" not in json.dumps([json.loads(text)["splits"]] if "splits" in json.loads(text) else [])
+
+
+class Linear(nn.Module):
+    """The least network there is."""
+
+    num_classes: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return {"logits": Classifier(self.num_classes, self.dtype, name="head")(images.mean((1, 2)))}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run's folder whose checkpoint promises no checksums, as an enemy would leave it."""
+    folder = tmp_path_factory.mktemp("run")
+    with mock.patch.dict(models._REGISTRY, linear=Linear):
+        config = base_config()
+        config.model.name, config.dtype, config.steps = "linear", "float32", 1
+        seeds.write(folder / "config.json", to_json(config).encode())
+        given = {"image_shape": (4, 4, 3), "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": ["a", "b"]}
+        info = {"step": 0, "model": "linear", "num_classes": 2, "input": given}
+        save_variables(folder, init_variables(Linear(), 0, (4, 4, 3)), info)
+        metadata = folder / "checkpoints/0/_CHECKPOINT_METADATA"
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"custom_metadata": {}}))
+        yield folder
+
+
+@few
+@given(data=st.data())
+def test_checkpoint(run, folder, data):
+    files = sorted(path.relative_to(run) for path in (run / "checkpoints").rglob("*") if path.is_file())
+    assert len(files) > 10
+    copy, file = folder / "copy", data.draw(st.sampled_from(files))
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    try:
+        strategy = damaged_json(json.loads((run / file).read_text()))
+    except ValueError:
+        strategy = damaged((run / file).read_bytes())
+    seeds.write(copy / file, data.draw(strategy))
+    if opened := value_of(lambda: open_run(copy, "last", [])):
+        assert all(name.isprintable() for name in opened.input["class_names"])
+
+
+@few
+@given(data=st.data())
+def test_no_traceback_of_plot(folder, capsys, data):
+    seeds.write(folder / "metrics.jsonl", data.draw(damaged(seeds.metrics())))
+    assert cli.main(["plot", str(folder), "--out", str(folder / "curves.png")]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
