@@ -41,6 +41,10 @@ class Link:
         except OSError:
             return True
 
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.socket.close()
+
     def send(self, **message: Any) -> None:
         """Send a message; if the other end is gone, whoever listens to it will know."""
         with contextlib.suppress(OSError), self.sending:
@@ -140,11 +144,10 @@ def gather(place: Place, timeout: float) -> Met:
 
 
 def _admit(link: Link, place: Place, links: dict[int, Link], hosts: dict[int, str]) -> None:
-    """Take up whoever presents itself as a process of this run; what else connects is left alone."""
-    try:
+    """Take up whoever presents itself as a process of this run; what else connects is shown the door."""
+    hello = None
+    with contextlib.suppress(TimeoutError):
         hello = link.receive(BEAT)
-    except TimeoutError:
-        return
     match hello:
         case {"process": int(process), "processes": int(count), "host": str(host)}:
             if count != place.processes or not 0 < process < count:
@@ -154,12 +157,17 @@ def _admit(link: Link, place: Place, links: dict[int, Link], hosts: dict[int, st
                 words = f"there are two with --process {process}, on {hosts[process]} and on {host}"
                 link.send(end=[2, f"{words}: give each its own number"])
             else:
-                links[process], hosts[process] = link, host
+                before, links[process], hosts[process] = links.get(process), link, host
+                if before:
+                    before.close()
+                return
+    link.close()
 
 
 def _refuse_all(links: dict[int, Link], error: UserError) -> UserError:
     for link in links.values():
         link.send(end=[1, str(error)])
+        link.close()
     return error
 
 
@@ -193,10 +201,10 @@ def report(place: Place, timeout: float) -> Met:
         match link.receive(timeout + PATIENCE):
             case {"hosts": list(hosts), "port": int(jax_port)}:
                 return hosts, {0: link}, jax_port
-            case {"end": [1, str(words)]}:
-                raise Missing(words)
-            case {"end": [_, str(words)]}:
-                raise UserError(words)
+            case {"end": [int(code), str(words)]}:
+                link.close()
+                raise (Missing if code == 1 else UserError)(words)
+    link.close()
     raise Missing(f"process 0 of {place.processes}, at {place.coordinator}, ended while others were still to come")
 
 
