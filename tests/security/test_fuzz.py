@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear import Linear
 from mutate import damaged, damaged_json
 
 from jaxcnn import UserError, cli, models
@@ -26,7 +25,6 @@ from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, decode, read_image,
 from jaxcnn.data.packed import read_manifest
 from jaxcnn.data.prepare import read_idx
 from jaxcnn.data.stored import _check_names
-from jaxcnn.models.layers import Classifier
 from jaxcnn.training.checkpoint import save_variables
 from jaxcnn.training.log import read_metrics
 from jaxcnn.training.state import init_variables
@@ -144,17 +142,6 @@ def test_names_in_tfds_metadata(folder, features, about):
         return
     text = (folder / "dataset_info.json").read_text()
     assert "../" not in json.dumps([json.loads(text)["splits"]] if "splits" in json.loads(text) else [])
-
-
-class Linear(nn.Module):
-    """The least network there is."""
-
-    num_classes: int = 2
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return {"logits": Classifier(self.num_classes, self.dtype, name="head")(images.mean((1, 2)))}
 
 
 @pytest.fixture(scope="module")
