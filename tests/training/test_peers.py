@@ -24,7 +24,7 @@ AGAIN = "; run the same command again to go on from the newest checkpoint"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "BEAT", 0.2)
     monkeypatch.setattr(peers, "BEAT", 0.2)
-    monkeypatch.setattr(peers, "_FAREWELL", 1.0)
+    monkeypatch.setattr(peers, "_FAREWELL", 0.4)
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
