@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint lock clean
+.PHONY: help demo test test-all fuzz audit lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,15 @@ test: $(STAMP)  ## the fast tests
 
 test-all: $(STAMP)  ## every test, the long ones too
 	$(BIN)/python -m pytest -n 2 -m ''
+
+fuzz: $(STAMP)  ## damaged and hostile files for every reader (FUZZ=2500 of each kind; a quarter of an hour)
+	JAXCNN_FUZZ=$(or $(FUZZ),2500) $(BIN)/python -m pytest tests/security
+
+# It asks PyPI about every version of the lock file, and fails where one is vulnerable or could not be asked about.
+audit: $(STAMP)  ## known vulnerabilities of the locked dependencies (pip-audit, in an environment of its own; needs the internet)
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 lint: $(STAMP)  ## ruff (style, format) and pyright (types)
 	$(BIN)/ruff check .
