@@ -196,6 +196,8 @@ def test_an_archive_is_walked_and_nothing_of_it_written_wherever_its_members_poi
     assert sorted(tmp_path.parent.rglob("*")) == before
     header = bytearray((tmp_path / "ILSVRC2012_img_val.tar").read_bytes())
     header[124:136] = b"\x80" + b"\xff" * 11  # a size of 2⁸⁸
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])  # with its checksum right
     seeds.write(tmp_path / "ILSVRC2012_img_val.tar", bytes(header))
     with pytest.raises(UserError, match="is damaged"):
         _check_archives("imagenet2012", tmp_path, Builder)
