@@ -3,6 +3,7 @@
 Starting processes is what takes the time here, so one run shows several things.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ EXPERIMENT = experiment_text(
 BOUND = 30  # seconds in which all end once one has died
 # Float32 sums in another order: after 60 steps of Adam on two or four processes, beside one.
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
 TIMING = ("train/images_per_sec", "train/data_wait_frac")
 
 
@@ -89,6 +91,16 @@ def members(launcher: int) -> dict[int, int]:
     return found
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process listens, in the hexadecimal of /proc."""
+    sockets = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sockets.add(os.readlink(link))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
 def wait_for(process: subprocess.Popen[str], begin: str) -> None:
     """Read its stderr up to a line that starts so."""
     assert process.stderr is not None
@@ -106,6 +118,9 @@ def signalled(count: int, words: list[str], process: int, number: int, line: str
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
+        for pid in running.values():
+            assert listening(pid) <= LOOPBACK
+        assert listening(running[0])  # Gloo, JAX's service
         os.kill(running[process], number)
         began = time.monotonic()
         _, err = launch.communicate(timeout=300)
