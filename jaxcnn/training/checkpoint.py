@@ -67,9 +67,10 @@ class Checkpoints:
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         try:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-        except ValueError as error:  # Orbax reads the scores of all checkpoints at once
+        except Exception as error:  # Orbax reads the metadata and the scores of all checkpoints at once
             raise UserError(
-                f"a file of scores, {self.folder}/STEP/metrics/metrics, is damaged ({reason(error)}): remove that STEP"
+                f"a file of scores, {self.folder}/STEP/metrics/metrics, or STEP/_CHECKPOINT_METADATA is damaged "
+                f"({reason(error)}): remove that STEP"
             ) from error
         if self.keeps:
             self.sound.update(self.steps[-1:])
@@ -117,7 +118,9 @@ class Checkpoints:
         return max((self._score(s) for s in self.steps), default=-1.0)
 
     def _score(self, step: int) -> float:
-        return (self.manager.metrics(step) or {}).get(self.metric, -1.0)
+        metrics: Any = self.manager.metrics(step)
+        score = metrics.get(self.metric) if isinstance(metrics, dict) else None
+        return float(score) if type(score) in (int, float) else -1.0
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
