@@ -69,8 +69,8 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         except Exception as error:  # Orbax reads the metadata and the scores of all checkpoints at once
             raise UserError(
-                f"a file of scores, {self.folder}/STEP/metrics/metrics, or STEP/_CHECKPOINT_METADATA is damaged "
-                f"({reason(error)}): remove that STEP"
+                f"a file of metadata, STEP/_CHECKPOINT_METADATA, or of scores, {self.folder}/STEP/metrics/metrics, "
+                f"is damaged ({reason(error)}): remove that STEP"
             ) from error
         if self.keeps:
             self.sound.update(self.steps[-1:])
