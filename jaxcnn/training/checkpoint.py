@@ -120,7 +120,7 @@ class Checkpoints:
     def _score(self, step: int) -> float:
         metrics: Any = self.manager.metrics(step)
         score = metrics.get(self.metric) if isinstance(metrics, dict) else None
-        return float(score) if type(score) in (int, float) else -1.0
+        return float(score) if isinstance(score, int | float) else -1.0
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
