@@ -91,8 +91,9 @@ def _before(index: int, count: int) -> Callable[[], None]:
 
 def _pass_on(lines: Any, prefix: str) -> None:
     for line in lines:
-        sys.stderr.buffer.write(prefix.encode() + line)
-        sys.stderr.buffer.flush()
+        with contextlib.suppress(OSError):  # nobody may read it any more; the process is to go on
+            sys.stderr.buffer.write(prefix.encode() + line)
+            sys.stderr.buffer.flush()
 
 
 @contextlib.contextmanager
