@@ -3,7 +3,8 @@
     classifier   the features of fully connected layers over `model`, if that axis is longer than 1: data parallel
                  convolutions and a model parallel classifier (Krizhevsky 2014, arXiv:1404.5997)
     zero1        optimizer state and moving average over `data`, besides (Rajbhandari et al. 2020, section 5.1)
-    fsdp         the parameters, too: each layer is gathered when it is used (section 5.3)
+    fsdp         the parameters, too (section 5.3): gathered where they are used, or the activations where XLA finds
+                 that cheaper
 
 All else is whole on each device. What does not divide by an axis is not cut along it. The rows of a batch are cut over
 all devices (`mesh.over_rows`); within the step, fully connected layers gather those of their `model` neighbours.

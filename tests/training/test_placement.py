@@ -380,3 +380,20 @@ def test_per_shard_the_devices_are_part_of_the_model(tmp_path):
         fit(tiny_config(**shard | {"mesh__data": 8, "steps": 2}), tmp_path, Blobs(32), Network())
     four = {"mesh__data": 4, "mesh__model": 2, "mesh__placement": "fsdp", "steps": 2}
     assert fit(tiny_config(**shard | four), tmp_path, Blobs(32), Network())["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "googlenet", "resnet20"])
+def test_the_papers_networks_on_eight_devices_are_those_on_one(name):
+    width: dict[str, Any] = {} if "resnet" in name else {"width": 0.125}
+    small: dict[str, Any] = {} if name == "resnet20" else {"small_images": True}
+    model, data = create_model(name, CLASSES, jnp.float32, **width, **small), Blobs(32, image_shape=(32, 32, 3))
+    sgd = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.01, "global_batch_size": 32}
+
+    def two_steps(**values: Any) -> tuple[Any, list[float]]:
+        return steps(build(tiny_config(**sgd, **values), model, data), 2, data)
+
+    one, eight = two_steps(), two_steps(**SPLITS["model-fsdp"], remat="block")
+    np.testing.assert_allclose(eight[1], one[1], rtol=1e-5)
+    for (path, x), y in zip(leaves(eight[0].params).items(), leaves(one[0].params).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=path)  # a step moves them by up to 1e-2
