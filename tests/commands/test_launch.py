@@ -112,8 +112,8 @@ def wait_for(process: subprocess.Popen[str], begin: str) -> None:
     raise AssertionError(f"it ended without a line '{begin}…': {''.join(lines)}")
 
 
-def signalled(count: int, words: list[str], process: int, number: int, line: str) -> tuple[int, str, float]:
-    """Exit code, stderr and seconds of a launch of which one process gets a signal after a `line`."""
+def signalled(count: int, words: list[str], process: int | None, number: int, line: str) -> tuple[int, str, float]:
+    """Exit code, stderr and seconds of a launch of which one process, or itself, gets a signal after a `line`."""
     with start(count, words) as launch:
         wait_for(launch, line)
         running = members(launch.pid)
@@ -121,7 +121,7 @@ def signalled(count: int, words: list[str], process: int, number: int, line: str
         for pid in running.values():
             assert listening(pid) <= LOOPBACK
         assert listening(running[0])  # Gloo, JAX's service
-        os.kill(running[process], number)
+        os.kill(launch.pid if process is None else running[process], number)
         began = time.monotonic()
         _, err = launch.communicate(timeout=300)
         seconds = time.monotonic() - began
@@ -407,6 +407,7 @@ def test_four_processes_killed_and_stopped_make_the_very_same_run_which_is_that_
         (3, signal.SIGKILL, "step 20/", 128 + signal.SIGKILL),
         (2, signal.SIGTERM, "step 30/", 143),
         (0, signal.SIGKILL, "step 40/", 128 + signal.SIGKILL),
+        (None, signal.SIGINT, "step 50/", 130),  # goes on to all
     ):
         code, err, seconds = signalled(4, cut, process, number, line)
         assert code == expected, err
