@@ -396,4 +396,5 @@ def test_the_papers_networks_on_eight_devices_are_those_on_one(name):
     one, eight = two_steps(), two_steps(**SPLITS["model-fsdp"], remat="block")
     np.testing.assert_allclose(eight[1], one[1], rtol=1e-5)
     for (path, x), y in zip(leaves(eight[0].params).items(), leaves(one[0].params).values(), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=path)  # a step moves them by up to 1e-2
+        # The rows of the batch reversed, on one device, move ResNet-20's by up to 3.5e-5.
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=4e-5, err_msg=path)
