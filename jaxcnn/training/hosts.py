@@ -114,7 +114,8 @@ def _start_jax(place: Place, team: Team, port: int, timeout: float) -> None:
     # Else Gloo takes the address of this host's name, on some systems one that no other host can reach.
     _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=link.here)
     _keep_stdout()
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # where all of JAX's connections go: a proxy would swallow them
+    # All of JAX's connections go there, a proxy would swallow them. gRPC reads the name in small letters only.
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112
     jax.config.update("jax_check_proxy_envs", False)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `Interrupt`
     jax.distributed.initialize(
