@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz audit lint lock clean
+.PHONY: help demo test test-all test-faults fuzz audit lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: $(STAMP)  ## the fast tests
 
 test-all: $(STAMP)  ## every test, the long ones too
 	$(BIN)/python -m pytest -n 2 -m ''
+
+test-faults: $(STAMP)  ## the fault campaign: kills, damage, full disks, signals (minutes); JAXCNN_FAULTS_TABLE=FILE keeps its table
+	$(BIN)/python -m pytest -n 2 -m faults tests/faults
 
 fuzz: $(STAMP)  ## damaged and hostile files for every reader (FUZZ=2500 of each kind; a quarter of an hour)
 	JAXCNN_FUZZ=$(or $(FUZZ),2500) $(BIN)/python -m pytest tests/security

@@ -346,3 +346,73 @@ def test_a_save_that_fails_says_that_what_was_saved_is_intact(error, state, tmp_
     with pytest.raises(UserError, match=r"earlier checkpoints are intact: .*(full|No space left on device)$"):
         checkpoints.save(state, info(2), {})
     assert Checkpoints(tmp_path, METRIC).steps == [1]
+
+
+def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
+    """Orbax alone would read another weight: its checksums are of its indexes."""
+    noise = np.random.default_rng(0).normal(size=(300, 500)).astype(np.float32)
+    arrays = jax.device_put({"params": {"noise": noise}, "batch_stats": {}})
+    save_variables(tmp_path, arrays, {"step": 1})
+    path = max((tmp_path / "checkpoints" / "1").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"1 cannot be read \(state/\S*d/\w+ has other bytes than were written\)"):
+        Checkpoints(tmp_path, METRIC).restore_variables(1, arrays)
+
+
+def test_a_trainer_goes_on_from_the_checkpoint_before_one_that_is_damaged_and_saves_its_step_again(
+    state, tmp_path, capsys
+):
+    write(tmp_path, state, {3: 0.1, 4: 0.9}).close()
+    (tmp_path / "checkpoints" / "4" / "info" / "metadata").unlink()
+    checkpoints = Checkpoints(tmp_path, METRIC, 2)
+    assert checkpoints.steps == [3]
+    assert checkpoints.best_score == 0.1
+    assert "4 is damaged (info/metadata is missing): now damaged-4, going on from step 3" in capsys.readouterr().err
+    checkpoints.save(state, info(4), {METRIC: 0.9, "eval/loss": 1.0})
+    checkpoints.close()
+    assert Checkpoints(tmp_path, METRIC).resolve("best") == 4
+    assert Checkpoints(tmp_path, METRIC).info(4) == info(4)
+
+
+def test_a_step_that_is_saved_again_replaces_what_was_there(state, tmp_path):
+    checkpoints = write(tmp_path, state, {1: 0.5, 2: None}, keep_last=3)
+    checkpoints.save(state, info(2) | {"more": 1}, {METRIC: 0.7, "eval/loss": 1.0})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, METRIC)
+    assert checkpoints.steps == [1, 2]
+    assert checkpoints.resolve("best") == 2
+    assert checkpoints.info(2)["more"] == 1
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_one_that_is_kept_no_longer_leaves_in_one_move(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    for step in (1, 2):
+        checkpoints.save(state, info(step), {})
+        checkpoints.manager.wait_until_finished()  # as a kill right after would find it
+    assert [p.name for p in (tmp_path / "checkpoints" / ".deleted").iterdir()] == ["1"]
+    assert Checkpoints(tmp_path, METRIC).steps == [2]
+    checkpoints.close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_save_that_fails_on_its_way_leaves_nothing_behind(state, tmp_path, monkeypatch):
+    checkpoints = write(tmp_path, state, {1: 0.5})
+
+    def fail(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxcnn.training.integrity.seal", fail)
+    checkpoints.save(state, info(2), {})
+    with pytest.raises(UserError, match=r"failed, earlier checkpoints are intact: No space left on device$"):
+        checkpoints.wait()
+    assert [p.name for p in (tmp_path / "checkpoints").glob("[!.]*")] == ["1"]
+
+
+def test_checkpoints_that_are_a_file_are_an_error(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    for keep_last in (None, 1):
+        with pytest.raises(UserError, match="checkpoints is a file, where a run has a folder"):
+            Checkpoints(tmp_path, METRIC, keep_last)

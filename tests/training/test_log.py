@@ -7,6 +7,7 @@ import pty
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from unittest import mock
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
+from tensorboardX.record_writer import RecordWriter
 
 from jaxcnn import UserError
-from jaxcnn.training.log import RunLog, read_metrics, write_atomically
+from jaxcnn.training.log import Board, RunLog, read_metrics, write_atomically
 
 LINE = {"train/loss": 1.25, "train/top1": 0.5, "train/images_per_sec": 1234.5, "train/data_wait_frac": 0.01}
 SCORES = {"eval/loss": 0.75, "eval/top1": 0.625, "eval/examples": 37}
@@ -176,3 +178,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, "newer")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    log = RunLog(tmp_path, 0, 10)
+    log.file.close()
+    log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left on device\): mend that"):
+        log.metrics(1, 0.1, {"train/loss": 1.0})
+    log.board.close()
+    log.board.records = RecordWriter("/dev/full")
+    log.board.scalars(1, {"train/loss": 1.0})
+    with pytest.raises(UserError, match=r"tensorboard cannot be written \(No space left on device\): mend that"):
+        log.flush()
+    log.close()  # and is no second error
+
+
+def test_the_files_of_tensorboard_are_in_the_order_of_the_runs_though_the_clock_is_set_back(tmp_path, monkeypatch):
+    for number, now in enumerate((5e9, 4e9, 4e9, 6e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        Board(tmp_path, purge_step=number).close()
+    names = sorted(tmp_path.iterdir())
+    assert [int(path.name.split(".")[3]) for path in names] == [5 * 10**9, 5 * 10**9 + 1, 5 * 10**9 + 2, 6 * 10**9]

@@ -1,5 +1,6 @@
 """The loop: what it writes, and that a run cut anywhere is the run that was never cut."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -149,6 +150,67 @@ def test_a_signal_before_the_first_step_of_a_process_loses_nothing_and_has_nothi
         assert Checkpoints(tmp_path, METRIC).steps == [3, 4][: reached // 2]
     run(tmp_path)
     assert_is_the_whole(tmp_path, whole)
+
+
+class Cutting(Blobs):
+    """A signal comes while the second batch of evaluation `last` is awaited."""
+
+    stop = Stop()
+    evaluations = last = 0
+
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        self.evaluations += 1
+        for number, batch in enumerate(super().eval_batches()):
+            self.stop.now |= number == 1 and self.evaluations == self.last
+            yield batch
+
+
+@pytest.mark.parametrize(("evaluation", "step"), [(1, 5), (2, 10), (3, 12)])
+def test_an_evaluation_that_a_signal_cuts_short_is_made_first_next_time(evaluation, step, whole, tmp_path):
+    stop, data = Stop(), Cutting(augment="pad_crop_flip")
+    data.stop, data.last = stop, evaluation
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 12, saved in"):
+        fit(tiny_config(**EVERYTHING), tmp_path, data, MODEL, stop)
+    assert [line for line in lines(tmp_path) if line["step"] == step and "eval/loss" in line] == []
+    assert Checkpoints(tmp_path, METRIC).info(step)["evaluation_due"]
+    with contextlib.suppress(Interrupted):
+        run(tmp_path, stop_after=0)  # and is not told twice, though the run stops again right after
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+    assert Checkpoints(tmp_path, METRIC).resolve("best") == Checkpoints(whole, METRIC).resolve("best")
+
+
+class Failing(Blobs):
+    """Its reader gives up at step 7."""
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        yield from super().train_batches(start, min(stop, 7 + 2))
+        raise UserError("reading hangs")
+
+
+def test_what_was_done_before_reading_failed_is_saved(whole, tmp_path):
+    with pytest.raises(UserError, match="reading hangs"):
+        fit(tiny_config(**EVERYTHING), tmp_path, Failing(augment="pad_crop_flip"), MODEL)
+    assert Checkpoints(tmp_path, METRIC).steps[-1] > 6
+    run(tmp_path)
+    assert_is_the_whole(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(whole, tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=10)
+    (tmp_path / "checkpoints" / "10" / "state" / "_METADATA").write_text("")
+    run(tmp_path)
+    assert "10 is damaged (state/_METADATA has 0 of " in capsys.readouterr().err
+    assert_is_the_whole(tmp_path, whole)
+
+
+def test_the_result_of_a_run_that_was_shorter_is_not_taken_for_that_of_the_longer(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 8}))
+    assert run(tmp_path / "copy")["step"] == 12
+    assert json.loads(path.read_text())["step"] == 12
 
 
 def test_resumed_on_other_devices_it_is_the_same_run_to_rounding_and_its_result_counts_all_of_it(whole, tmp_path):

@@ -1,0 +1,47 @@
+"""What Orbax prints of errors that it raises too."""
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from jaxcnn.training.orbax_errors import quieten, reason
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "printed"),
+    [
+        ("/site-packages/orbax/checkpoint/x.py", "a save failed", False),
+        ("/lib/asyncio/base_events.py", "Task was never retrieved, /site-packages/orbax/x.py", False),
+        ("/site-packages/grain/x.py", "a reader failed", True),
+    ],
+)
+@pytest.mark.parametrize("logger", ["absl", "asyncio"])
+def test_only_the_records_of_orbax_are_dropped(logger, path, message, printed):
+    quieten()
+    record = logging.LogRecord(logger, logging.ERROR, path, 1, message, None, None)
+    assert bool(logging.getLogger(logger).filter(record)) == printed
+
+
+def test_only_what_is_told_to_an_ended_event_loop_is_dropped(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+    quieten()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("other"), OSError(28, "full")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))  # type: ignore[arg-type]
+    assert [str(what.exc_value) for what in told] == ["other", "[Errno 28] full"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("RESOURCE_EXHAUSTED: …\nmore [os_error_code='28']"), "No space left on device"),
+        (ValueError("one\ntwo"), "one"),
+        (ValueError(""), "ValueError"),
+    ],
+)
+def test_a_reason_is_one_line_in_the_systems_words(error, words):
+    assert reason(error) == words
