@@ -18,7 +18,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jaxcnn import UserError
 from jaxcnn.training import integrity
-from jaxcnn.training.orbax_errors import quieten, reason
+from jaxcnn.training.orbax_errors import quieten, reason, steady
 from jaxcnn.training.state import TrainState, check_tree, shapes_of
 
 Tree = Any
@@ -64,6 +64,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         quieten()
+        steady()
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         try:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)

@@ -1,9 +1,15 @@
-"""The errors of Orbax: what it prints of them is silenced, for it raises them too, and their words are made short."""
+"""The errors of Orbax: what it prints of them is silenced, for it raises them too, and their words are made short.
 
+And one that is none: it reckons its time limits by the wall clock, which may be set while a checkpoint is written.
+"""
+
+import contextlib
+import importlib
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +21,24 @@ def quieten() -> None:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_raised_nowhere)
         sys.unraisablehook = partial(_report, sys.unraisablehook)
+
+
+class _Steady:
+    """The module `time`, its `time` counting from some moment on."""
+
+    time = staticmethod(time.monotonic)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def steady() -> None:
+    """Let Orbax's time limits run by a clock that nobody sets."""
+    futures = [f"futures.{name}" for name in ("future", "signaling_client", "synchronization")]
+    for name in (*futures, "checkpointers.async_checkpointer"):
+        with contextlib.suppress(ImportError):  # of another version: then a clock that is set may end a save
+            module: Any = importlib.import_module(f"orbax.checkpoint._src.{name}")
+            module.time = _Steady()
 
 
 def _raised_nowhere(record: logging.LogRecord) -> bool:

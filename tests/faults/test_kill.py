@@ -79,5 +79,5 @@ def test_one_of_four_killed_all_end_and_the_next_start_goes_on(experiment, tmp_p
     shutil.rmtree(tmp_path)
     row(
         "SIGKILL of one of four processes", kills,
-        f"{inside} within a save; the others ended within {longest:.0f} s and named it; restarts went on, to the bit",
+        f"{inside} within a save; the others ended within {longest:.1f} s and named it; restarts went on, to the bit",
     )  # fmt: skip
