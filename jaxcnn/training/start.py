@@ -25,8 +25,9 @@ def restore_or_init(
             folder = checkpoints.folder.parent
             raise UserError(f"{folder} holds imported weights: give a new --workdir and --config.init_from={folder}")
         check_position(info["position"], data.position)
+        state = checkpoints.restore(start, program.state)  # arrays of another model are the better reason, so first
         check_norm(info, config, program)
-        return start, checkpoints.restore(start, program.state), info["spent"]
+        return start, state, info["spent"]
     state = program.init()
     if config.init_from:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
