@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
 from jaxcnn.training.checkpoint import Checkpoints, Tree
@@ -51,7 +52,9 @@ def load_variables(
         )
 
     def like(keys: Any, x: Any) -> Any:
-        return jax.ShapeDtypeStruct(saved[path_name(keys)], x.dtype, sharding=x.sharding)
+        shape = saved[path_name(keys)]  # a head of other classes need not divide; it is not kept
+        sharding = x.sharding if shape == x.shape else NamedSharding(x.sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
     loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, fresh))
     merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, fresh)

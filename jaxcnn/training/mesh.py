@@ -31,10 +31,12 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     """
     devices = jax.devices()
     asked = f"config.mesh asks for {data} × {model} devices, there are {len(devices)} ({devices[0].device_kind})"
-    if data == -1:
-        data = len(devices) // model
-    elif model == -1:
-        model = len(devices) // data
+    if -1 in (data, model):
+        fixed = -data * model
+        if len(devices) % fixed:
+            key = "model" if data == -1 else "data"
+            raise UserError(f"{asked}: config.mesh.{key} must divide their number")
+        data, model = (len(devices) // fixed if n == -1 else n for n in (data, model))
     if data * model > len(devices) or min(data, model) < 1:
         raise UserError(f"{asked}: set config.mesh.data=-1 to take all")
     if jax.process_count() > 1 and data * model != len(devices):

@@ -75,7 +75,7 @@ class Program:
       total_steps: length of training.
       metrics: names that the state accumulates between two lines of the log.
       state, batch, eval_batch: shapes, dtypes and shardings of the steps' arguments.
-      normalised: images that BatchNorm's statistics are over.
+      normalised: images that BatchNorm's statistics are over, 0 where there is none.
       init: () -> TrainState on the mesh.
       average_of: (variables) -> a moving average that begins there, {} where it is off.
       train_step: (state, batch) -> (state, loss); the state is donated. With `config.data.resident` what is called a
@@ -129,6 +129,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
         "mask": jax.ShapeDtypeStruct((n,), np.float32, sharding=rows),
     }
+    group = group_size(config, mesh.shape["data"])
     step = make_train_step(model, task, tx, schedule, config, data.preprocess, mesh, placed)
     evaluation = make_eval_step(model, task, data.preprocess, mesh)
     if config.data.resident:
@@ -144,7 +145,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         state=jax.tree.map(shape, shapes, placed.state),
         batch=batch,
         eval_batch=eval_batch,
-        normalised=n // config.optimizer.accumulate * group_size(config, mesh.shape["data"]) // mesh.shape["data"],
+        normalised=n // config.optimizer.accumulate * group // mesh.shape["data"] if shapes.batch_stats else 0,
         init=jax.jit(init, out_shardings=placed.state),
         average_of=jax.jit(lambda x: jax.tree.map(jnp.copy, x if shapes.ema else {}), out_shardings=placed.state.ema),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),

@@ -95,8 +95,7 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"devices    {len(devices)} × {devices[0].device_kind} ({devices[0].platform}), "
         f"processes {jax.process_count()}, mesh data {mesh['data']} × model {mesh['model']}",
         *_heads("placement", describe(program.state) if len(devices) > 1 else []),
-        f"norm       BatchNorm over {program.normalised} images of {config.global_batch_size}, "
-        f"scope {config.norm.scope}; rematerialisation {config.remat}",
+        f"norm       {_norm(config, program)}; rematerialisation {config.remat}",
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
         f"training   {total:,} steps of {config.global_batch_size}, {float(every):,.6g} an epoch; "
@@ -105,6 +104,12 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
     if start:
         lines.append(f"resuming   from the checkpoint of step {start:,}")
     return "\n".join(lines)
+
+
+def _norm(config: Config, program: Program) -> str:
+    if not program.normalised:
+        return "no BatchNorm"
+    return f"BatchNorm over {program.normalised} images of {config.global_batch_size}, scope {config.norm.scope}"
 
 
 def _heads(name: str, lines: list[str]) -> list[str]:

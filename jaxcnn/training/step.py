@@ -45,7 +45,7 @@ def make_train_step(
     """
     gradients, micro_batches = gradients_of(model, task, config.remat), config.optimizer.accumulate
     group = group_size(config, mesh.shape["data"])
-    if config.norm.scope == "global":
+    if group == mesh.shape["data"]:
         compute = on_mesh(accumulated(gradients, micro_batches), mesh)
     else:
         compute = per_shard(gradients, micro_batches, mesh, group)

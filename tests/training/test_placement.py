@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import CLASSES, Blobs, assert_same, build, fit, leaves, lines, ripple, steps, tiny_config
+from tiny import CLASSES, Blobs, Tiny, assert_same, build, fit, leaves, lines, ripple, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
@@ -180,6 +180,7 @@ def apart(model: nn.Module, groups: int) -> tuple[Any, Any]:
         (4, {"mesh__data": 4, "mesh__model": 2, "norm__scope": "shard"}),
         (2, {"mesh__data": 4, "mesh__model": 2, "norm__scope": "group", "mesh__placement": "fsdp"}),
         (1, {"mesh__data": 1, "norm__scope": "shard"}),
+        (1, {"mesh__data": 1, "mesh__model": 2, "norm__scope": "shard"}),
     ],
 )
 def test_statistics_are_over_the_rows_that_the_scope_says(groups, values):
@@ -223,30 +224,43 @@ def size(tree: Any) -> int:
     return sum(x.size * 4 for x in jax.tree.leaves(tree))
 
 
-def test_what_crosses_the_wire_in_a_step():
-    """A norm meets once forward and once backward, the gradients once; what is cut is gathered."""
+SHARD, GROUP = {"norm__scope": "shard"}, {"norm__scope": "group"}
+# A norm meets once forward and once backward. Where something is cut over `data`, what is computed of all of it, such
+# as the gradients' norm, meets once more; over `model`, so do the gradients of what a fully connected layer takes.
+SENT = {
+    "data": (SPLITS["data"], {"all-reduce": 1 + 2 * 2}),
+    "group": (SPLITS["data"] | GROUP, {"all-reduce": 1 + 2 * 2}),
+    "shard": (SPLITS["data"] | SHARD, {"all-reduce": 1}),
+    "zero1": (SPLITS["zero1"], {"all-reduce": 5 + 1, "all-gather": 5}),
+    "zero1-shard": (SPLITS["zero1"] | SHARD, {"all-reduce": 1 + 1, "all-gather": 5}),
+    "fsdp": (SPLITS["fsdp"], {"all-reduce": 5 + 1, "all-gather": 7}),
+    "model": (SPLITS["model"], {"all-reduce": 5 + 4, "all-gather": 5, "all-to-all": 2}),
+    "model-zero1": (SPLITS["model-zero1"], {"all-reduce": 5 + 5, "all-gather": 5 + 5, "all-to-all": 2}),
+    "model-fsdp": (SPLITS["model-fsdp"], {"all-reduce": 5 + 5, "all-gather": 12, "all-to-all": 2}),
+    "model-shard": (SPLITS["model"] | SHARD, {"all-reduce": 10, "all-gather": 3, "all-to-all": 2}),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_so_many_collectives_of_each_kind_are_in_a_step(name):
+    values, expected = SENT[name]
+    assert {kind: number for kind, (number, _) in sent(**values).items()} == expected
+
+
+def test_what_crosses_the_wire_are_the_gradients_and_what_is_cut():
     params = program_of(mesh__data=1).state.params
-    classifier = {name: params[name] for name in ("fc6", "fc7", "head")}
-    assert sent(mesh__data=1) == {}
-    data = sent(mesh__data=8)
-    assert {kind: number for kind, (number, _) in data.items()} == {"all-reduce": 1 + 2 * 2}
-    assert size(params) < data["all-reduce"].bytes < 1.2 * size(params)
-    shard = sent(mesh__data=8, norm__scope="shard")
-    assert {kind: number for kind, (number, _) in shard.items()} == {"all-reduce": 1}
-    assert size(params) < shard["all-reduce"].bytes < 1.2 * size(params)
-    group = sent(mesh__data=8, norm__scope="group")
-    assert {kind: number for kind, (number, _) in group.items()} == {"all-reduce": 1 + 2 * 2}
-    zero1 = sent(mesh__data=8, mesh__placement="zero1")
-    assert set(zero1) == {"all-reduce", "all-gather"}
     cut = [x for x in jax.tree.leaves(params) if x.size >= 32 and any(n % 8 == 0 for n in x.shape)]
-    assert zero1["all-gather"].bytes == size(cut)
-    fsdp = sent(mesh__data=8, mesh__placement="fsdp")
-    assert fsdp["all-gather"].bytes >= size(cut)
-    model = sent(mesh__data=4, mesh__model=2)
-    assert {"all-reduce", "all-gather"} < set(model)
+    classifier = size({name: params[name] for name in ("fc6", "fc7", "head")})
+    bytes_of = {name: {kind: n for kind, (_, n) in sent(**values).items()} for name, (values, _) in SENT.items()}
+    assert sent(mesh__data=1) == {}
+    for name in ("data", "shard", "group"):
+        assert size(params) < bytes_of[name]["all-reduce"] < 1.1 * size(params)
+    assert bytes_of["zero1"]["all-gather"] == bytes_of["zero1-shard"]["all-gather"] == size(cut)
+    assert size(cut) < bytes_of["fsdp"]["all-gather"] < 1.2 * size(cut)  # once, for both directions
     # Not the classifier's weights are gathered but the rows that its layers take, 8 of each two devices.
-    inputs = 8 * (classifier["fc6"]["kernel"].size // 16 + 16 + 16)
-    assert 4 * inputs <= model["all-gather"].bytes < 1.1 * 4 * inputs < 0.6 * size(classifier)
+    inputs = 4 * 8 * (params["fc6"]["kernel"].size // 16 + 16 + 16)
+    assert bytes_of["model-shard"]["all-gather"] == inputs < 0.6 * classifier
+    assert inputs < bytes_of["model"]["all-gather"] < 1.1 * inputs
 
 
 def test_gradients_of_micro_batches_cross_the_wire_once_where_the_step_speaks_of_a_shard():
@@ -354,7 +368,8 @@ def test_a_run_on_cut_weights_is_the_run_of_one_device_and_compiles_nothing_more
     [
         ({"mesh__data": 8, "norm__scope": "group", "norm__group": 3}, r"norm\.group=3 does not divide the 8 places"),
         ({"mesh__data": 4, "mesh__model": 2, "global_batch_size": 36}, r"does not divide by 8.* that does is 32$"),
-        ({"mesh__data": -1, "mesh__model": 16}, r"config\.mesh asks for -1 × 16 devices, there are 8"),
+        ({"mesh__data": -1, "mesh__model": 16}, r"asks for -1 × 16 devices, there are 8 .*mesh\.model must divide"),
+        ({"mesh__data": 3, "mesh__model": -1}, r"asks for 3 × -1 devices, there are 8 .*mesh\.data must divide their"),
         ({"mesh__data": 3, "mesh__model": 3}, r"config\.mesh asks for 3 × 3 devices, there are 8"),
         ({"mesh__data": -1, "mesh__model": -1}, r"one of the two can be -1"),
     ],
@@ -373,6 +388,20 @@ def test_weights_that_a_run_starts_from_are_placed_and_so_is_their_moving_averag
     assert whole != lines(tmp_path / "one")
     for got, want in zip(cut, whole, strict=True):
         assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_a_head_of_other_classes_need_not_divide_to_be_left_out(tmp_path):
+    fit(tiny_config(**ADAM | {"steps": 1}), tmp_path / "seven", Blobs(32), Network(num_classes=7))
+    begun = {"init_from": str(tmp_path / "seven"), "reset_head": True, "steps": 1}
+    assert fit(tiny_config(**ADAM | begun | SPLITS["model-fsdp"]), tmp_path / "six", Blobs(32), Network())["step"] == 1
+
+
+def test_a_network_without_a_norm_says_so_and_goes_on_anywhere(tmp_path, capsys):
+    shard = ADAM | SHARD | {"checkpoint_every": 1}
+    for devices in (2, 8):
+        config = tiny_config(**shard | {"mesh__data": devices, "steps": devices})
+        assert fit(config, tmp_path, Blobs(32), Tiny(norm=False))["step"] == devices
+    assert "no BatchNorm" in capsys.readouterr().err
 
 
 def test_per_shard_the_devices_are_part_of_the_model(tmp_path):
