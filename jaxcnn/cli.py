@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from jaxcnn import UserError, __version__
 from jaxcnn.commands import several
@@ -69,15 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"jaxcnn: there is no command '{argv[0]}': {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    code = _run(argv, debug)
-    for end in several.ENDS:
-        end(code)
-    return code
-
-
-def _run(argv: list[str], debug: bool) -> int:
     try:
-        return importlib.import_module(f"jaxcnn.commands.{argv[0]}").main(argv[1:])
+        code = importlib.import_module(f"jaxcnn.commands.{argv[0]}").main(argv[1:])
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `jaxcnn … | head` is no error
         return 0
@@ -91,6 +88,19 @@ def _run(argv: list[str], debug: bool) -> int:
         return _refuse(f"{error.strerror}: {error.filename or 'while writing'}", debug)
 
 
+def run() -> NoReturn:
+    """The console script: `main`, and the end of the process."""
+    for descriptor in range(3):  # one that is closed would be the next file's
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    code = main()
+    for end in several.ENDS:
+        end(code)
+    sys.exit(code)
+
+
 def _refuse(message: str, debug: bool, code: int = 2) -> int:
     if debug:
         traceback.print_exc()
@@ -100,4 +110,4 @@ def _refuse(message: str, debug: bool, code: int = 2) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

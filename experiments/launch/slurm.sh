@@ -19,7 +19,7 @@ shift 2
 
 # SIGTERM, before the time is up or when the job is preempted, goes to the tasks: all save at one step and end with 143.
 # When one task dies, the others end by themselves, within seconds, and name it.
-srun --kill-on-bad-exit=0 "${JAXCNN:-jaxcnn}" train --config "$config" --workdir "$workdir" "$@"
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" --kill-on-bad-exit=0 "${JAXCNN:-jaxcnn}" train --config "$config" --workdir "$workdir" "$@"
 code=$?
 if [ "$code" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID" # goes on where it stopped

@@ -11,7 +11,10 @@ OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, suc
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but wrong use is a UserError: one line, as for all other bad input."""
+    """argparse, but wrong use is a UserError: one line, as for all other bad input. Options are written in full."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage."""

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from jaxcnn import UserError
+from jaxcnn.training.guard import flush
 
 if TYPE_CHECKING:
     from jaxcnn.training.peers import Team
@@ -23,7 +23,14 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--processes", metavar="N", type=int, help="how many; 1: alone, whatever the surroundings")
     group.add_argument("--process", metavar="I", type=int, help="which this one is, from 0 on")
     words = "how long to wait for the others (default: 300)"
-    group.add_argument("--start-timeout", metavar="SECONDS", type=float, default=300.0, help=words)
+    group.add_argument("--start-timeout", metavar="SECONDS", type=_seconds, default=300.0, help=words)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < 2**31:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r}: write a number of seconds, more than 0")
 
 
 def _address(text: str) -> str:
@@ -62,6 +69,5 @@ def team_of(arguments: argparse.Namespace) -> Iterator["Team"]:
 
 def end_at_once(code: int) -> None:
     """Without what Python and C++ do at their end: they would wait for the other processes, or for a reader."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)

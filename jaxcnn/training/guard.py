@@ -42,10 +42,17 @@ def only_trainer(workdir: Path) -> Iterator[None]:
         yield
 
 
+def flush() -> None:
+    """Write out what is buffered, where there is someone to read it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed; or None, which began closed
+            stream.flush()
+
+
 def end_process(code: int, words: str) -> NoReturn:
     """End with a last line on stderr, wherever the main thread is."""
-    sys.stdout.flush()
-    start = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # there may be a progress bar, which hides the cursor
+    flush()
+    start = "\x1b[?25h\n" if os.isatty(2) else ""  # there may be a progress bar, which hides the cursor
     line = "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
     os.write(2, f"{start}jaxcnn: {line}\n".encode(errors="backslashreplace"))
     os._exit(code)

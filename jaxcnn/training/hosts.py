@@ -18,7 +18,7 @@ from jaxcnn import UserError
 from jaxcnn.training.peers import Team, end_process
 from jaxcnn.training.rendezvous import PATIENCE, Place, connect, gather, report
 
-_HEARTBEAT = 100  # seconds, of JAX's own service: more than `PATIENCE`, so that the words are ours
+_HEARTBEAT = 300  # seconds, of JAX's own service: half of it is more than `PATIENCE`, so that the words are ours
 _SETTLING = 5.0  # seconds in which it becomes known whose end an error comes from
 
 
@@ -138,6 +138,8 @@ def _own_gpu(team: Team) -> list[int] | None:
 
 def _keep_stdout() -> None:
     """Gloo writes to the stdout of C++ whom it has connected to: ours is for results."""
+    if sys.stdout is None:
+        return
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -53,7 +53,8 @@ def load_variables(
 
     def like(keys: Any, x: Any) -> Any:
         shape = saved[path_name(keys)]  # a head of other classes need not divide; it is not kept
-        sharding = x.sharding if shape == x.shape else NamedSharding(x.sharding.mesh, PartitionSpec())
+        cut = shape != x.shape and isinstance(x.sharding, NamedSharding)
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec()) if cut else x.sharding
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
     loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, fresh))

@@ -110,7 +110,10 @@ class RunLog:
         if self.bar:
             self.bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            try:
+                print(text, file=sys.stderr, flush=True)
+            except BrokenPipeError:  # nobody reads it any more: the run goes on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard, and the note of the bar or a plain line."""

@@ -25,6 +25,7 @@ from jaxcnn.training.mesh import make_mesh, on_all, on_devices
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.start import restore_or_init
 from jaxcnn.training.state import TrainState, zero_metrics
+from jaxcnn.untrusted import read_json
 
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
@@ -158,8 +159,12 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
 
 
 def _result(workdir: Path) -> dict[str, Any]:
-    path = workdir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What result.json holds; {} where there is none, or none that can be read: it is then written again."""
+    try:
+        result = read_json(workdir / "result.json")
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cadence) -> tuple[Any, Any]:

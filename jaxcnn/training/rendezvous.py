@@ -6,6 +6,8 @@ On each connection lines of JSON go both ways. It stays open for as long as the 
 import contextlib
 import ipaddress
 import json
+import math
+import queue
 import select
 import socket
 import threading
@@ -50,14 +52,16 @@ class Link:
         with contextlib.suppress(OSError), self.sending:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self, patience: float) -> dict[str, Any] | None:
+    def receive(self, patience: float, most: float = math.inf) -> dict[str, Any] | None:
         """The next message; None if the other end is gone.
 
         Raises:
-          TimeoutError: nothing came for `patience` seconds.
+          TimeoutError: nothing came for `patience` seconds, or no whole message for `most`.
         """
-        beats = 0
+        beats, until = 0, time.monotonic() + most
         while b"\n" not in self.buffer:
+            if time.monotonic() > until:
+                raise TimeoutError
             try:
                 data = self.socket.recv(2**16)
             except TimeoutError:
@@ -128,13 +132,19 @@ def gather(place: Place, timeout: float) -> Met:
         server = _listen(place.address, place.local)
     except OSError as error:
         raise UserError(f"--coordinator {place.coordinator} cannot be listened on: {error.strerror}") from error
+    arrived = queue.SimpleQueue[tuple[Link, Any]]()
     with server:
         server.settimeout(0.2)
         while len(links) < place.processes - 1:
             if time.monotonic() > until:
                 raise _refuse_all(links, Missing(_missing(place, {0, *links}, timeout)))
             with contextlib.suppress(TimeoutError):
-                _admit(Link(server.accept()[0]), place, links, hosts)
+                link = Link(server.accept()[0])
+                # In a thread: whoever connects and says nothing keeps nobody waiting.
+                threading.Thread(target=_greet, args=(link, arrived), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    _admit(*arrived.get_nowait(), place, links, hosts)
     with _listen((place.address[0], 0), place.local) as free:
         port = free.getsockname()[1]
     names = [hosts[i] for i in range(place.processes)]
@@ -143,11 +153,15 @@ def gather(place: Place, timeout: float) -> Met:
     return names, links, port
 
 
-def _admit(link: Link, place: Place, links: dict[int, Link], hosts: dict[int, str]) -> None:
-    """Take up whoever presents itself as a process of this run; what else connects is shown the door."""
-    hello = None
+def _greet(link: Link, arrived: queue.SimpleQueue[tuple[Link, Any]]) -> None:
     with contextlib.suppress(TimeoutError):
-        hello = link.receive(BEAT)
+        if hello := link.receive(BEAT, most=BEAT):
+            return arrived.put((link, hello))
+    return link.close()
+
+
+def _admit(link: Link, hello: Any, place: Place, links: dict[int, Link], hosts: dict[int, str]) -> None:
+    """Take up whoever presents itself as a process of this run; what else connects is shown the door."""
     match hello:
         case {"process": int(process), "processes": int(count), "host": str(host)}:
             if count != place.processes or not 0 < process < count:

@@ -249,11 +249,9 @@ def test_a_missing_process_is_named_in_time(process, missing, experiment, tmp_pa
     address = f"127.0.0.1:{free_port()}"
     flags = ["--coordinator", address, "--processes", "2", "--process", str(process), "--start-timeout", "0.5"]
     began = time.monotonic()
-    with mock.patch.dict(models._REGISTRY), mock.patch("os._exit", side_effect=SystemExit) as ended:
-        with pytest.raises(SystemExit):
-            cli.main([*train(experiment, tmp_path), *flags])
-        ended.assert_called_once_with(1)
-    several.ENDS.clear()
+    with mock.patch.dict(models._REGISTRY):
+        assert cli.main([*train(experiment, tmp_path), *flags]) == 1
+    several.ENDS.clear()  # the console script would end the process by them
     assert time.monotonic() - began < 20
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"jaxcnn: {missing}")
@@ -272,6 +270,8 @@ def test_a_missing_process_is_named_in_time(process, missing, experiment, tmp_pa
         (["train", "--processes", "2"], "give all three, or none"),
         (["train", "--coordinator", "here:1"], "give all three, or none"),
         (["train", "--coordinator", "here"], "'here': write HOST:PORT"),
+        (["train", "--coord", "here:1"], "unknown argument --coord"),
+        *((["train", "--start-timeout", x], f"'{x}': write a number of seconds") for x in ("nan", "inf", "-1", "0")),
         (["train", "--coordinator", "a:1", "--processes", "2", "--process", "2"], "numbered from 0 to N - 1"),
     ],
 )

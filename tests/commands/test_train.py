@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -214,6 +215,30 @@ def test_a_complete_run_can_be_made_longer(experiment, tmp_path, capsys):
         assert cli.main(words(experiment, tmp_path, f"steps={steps}")) == 0
         assert json.loads(capsys.readouterr().out)["step"] == steps
     assert [line["step"] for line in log(tmp_path) if "train/loss" in line] == [20, 30]
+
+
+def test_a_reader_that_leaves_and_a_closed_stdout_end_no_run(experiment, tmp_path):
+    command = [sys.executable, "-m", "jaxcnn.cli", *words(experiment, tmp_path / "left", "steps=60")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(process, "model ")
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(timeout=300) == 0
+    assert log(tmp_path / "left")[-1]["step"] == 60
+    closed = [sys.executable, "-m", "jaxcnn.cli", *words(experiment, tmp_path / "closed", "steps=20")]
+    shell = f"{shlex.join(closed)} <&- >&-"
+    ended = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("damage", ['{"step": 2', "[1]", ""])
+def test_a_damaged_result_is_written_again(damage, experiment, tmp_path, capsys):
+    assert cli.main(words(experiment, tmp_path, "steps=20")) == 0
+    result = tmp_path / "result.json"
+    before = json.loads(result.read_text())
+    result.write_text(damage)
+    assert cli.main(words(experiment, tmp_path, "steps=20")) == 0
+    assert json.loads(result.read_text())["eval/loss"] == before["eval/loss"]
 
 
 def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(refused, tmp_path):

@@ -169,3 +169,30 @@ def test_a_port_in_use_is_named():
 @pytest.mark.parametrize(("text", "address"), [("node1:80", ("node1", 80)), ("[::1]:29500", ("::1", 29500))])
 def test_addresses_are_of_either_family(text, address):
     assert Place(text, 2, 0).address == address
+
+
+def test_strangers_that_say_nothing_or_never_end_keep_nobody_waiting():
+    address, over = f"127.0.0.1:{free_port()}", threading.Event()
+
+    def drip() -> None:
+        port = int(address.split(":")[1])
+        with contextlib.suppress(OSError), rendezvous.connect("127.0.0.1", port, time.monotonic() + 10) as stranger:
+            while not over.wait(0.05):
+                stranger.sendall(b"x")
+
+    strangers = [threading.Thread(target=drip) for _ in range(3)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        (missing,) = meet(address, 2, 0, timeout=1.0)
+        assert isinstance(missing, Missing)
+        began = time.monotonic()
+        (hosts, first, _), (_, second, _) = meet(address, 2, 0, 1)
+        assert len(hosts) == 2
+        assert time.monotonic() - began < 10
+        close(first)
+        close(second)
+    finally:
+        over.set()
+        for stranger in strangers:
+            stranger.join(10)
