@@ -1,10 +1,13 @@
 """Batches that are waited for with an eye on those who read them: workers die, and file systems hang."""
 
+import contextlib
 import multiprocessing
 import queue
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -13,6 +16,8 @@ from jaxcnn import UserError
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
 LEFT_BEHIND: list[threading.Thread] = []  # those that hang still: Python would wait for what they wait for
+_LOOK = 0.1  # seconds between two looks at the workers, where there is no batch
+_GRACE = 2.0  # seconds in which the error of a worker that has died may come
 _CLOSING = 5.0  # seconds that the readers have to end by themselves, and again once their processes are killed
 
 
@@ -39,8 +44,7 @@ def attended(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
     reader.start()
     workers = set[BaseProcess]()  # one that has died is no active child any more
     try:
-        while (item := _wait(ready, timeout, before)) is not None:
-            workers.update(_since(before))
+        while (item := _wait(ready, timeout, before, workers)) is not None:
             if isinstance(item, BaseException):
                 raise _named(item, workers)
             wanted.release()
@@ -72,32 +76,45 @@ def _read(batches: Any, ready: Any, wanted: threading.Semaphore, ended: threadin
         batches.close()
 
 
-def _wait(ready: Any, timeout: float, before: list[BaseProcess]) -> Any:
-    """The next item; after a tenth of the time a line says what is waited for."""
-    try:
-        return ready.get(timeout=timeout / 10)
-    except queue.Empty:
+def _wait(ready: Any, timeout: float, before: list[BaseProcess], workers: set[BaseProcess]) -> Any:
+    """The next item; after a tenth of the time a line says what is waited for.
+
+    Args:
+      workers: those seen so far, to which new ones are added.
+    """
+    began, said, grace = time.monotonic(), False, 0.0
+    while True:
+        workers.update(_since(before))
+        with contextlib.suppress(queue.Empty):
+            return ready.get(timeout=min(_LOOK, timeout / 10))
+        waited = time.monotonic() - began
+        if dead := [worker for worker in workers if worker.exitcode]:
+            grace = grace or waited + _GRACE  # its error may be on its way
+            if waited > grace:
+                raise _died(dead[0].exitcode or 0, f"process {dead[0].pid}, one of {len(workers)} that read the data,")
         numbers = ", ".join(str(worker.pid) for worker in _since(before))
         of = f" of worker processes {numbers}" if numbers else ""
-    print(f"waiting    no batch{of} for {timeout / 10:,.3g} s", file=sys.stderr, flush=True)
-    try:
-        return ready.get(timeout=timeout * 0.9)
-    except queue.Empty:
-        raise ReadingFault(
-            f"no batch{of} for {timeout:,.3g} s, which is config.data.timeout: the files, or what reads them, hang; "
-            "run the same command again to go on"
-        ) from None
+        if waited > timeout:
+            raise ReadingFault(
+                f"no batch{of} for {timeout:,.3g} s, which is config.data.timeout: the files, or what reads them, "
+                "hang; run the same command again to go on"
+            )
+        if waited > timeout / 10 and not said:
+            print(f"waiting    no batch{of} for {timeout / 10:,.3g} s", file=sys.stderr, flush=True)
+            said = True
 
 
 def _named(error: BaseException, workers: set[BaseProcess]) -> BaseException:
-    """`error`, or what it means where it tells of a dead worker."""
-    dead = [worker for worker in workers if worker.exitcode]
-    if not isinstance(error, RuntimeError) or "terminated unexpectedly" not in str(error) or not dead:
+    """`error`, or what it means where it is Grain's of a worker that died."""
+    told = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    if not isinstance(error, RuntimeError) or not told:
         return error
-    code = dead[0].exitcode or 0
+    dead = [worker for worker in workers if worker.exitcode]
+    who = f"process {dead[0].pid}, one of {len(workers)} that read" if dead else "a process that reads"
+    return _died(int(told[1]), f"{who} the data,")
+
+
+def _died(code: int, who: str) -> ReadingFault:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     memory = ", as a system short of memory does (fewer config.data.workers need less)" if code == -9 else ""
-    return ReadingFault(
-        f"process {dead[0].pid}, one of {len(workers)} that read the data, {how}{memory}; "
-        "run the same command again to go on"
-    )
+    return ReadingFault(f"{who} {how}{memory}; run the same command again to go on")

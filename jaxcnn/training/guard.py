@@ -125,7 +125,7 @@ class Interrupt:
                 continue
             name, come = signal.Signals(number).name, come + 1
             if come > 1:
-                os._exit(128 + number)
+                end_process(128 + number, f"{name} again: ended at once")
             if self.end and not self.unsaved:
                 again = "run the same command again to go on"
                 self.end(128 + number, f"{name}: stopped before a step was taken, there is nothing to save; {again}")

@@ -96,12 +96,13 @@ def _fail(team: Team, error: BaseException) -> None:
     known = isinstance(error, OSError | KeyboardInterrupt) or (isinstance(error, UserError) and not error.__cause__)
     if not known:
         time.sleep(_SETTLING)  # `team` ends the process if it hears of one
-    code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError | OSError) else 1
-    if code == 1:
-        traceback.print_exception(error)
+    theirs = isinstance(error, UserError | OSError)
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "code", 2) if theirs else 1
     words = f"{error}" or type(error).__name__
-    team.fail(code, words if code == 2 else f"{type(error).__name__}: {words}")
-    if code == 1:
+    if code != 130 and not theirs:
+        traceback.print_exception(error)
+    team.fail(code, words if theirs else f"{type(error).__name__}: {words}")
+    if code == 1 and not theirs:
         end_process(1, f"{team.name(team.process)} failed: {type(error).__name__}: {words}")
 
 

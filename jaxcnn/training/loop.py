@@ -125,6 +125,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     scores: dict[str, float] = {}
                     if due:
                         clock.stop(state)
+                        stop_if_not_finite(state, checkpoints)
                         scores = evaluate(
                             eval_step, state.variables, evaluation(),
                             mesh=program.mesh, metrics=program.task.metrics, examples=data.eval_examples,

@@ -92,3 +92,20 @@ def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, w
     for worker in workers:
         worker.join(30)
         assert worker.exitcode is not None
+
+
+def test_a_worker_that_dies_before_its_first_batch_is_noticed():
+    before = set(multiprocessing.active_children())
+
+    def kill_the_first() -> None:
+        while not (workers := set(multiprocessing.active_children()) - before):
+            time.sleep(0.001)
+        os.kill(workers.pop().pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    began = time.monotonic()
+    with pytest.raises(ReadingFault, match=r"that reads? the data, was ended by SIGKILL"):
+        list(read_ahead(grain.MapDataset.range(10**6).map(rows), workers=2, prefetch=2, timeout=600.0))
+    assert time.monotonic() - began < 60
+    killer.join()

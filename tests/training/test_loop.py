@@ -312,6 +312,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(d
     assert not (tmp_path / "result.json").exists()
 
 
+def test_what_is_not_finite_is_not_evaluated(tmp_path):
+    with pytest.raises(UserError, match="stopped at step 5: the loss is nan"):
+        fit(tiny_config(log_every=4, eval_every=5), tmp_path, Blobs(damaged=(4,)))
+    assert [line["step"] for line in lines(tmp_path)] == [4]
+
+
 class Inflating(nn.Module):
     """Its statistic becomes infinite at the second step, and neither loss nor gradient sees it."""
 
