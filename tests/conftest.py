@@ -1,12 +1,15 @@
 """Before JAX is imported: the CPU as eight devices, and pictures without a window."""
 
 import os
+import random
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# The moments of tests/faults. Here, as pytest-xdist reads no conftest further down before its workers start.
+os.environ.setdefault("JAXCNN_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,13 @@
 """What the fault campaign is made of: a run that saves all the time, and what must hold after each fault."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +67,24 @@ def words(experiment: Path, workdir: Path, *overrides: str) -> list[str]:
     return ["train", "--config", str(experiment), "--workdir", str(workdir), *(f"--config.{o}" for o in overrides)]
 
 
+@contextlib.contextmanager
 def start(
     experiment: Path, workdir: Path, *overrides: str, processes: int = 1, env: dict[str, str] | None = None,
     before: Any = None,
-) -> subprocess.Popen[str]:  # fmt: skip
-    """Train; its output is not read before it ends, so it must fit a pipe."""
+) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
+    """Train; its output is not read before it ends, so it must fit a pipe. No process of it outlives the block."""
     launch = ["launch", "--processes", str(processes), "--"] if processes > 1 else []
     surroundings = os.environ | {"XLA_FLAGS": ""} | (env or {})
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxcnn.cli", *launch, *words(experiment, workdir, *overrides)],
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxcnn.cli", *launch, *words(experiment, workdir, *overrides)], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings, preexec_fn=before,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+            process.wait(BOUND)
+        finally:  # else leaving the block would wait without limit for one that missed its bound
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run(experiment: Path, workdir: Path, *overrides: str, **options: Any) -> tuple[int, str]:
@@ -99,7 +109,7 @@ def wait_until(process: subprocess.Popen[str], condition: Any, bound: float = 12
     while not condition():
         if process.poll() is not None:
             return False
-        assert time.monotonic() < until
+        assert time.monotonic() < until, f"not so within {bound:.0f} s"
         time.sleep(0.001)
     return True
 
@@ -122,13 +132,24 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
 
 
+def unfinished(workdir: Path) -> set[tuple[str, int]]:
+    """The saves that a run left half done, where none runs; one of a later run under the same name is another."""
+    return {(path.name, path.stat().st_ctime_ns) for path in workdir.glob(UNFINISHED)}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All that a folder holds, but for the lock, which names the last process that took it."""
+    paths = [path for path in folder.rglob("*") if path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, read by Orbax alone."""
     checkpointer, folder = ocp.PyTreeCheckpointer(), workdir.resolve() / "checkpoints" / str(step) / "state"
     saved: Any = checkpointer.metadata(folder)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.item_metadata.tree)
-    tree = checkpointer.restore(folder, restore_args=as_numpy)
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    restored = checkpointer.restore(folder, restore_args=as_numpy)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(restored)}
 
 
 def assert_whole(workdir: Path) -> None:

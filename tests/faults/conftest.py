@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
 from campaign import EXPERIMENT, run
 
-SEED = os.environ.setdefault("JAXCNN_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))  # workers inherit it
+SEED = os.environ["JAXCNN_FAULTS_SEED"]
+BEGAN = time.monotonic()
 ROWS = "JAXCNN_FAULTS_ROWS"  # the file that all workers write their rows to, where it is the campaign alone that runs
 HEADING = ("fault", "times", "what happened", "lost")
 
@@ -32,14 +34,15 @@ def pytest_report_header() -> str:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
+    print(f"JAXCNN_FAULTS_SEED={SEED} repeats the moments")  # pytest shows it where the test fails
     return random.Random(f"{SEED} {request.node.name}")
 
 
 @pytest.fixture
 def row() -> Callable[..., None]:
-    """`row(fault, times, happened)`: a line of the table; called once all has been asserted."""
+    """`row(fault, times, happened, lost)`: a line of the table; called once all has been asserted."""
 
-    def write(fault: str, times: int, happened: str, lost: str = "nothing") -> None:
+    def write(fault: str, times: int, happened: str, lost: str) -> None:
         if path := os.environ.get(ROWS):
             with Path(path).open("a") as file:
                 file.write(json.dumps([fault, times, happened, lost]) + "\n")
@@ -71,17 +74,21 @@ def table(rows: list[list[str]]) -> str:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Print the table, and write it to the file that JAXCNN_FAULTS_TABLE names."""
-    rows = Path(os.environ.get(ROWS, ""))
-    if hasattr(session.config, "workerinput") or not rows.is_file():
+    if hasattr(session.config, "workerinput"):
         return
-    text = table([json.loads(line) for line in rows.read_text().splitlines()])
+    rows = Path(os.environ.pop(ROWS))
+    lines = rows.read_text().splitlines() if rows.exists() else []
     shutil.rmtree(rows.parent)
+    if not lines:
+        return
+    text = table([json.loads(line) for line in lines])
     print(f"\n\n{text}\n")
     if path := os.environ.get("JAXCNN_FAULTS_TABLE"):
         commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True).stdout
         about = (
             "# The fault campaign\n\n"
-            f"`make test-faults`, seed {SEED}, commit {commit.strip()}, Python {platform.python_version()}, two shared "
-            "Xeon cores. Written by the run itself, which fails where a fault costs anything that it should not.\n\n"
+            f"`make test-faults`, JAXCNN_FAULTS_SEED={SEED}, commit {commit.strip()}, Python "
+            f"{platform.python_version()}, {os.cpu_count()} cores: {(time.monotonic() - BEGAN) / 60:.1f} minutes. "
+            "Written by the run itself, which fails where a fault costs anything that it should not.\n\n"
         )
         Path(path).write_text(f"{about}{text}\n")

@@ -56,7 +56,7 @@ def test_every_kind_of_damage_to_every_file_is_noticed(whole, tmp_path, rng, row
     row(
         "one bit flipped, a file cut short, a file missing, in each file of a checkpoint", len(files) * 24,
         f"noticed: {noticed['flip']} flips, {noticed['cut']} cuts, {noticed['remove']} missing; the others were in two "
-        "notes of Orbax (times, names) on which nothing depends",
+        "notes of Orbax (times, names) on which nothing depends", "nothing",
     )  # fmt: skip
 
 
@@ -72,7 +72,10 @@ def test_the_newest_damaged_the_one_before_is_used(damage, stopped, experiment, 
     assert f"now damaged-{newest}, going on from step {before}" in err
     assert f"resuming   from the checkpoint of step {before}" in err
     assert_same_run(stopped, whole)
-    row(f"newest checkpoint: {damage.__name__}", 1, "named and set aside, went on from the one before, to the bit")
+    row(
+        f"newest checkpoint: {damage.__name__}", 1, "named and set aside, went on from the one before, to the bit",
+        "the steps since the one before, made again",
+    )  # fmt: skip
 
 
 def test_all_damaged_it_stops_and_does_not_begin_anew(stopped, experiment, rng, row):

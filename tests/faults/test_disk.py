@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from campaign import UNFINISHED, assert_same_run, assert_whole, run, start, steps, wait_until
+from campaign import UNFINISHED, assert_same_run, assert_whole, ends, run, start, steps, tree, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -47,8 +47,7 @@ def disk(tmp_path) -> Iterator[Disk]:
 def stop_at(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     assert wait_until(process, condition)
     process.terminate()
-    process.communicate()
-    assert process.returncode == 143
+    assert ends(process)[0] == 143
 
 
 def test_a_full_disk_is_one_line_and_the_next_start_goes_on(disk, experiment, whole, row):
@@ -71,7 +70,8 @@ def test_a_full_disk_is_one_line_and_the_next_start_goes_on(disk, experiment, wh
     assert_same_run(workdir, whole)
     assert not list(workdir.glob(UNFINISHED))
     kind = "a tmpfs" if disk.mounted else "RLIMIT_FSIZE"
-    row(f"disk full ({kind})", 2, "exit 2, one line; older checkpoints intact; with room again it went on, to the bit")
+    happened = "exit 2, one line; older checkpoints intact; with room again it went on, to the bit"
+    row(f"disk full ({kind})", 2, happened, "the steps since the last save, made again")
 
 
 def test_a_disk_that_is_full_at_the_start_is_one_line(disk, experiment, row):
@@ -80,13 +80,14 @@ def test_a_disk_that_is_full_at_the_start_is_one_line(disk, experiment, row):
     code, err = run(experiment, disk.folder / "run", before=None if disk.mounted else disk.fill())
     assert code == 2
     assert err.splitlines()[-1].startswith("jaxcnn: ")
-    row("disk full at the start", 1, "exit 2, one line")
+    row("disk full at the start", 1, "exit 2, one line", "nothing")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(disk, experiment, row):
     workdir = disk.folder / "run"
     code, err = run(experiment, workdir, "steps=20")
     assert code == 0, err
+    before = tree(disk.folder)
     if disk.mounted:
         assert mount("-o", "remount,ro", str(disk.folder))
     elif os.geteuid():
@@ -96,7 +97,8 @@ def test_a_folder_that_cannot_be_written_is_refused(disk, experiment, row):
     code, err = run(experiment, workdir)
     assert code == 2
     assert f"--workdir {workdir} cannot be written: " in err.splitlines()[-1]
-    row("workdir read-only", 1, "exit 2, one line, nothing changed")
+    assert tree(disk.folder) == before
+    row("workdir read-only", 1, "exit 2, one line, nothing changed", "nothing")
     if disk.mounted:
         mount("-o", "remount,rw", str(disk.folder))
     workdir.chmod(0o755) if workdir.exists() else None
@@ -107,4 +109,4 @@ def test_checkpoints_that_are_a_file_are_named(experiment, tmp_path, row):
     code, err = run(experiment, tmp_path)
     assert code == 2
     assert f"{tmp_path.resolve()}/checkpoints is a file" in err.splitlines()[-1]
-    row("checkpoints/ is a file", 1, "exit 2, one line")
+    row("checkpoints/ is a file", 1, "exit 2, one line", "nothing")

@@ -37,7 +37,22 @@ def test_a_worker_that_dies_or_hangs(number, words, experiment, whole, tmp_path,
     assert "resuming   from the checkpoint" in err  # the state was saved, whatever the interval
     assert_same_run(tmp_path, whole)
     what = "killed" if number == signal.SIGKILL else "stopped, data.timeout 5 s"
-    row(f"a data worker {what}", 1, f"named, state saved, exit 1 after {seconds:.0f} s, went on, to the bit")
+    row(f"a data worker {what}", 1, f"named, state saved, exit 1 after {seconds:.0f} s, went on, to the bit", "nothing")
+
+
+def test_a_worker_that_dies_before_its_first_batch(experiment, whole, tmp_path, row):
+    with start(experiment, tmp_path, "data.workers=2", "data.timeout=3600") as process:
+        assert wait_until(process, lambda: workers(process))
+        (victim, *_) = workers(process)
+        os.kill(victim, signal.SIGKILL)
+        code, err, seconds = ends(process, 60)
+    assert code == 1
+    assert "was ended by SIGKILL" in err.splitlines()[-1]
+    assert str(victim) in err.splitlines()[-1]
+    code, err = run(experiment, tmp_path)
+    assert code == 0, err
+    assert_same_run(tmp_path, whole)
+    row("a data worker killed before its first batch", 1, f"named, exit 1 after {seconds:.0f} s, went on", "nothing")
 
 
 def test_a_source_that_hangs(experiment, whole, tmp_path, row):
@@ -48,4 +63,5 @@ def test_a_source_that_hangs(experiment, whole, tmp_path, row):
     code, err = run(experiment, tmp_path)
     assert code == 0, err
     assert_same_run(tmp_path, whole)
-    row("reading hangs, data.timeout 10 s", 1, "a line after 1 s, exit 1 after 10 s, state saved, went on, to the bit")
+    happened = "a line after 1 s, exit 1 after 10 s, state saved, went on, to the bit"
+    row("reading hangs, data.timeout 10 s", 1, happened, "nothing")

@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from campaign import TOTAL, assert_same_run, assert_whole, ends, log, reached, run, start, steps, wait_until
+from campaign import TOTAL, assert_same_run, assert_whole, ends, log, reached, run, start, steps, tree, wait_until
 
 pytestmark = pytest.mark.faults
 DAY = 86400.0
@@ -21,7 +21,7 @@ def test_clocks_that_jump(experiment, whole, tmp_path, row):
     assert_same_run(tmp_path, whole)
     names = [path.name.split(".")[3] for path in (tmp_path / "tensorboard").iterdir()]
     assert len(set(names)) == 3  # in the order of the runs, though the clock was set back by a month
-    row("the clock jumps by days, within a run and between two", 3, "nothing depends on it: to the bit")
+    row("the clock jumps by days, within a run and between two", 3, "nothing depends on it: to the bit", "nothing")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ def test_a_config_that_cannot_resume_is_refused_by_its_key(override, words, expe
     code, err = run(experiment, tmp_path / "run", override)
     assert code == 2
     assert words in err.splitlines()[-1]
-    row(f"config changed: {override}", 1, "exit 2, the key named with both values, nothing changed")
+    assert tree(tmp_path / "run") == tree(whole)
+    row(f"config changed: {override}", 1, "exit 2, the key named with both values, nothing changed", "nothing")
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_its_arrays(experiment, whole, tmp_path, row):
@@ -50,22 +51,28 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_arrays(experiment, whol
     code, err = run(experiment, tmp_path / "run")
     assert code == 2
     assert "is of another model or optimizer: " in err.splitlines()[-1]
-    row("a checkpoint of another model", 1, "exit 2, the arrays that differ named")
+    row("a checkpoint of another model", 1, "exit 2, the arrays that differ named", "nothing")
 
 
-def test_a_loss_that_is_lost_at_a_step(experiment, whole, tmp_path, rng, row):
-    step = rng.randrange(40, 200)
-    code, err = run(experiment, tmp_path, env={"FAULTS_NAN": str(step)})
-    assert code == 2
-    assert f"stopped at step {step + 1}: the loss is nan" in err.splitlines()[-1]
-    assert f"Last good checkpoint: {tmp_path.resolve()}/checkpoints/{steps(tmp_path)[-1]}." in err
-    assert steps(tmp_path)[-1] <= step
-    assert_whole(tmp_path)
-    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-    code, err = run(experiment, tmp_path)  # without what made it so
+def test_a_loss_that_is_lost_just_before_an_evaluation(experiment, tmp_path, row):
+    """The evaluation of step 90 comes before the next line of the log, which is of step 91."""
+    code, err = run(experiment, alone := tmp_path / "alone", "log_every=7")
     assert code == 0, err
-    assert_same_run(tmp_path, whole)
-    row("NaN at a step", 1, "exit 2, step and last good checkpoint named; without its cause it went on, to the bit")
+    code, err = run(experiment, workdir := tmp_path / "run", "log_every=7", env={"FAULTS_NAN": "89"})
+    assert code == 2
+    assert "stopped at step 90: the loss is nan" in err.splitlines()[-1]
+    assert f"Last good checkpoint: {workdir.resolve()}/checkpoints/80." in err
+    assert steps(workdir)[-1] == 80
+    assert_whole(workdir)
+    assert reached(workdir) == 84  # nothing was evaluated
+    assert "NaN" not in (workdir / "metrics.jsonl").read_text()
+    code, err = run(experiment, workdir, "log_every=7")  # without what made it so
+    assert code == 0, err
+    assert_same_run(workdir, alone)
+    row(
+        "NaN at a step", 1, "exit 2, step and last good checkpoint named; without its cause it went on, to the bit",
+        "the steps since the last save, made again",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -84,4 +91,4 @@ def test_two_trainers_at_the_same_instant(processes, experiment, tmp_path, row):
         assert [line["step"] for line in log(workdir) if "train/loss" in line] == list(range(5, 151, 5))
         assert_whole(workdir)
     how = "two trainers" if processes == 1 else "two launches of two processes"
-    row(f"{how} on one workdir at once", times, "one trains, the other exits 2 and names its process")
+    row(f"{how} on one workdir at once", times, "one trains, the other exits 2 and names its process", "nothing")
