@@ -86,7 +86,8 @@ def _wait(ready: Any, timeout: float, before: list[BaseProcess], workers: set[Ba
     while True:
         workers.update(_since(before))
         with contextlib.suppress(queue.Empty):
-            return ready.get(timeout=min(_LOOK, timeout / 10))
+            # Quick at first: one that is dead before it has been seen would never be.
+            return ready.get(timeout=min(_LOOK if workers else _LOOK / 50, timeout / 10))
         waited = time.monotonic() - began
         if dead := [worker for worker in workers if worker.exitcode]:
             grace = grace or waited + _GRACE  # its error may be on its way
