@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import queue
 import re
 import signal
@@ -39,12 +40,12 @@ def attended(batches: Iterator[Any], timeout: float) -> Iterator[Any]:
       ReadingFault: no batch came in time, or a worker process died.
     """
     ready, wanted, ended = queue.SimpleQueue[Any](), threading.Semaphore(2), threading.Event()
-    before = multiprocessing.active_children()
+    before, other = multiprocessing.active_children(), _unborn()
     reader = threading.Thread(target=_read, args=(batches, ready, wanted, ended), name="jaxcnn-data", daemon=True)
     reader.start()
     workers = set[BaseProcess]()  # one that has died is no active child any more
     try:
-        while (item := _wait(ready, timeout, before, workers)) is not None:
+        while (item := _wait(ready, timeout, before, workers, other)) is not None:
             if isinstance(item, BaseException):
                 raise _named(item, workers)
             wanted.release()
@@ -76,23 +77,25 @@ def _read(batches: Any, ready: Any, wanted: threading.Semaphore, ended: threadin
         batches.close()
 
 
-def _wait(ready: Any, timeout: float, before: list[BaseProcess], workers: set[BaseProcess]) -> Any:
+def _wait(ready: Any, timeout: float, before: list[BaseProcess], workers: set[BaseProcess], other: Any) -> Any:
     """The next item; after a tenth of the time a line says what is waited for.
 
     Args:
       workers: those seen so far, to which new ones are added.
+      other: what `_unborn` said before there were any.
     """
     began, said, grace = time.monotonic(), False, 0.0
     while True:
         workers.update(_since(before))
         with contextlib.suppress(queue.Empty):
-            # Quick at first: one that is dead before it has been seen would never be.
-            return ready.get(timeout=min(_LOOK if workers else _LOOK / 50, timeout / 10))
+            return ready.get(timeout=min(_LOOK, timeout / 10))
         waited = time.monotonic() - began
-        if dead := [worker for worker in workers if worker.exitcode]:
-            grace = grace or waited + _GRACE  # its error may be on its way
-            if waited > grace:
-                raise _died(dead[0].exitcode or 0, f"process {dead[0].pid}, one of {len(workers)} that read the data,")
+        dead = [(worker.pid, worker.exitcode) for worker in workers if worker.exitcode]
+        if (unborn := _unborn()) and unborn != other:
+            dead.append(unborn)
+        grace = (grace or waited + _GRACE) if dead else 0.0  # its error may be on its way
+        if dead and waited > grace:
+            raise _died(dead[0][1], f"process {dead[0][0]}, one of those that read the data,")
         numbers = ", ".join(str(worker.pid) for worker in _since(before))
         of = f" of worker processes {numbers}" if numbers else ""
         if waited > timeout:
@@ -103,6 +106,17 @@ def _wait(ready: Any, timeout: float, before: list[BaseProcess], workers: set[Ba
         if waited > timeout / 10 and not said:
             print(f"waiting    no batch{of} for {timeout / 10:,.3g} s", file=sys.stderr, flush=True)
             said = True
+
+
+def _unborn() -> tuple[int, int] | None:
+    """Number and exit code of a child that is dead and that nobody has asked about.
+
+    `multiprocessing` does not know a process yet that dies before it has read what to do, and waits for it for ever.
+    """
+    with contextlib.suppress(ChildProcessError, AttributeError):  # no children; a system without `waitid`
+        if info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return info.si_pid, info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+    return None
 
 
 def _named(error: BaseException, workers: set[BaseProcess]) -> BaseException:

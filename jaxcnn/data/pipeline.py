@@ -139,6 +139,10 @@ def read_ahead(batches: Any, workers: int, prefetch: int, timeout: float = TIMEO
         return attended(iter(batches.to_iter_dataset(options)), timeout)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which jaxcnn's command line does not use
+    # After a run that ends at once, Python's tracker tidies up; what it would say of that is not the last word to have.
+    quiet = "ignore:resource_tracker"
+    if quiet not in (warnings := os.environ.get("PYTHONWARNINGS", "")):
+        os.environ["PYTHONWARNINGS"] = f"{warnings},{quiet}".lstrip(",")
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
     # Shared memory is for images: what is small goes through the queue, and cannot be left over.
     sharing = grain.experimental.DatasetOptions(min_shm_size=2**16)
