@@ -15,9 +15,9 @@ everywhere() {
 }
 
 if [ "$1" = stop ]; then
-  everywhere "kill -TERM \$(cat /tmp/jaxcnn-train.pid)"
+  everywhere "kill -TERM \$(cat \$HOME/.jaxcnn-train.pid)"
   exit
 fi
 : "${2:?$usage}"
 words=$(printf ' %q' train --config "$1" --workdir "$2" "${@:3}")
-everywhere "cd $checkout && echo \$\$ >/tmp/jaxcnn-train.pid && exec .venv/bin/jaxcnn$words"
+everywhere "cd $checkout && echo \$\$ >\$HOME/.jaxcnn-train.pid && exec .venv/bin/jaxcnn$words"

@@ -344,7 +344,7 @@ def test_the_tpu_script_runs_one_command_on_all_hosts(tmp_path):
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=zone", "--worker=all",
-        "--command=cd /code && echo $$ >/tmp/jaxcnn-train.pid && exec .venv/bin/jaxcnn"
+        "--command=cd /code && echo $$ >$HOME/.jaxcnn-train.pid && exec .venv/bin/jaxcnn"
         " train --config experiments/a\\ b.py --workdir /nfs/run --config.steps=5",
     ]  # fmt: skip
 
