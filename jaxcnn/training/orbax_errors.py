@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,7 +43,9 @@ def steady() -> None:
 
 
 def _raised_nowhere(record: logging.LogRecord) -> bool:
-    return "/orbax/" not in record.pathname and "/orbax/" not in record.getMessage()
+    trace = record.exc_info[2] if record.exc_info else None
+    places = [record.pathname, record.getMessage(), *(frame.filename for frame in traceback.extract_tb(trace))]
+    return not any("/orbax/" in place for place in places)
 
 
 def _report(before: Callable[[Any], None], what: Any) -> None:

@@ -25,6 +25,19 @@ def test_only_the_records_of_orbax_are_dropped(logger, path, message, printed):
     assert bool(logging.getLogger(logger).filter(record)) == printed
 
 
+@pytest.mark.parametrize(("path", "printed"), [("/packages/orbax/x.py", False), ("/packages/grain/x.py", True)])
+def test_an_error_that_was_raised_in_orbax_is_dropped_whoever_tells_of_it(path, printed):
+    quieten()
+    with pytest.raises(ValueError, match="disk full") as raised:
+        exec(compile("raise ValueError('disk full')", path, "exec"))
+    error = raised.value
+    record = logging.LogRecord(
+        "asyncio", logging.ERROR, "/lib/asyncio/base_events.py", 1, "exception was never retrieved", None,
+        (type(error), error, error.__traceback__),
+    )  # fmt: skip
+    assert bool(logging.getLogger("asyncio").filter(record)) == printed
+
+
 def test_only_what_is_told_to_an_ended_event_loop_is_dropped(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
