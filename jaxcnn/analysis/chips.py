@@ -75,7 +75,7 @@ BOOK_GPUS = "How to Scale Your Model, GPUs, https://jax-ml.github.io/scaling-boo
 PRECISION = "JAX docs, matmul precision, https://docs.jax.dev/en/latest/201/precision.html"
 NCCL = "NCCL's tuning model, protocol LL, https://github.com/NVIDIA/nccl src/graph/tuning.cc"
 XLA = "XLA's target config of the {} SXM, https://github.com/openxla/xla xla/backends/gpu/target_config/specs"
-DATASHEET = "NVIDIA's {0} datasheet, dense, as quoted at https://glennklockwood.com/garden/processors/{0}"
+DATASHEET = "NVIDIA's {0} datasheet, dense, as quoted at https://glennklockwood.com/garden/processors, page {0}"
 NONE = Sourced(0, "the platform has none")
 
 
@@ -92,7 +92,7 @@ def _tpu(version: str, kind: str, peak: float, hbm: tuple[int, float], link: Sou
         memory_bandwidth=Sourced(hbm[1], page),
         link=link,
         hop=Sourced(1e-6, f"{BOOK} (question 5: of v5e; taken for all)"),
-        launch=Sourced(0, f"none published; measured where three hops make 3 µs: 8 µs, {BOOK} ch. 3"),
+        launch=Sourced(0, f"none published; measured where three hops make 3 µs: 8 µs, {BOOK}, ch. 3"),
         torus=Sourced(axes, page),
         wrap=wrap,
         nic=NONE,
