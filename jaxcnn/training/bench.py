@@ -4,7 +4,7 @@ import itertools
 import statistics
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -46,13 +46,13 @@ def measure(
         if not config.data.resident:
             rates["data_only"].append(size * steps / _reading(data, steps, warmup))
         calls = resident_calls or _streamed(data, program.mesh)
-        state, call, lap = _stepping(train_step, state, calls, size, steps, warmup)
+        state, call, lap = stepping(train_step, state, calls, size, steps, warmup)
         rates["end_to_end"].append(lap["train/images_per_sec"])
         rates["data_wait_frac"].append(lap["train/data_wait_frac"])
         if not config.data.resident:
             calls.close()  # the readers have the cores no more
         # What is on the devices is not donated: the last call serves again.
-        state, _, lap = _stepping(train_step, state, itertools.repeat(call), size, steps, warmup)
+        state, _, lap = stepping(train_step, state, itertools.repeat(call), size, steps, warmup)
         rates["device_only"].append(lap["train/images_per_sec"])
     return rates
 
@@ -71,10 +71,22 @@ def summary(rates: Rates, shared: bool) -> dict[str, Any]:
         limits["of_shared"] = [1 / sum(1 / rate for rate in pair) for pair in both]
     for name, limit in limits.items():
         parts[name] = [rate / most for rate, most in zip(rates["end_to_end"], limit, strict=True)]
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
-        for name, values in parts.items()
-    }
+    return {name: spread(values) for name, values in parts.items()}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes and all of the repeats of a measurement."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
+
+
+def one_call(config: Config, data: Data, program: Program, steps: int) -> Call:
+    """A call of the train step to take over and over, as what is on the devices is not donated.
+
+    It takes one step; with `config.data.resident` up to `steps` of them.
+    """
+    resident_calls = _resident(data, program, steps, steps) if config.data.resident else None
+    with closing(resident_calls or _streamed(data, program.mesh, 1)) as calls:
+        return next(calls)
 
 
 def _resident(data: Data, program: Program, steps: int, warmup: int) -> Calls:
@@ -88,8 +100,8 @@ def _resident(data: Data, program: Program, steps: int, warmup: int) -> Calls:
     return resident.train_feed(data, program.mesh, examples, 0, _ENDLESS, most, next_stop)
 
 
-def _streamed(data: Data, mesh: Mesh) -> Calls:
-    with closing(on_devices(data.train_batches(0, _ENDLESS), mesh)) as batches:
+def _streamed(data: Data, mesh: Mesh, stop: int = _ENDLESS) -> Calls:
+    with closing(on_devices(data.train_batches(0, stop), mesh)) as batches:
         for batch in batches:
             yield 1, batch
 
@@ -109,10 +121,19 @@ def _reading(data: Data, steps: int, warmup: int) -> float:
             batches.close()
 
 
-def _stepping(
+def stepping(
     train_step: Any, state: Any, calls: Iterator[Call], size: int, steps: int, warmup: int
 ) -> tuple[Any, Call, dict[str, float]]:
-    """Take steps as the loop does -> the state, the last call, and what the loop's clock says of those that count."""
+    """Take steps as the loop does, and wait for their end.
+
+    Args:
+      train_step, state: as those of `measure`.
+      size: images of a step.
+      steps, warmup: that count and that come before them; more where the last call takes more than one.
+
+    Returns:
+      The state, the last call, and what the loop's clock says of the steps that count, such as "train/images_per_sec".
+    """
     call: Call = 0, None
     for goal in (warmup, steps):
         clock, taken, flying = Clock({}, time.monotonic()), 0, deque[Any]()

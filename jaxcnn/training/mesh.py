@@ -1,7 +1,7 @@
 """The named mesh of devices, and batches on it; `jaxcnn.training.placement` says where the state lies."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,15 +21,18 @@ class Closable(Protocol):
         """Let go of what it holds."""
 
 
-def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Mesh:
     """A mesh of data × model devices, -1 is the rest of those there are. One device is the same code.
 
     The devices of a row, those along `model`, are neighbours: of one process if it has as many.
 
+    Args:
+      devices: to take instead of those of this machine; they need not exist where a step is only compiled.
+
     Raises:
       UserError: more devices asked for than there are, or -1 for what does not come out even.
     """
-    devices = jax.devices()
+    devices = devices or jax.devices()
     asked = f"config.mesh asks for {data} × {model} devices, there are {len(devices)} ({devices[0].device_kind})"
     if -1 in (data, model):
         fixed = -data * model

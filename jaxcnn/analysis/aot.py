@@ -1,0 +1,189 @@
+"""The training step compiled for devices that are not there, and what the compiler says of it.
+
+What a compiler gave is kept on the disk under the lowered program, so that it is asked once.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcnn import UserError
+from jaxcnn.analysis import compiled
+from jaxcnn.analysis.topology import Topology
+from jaxcnn.training.collectives import collectives_of
+from jaxcnn.training.hlo import Module
+from jaxcnn.training.program import Program
+
+_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables that change what is compiled
+_PACKAGES = ("jaxlib", "libtpu", "jax-cuda12-plugin")
+_UNFIT = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.I)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_TPU_RESERVED = 2**28  # of each device's HBM: a v5e's compiler refuses programs of more than 15.75 of its 16 GiB
+_GPU_SHARE = 0.75  # what JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept; JAXCNN_AOT_CACHE moves it."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("JAXCNN_AOT_CACHE") or home / "jaxcnn" / "aot")
+
+
+def memory_limit(topology: Topology) -> int:
+    """Bytes that a program may have on one device."""
+    chip = topology.chip
+    whole = chip.memory.value / chip.devices
+    return int(whole - _TPU_RESERVED if chip.platform == "tpu" else whole * _GPU_SHARE)
+
+
+def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str, Any]:
+    """What the compiler gives for the training step of `program`, whose mesh is of abstract devices.
+
+    Returns:
+      "seconds" of compilation, "memory" {bytes by kind}, "cost" {flops, bytes accessed}, empty on a GPU, and "text"; or
+      "unfit", [bytes needed, bytes there are], of a program that the compiler refuses for its size. "cached" says
+      whether it was on the disk.
+    """
+    lowered = program.train_step.lower(program.state, program.batch)
+    path = folder / f"{_key(lowered.as_text(), topology)}.json.gz"
+    if kept := _read(path):
+        return kept | {"cached": True}
+    start = time.monotonic()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = _UNFIT.search(str(error))
+        if not used:
+            raise
+        sizes = [round(float(used[i]) * _UNITS[used[i + 1].upper()]) for i in (1, 3)]
+        found: dict[str, Any] = {"unfit": sizes}
+    else:
+        memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
+        names = ("argument", "output", "alias", "temp", "generated_code")
+        found = {
+            "memory": {name: getattr(memory, f"{name}_size_in_bytes") for name in names},
+            "cost": {name: cost[name] for name in ("flops", "bytes accessed") if cost.get(name)},
+            "text": executable.as_text(),
+        }
+    found["seconds"] = time.monotonic() - start
+    _write(path, found)
+    return found | {"cached": False}
+
+
+def _key(text: str, topology: Topology) -> str:
+    versions = [f"{name} {_version(name)}" for name in _PACKAGES]
+    options = [f"{name}={os.environ.get(name, '')}" for name in _OPTIONS]
+    words = [topology.version, str(topology.shape), *versions, *options, text]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is kept there; a damaged file is as good as none."""
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError):
+        return None
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(gzip.compress(json.dumps(found).encode(), 6))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path.parent}: {error.strerror}: JAXCNN_AOT_CACHE moves the cache of compilations") from error
+
+
+def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[str, Any]:
+    """The compiled part of a row, from what `compile_step` returned; of one chip, or of one image."""
+    row: dict[str, Any] = {"compile_seconds": found["seconds"], "notes": []}
+    empty = ("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "temp_bytes", "wire_bytes")
+    if "unfit" in found:
+        needed, there = found["unfit"]
+        sizes = {"hbm_bytes": needed, "hbm_limit_bytes": there, "fits": False}
+        return row | dict.fromkeys(empty) | sizes | {"memory": {}, "collectives": {}, "collective_groups": []}
+    module = Module(found["text"])
+    devices, cores = program.mesh.size, topology.chip.devices
+    images = program.batch["label"].shape[0] / devices
+    flops, accessed = found["cost"].get("flops"), found["cost"].get("bytes accessed")
+    if not flops or module.loops:
+        flops = compiled.product_flops(module)
+        row["notes"].append("FLOPs are those of convolutions and matrix products")
+    if not accessed or module.loops:
+        accessed = compiled.bytes_accessed(module)
+    memory = _memory(found["memory"], program, compiled.activations(module))
+    total, limit = sum(memory.values()), memory_limit(topology)
+    groups = _together(collectives_of(module, devices))
+    return row | {
+        "flops_per_image": flops / images,
+        "bytes_per_image": accessed / images,
+        "hbm_traffic_per_image": min(accessed, compiled.hbm_traffic(module)) / images,
+        "intensity": flops / accessed,
+        "memory": {name: size * cores for name, size in memory.items()},
+        "temp_bytes": found["memory"]["temp"] * cores,
+        "hbm_bytes": total * cores,
+        "hbm_limit_bytes": limit * cores,
+        "fits": total <= limit,
+        "collectives": _by_kind(groups),
+        "collective_groups": groups,
+    }
+
+
+def _memory(sizes: dict[str, int], program: Program, kept: int) -> dict[str, int]:
+    """Bytes on one device by what they are for; their sum is the peak, of which the compiler gave the parts."""
+    state = program.state
+    parts = {
+        "parameters": _held(state.params),
+        "optimizer": _held((state.opt_state, state.ema)),
+        "batch": _held(program.batch),
+    }
+    held = sizes["argument"] + max(0, sizes["output"] - sizes["alias"]) + sizes["generated_code"]
+    activations = min(kept, sizes["temp"])
+    return parts | {
+        "other": held - sum(parts.values()),  # statistics, metrics, the program itself, and the layouts' padding
+        "activations": activations,
+        "temporaries": sizes["temp"] - activations,
+    }
+
+
+def _held(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.size)
+
+
+def _together(found: list[Any]) -> list[dict[str, Any]]:
+    """Collectives of one kind, size and group as one entry, in the order of their first."""
+    entries: dict[tuple[Any, ...], int] = {}
+    for kind, number, size, group, groups in found:
+        if group > 1:
+            entries[kind, size, group, groups] = entries.get((kind, size, group, groups), 0) + number
+    return [
+        {"kind": kind, "count": count, "bytes": size, "group_size": group, "groups": groups}
+        for (kind, size, group, groups), count in entries.items()
+    ]
+
+
+def _by_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for entry in groups:
+        sums = found.setdefault(entry["kind"], {"count": 0, "bytes": 0})
+        sums["count"] += entry["count"]
+        sums["bytes"] += entry["count"] * entry["bytes"]
+    return found

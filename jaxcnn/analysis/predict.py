@@ -1,0 +1,68 @@
+"""Step time predicted from three ceilings: arithmetic, memory and interconnect. Nothing here is a measurement.
+
+Each part is what it would take alone at the chip's published peak (the roofline of Williams et al. 2009;
+`analysis.chips`). A step takes the longest of them if they overlap fully, and their sum if they do not at all: hence
+intervals. Memory has two figures, too: "bytes accessed" counts every kernel's operands wherever they lie, HBM traffic
+leaves out what the compiler keeps on the chip. The quick end has the second.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxcnn.analysis.chips import collective_seconds, wire_bytes
+from jaxcnn.analysis.topology import Topology
+
+PREDICTED = (
+    *("compute_seconds", "memory_seconds", "network_seconds", "latency_seconds", "predicted_step_seconds"),
+    *("predicted_images_per_sec_per_chip", "bound", "predicted_efficiency", "wire_bytes"),
+)
+
+
+def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
+    """The predicted part of a row, from its compiled part; all None for a program that does not fit the compiler."""
+    if row["flops_per_image"] is None:
+        return dict.fromkeys(PREDICTED)
+    chip, images = topology.chip, row["batch_per_chip"]
+    compute = images * row["flops_per_image"] / chip.flops[row["dtype"]].value
+    memory, least = (
+        images * row[key] / chip.memory_bandwidth.value for key in ("bytes_per_image", "hbm_traffic_per_image")
+    )
+    network = latency = wire = 0.0
+    for entry in row["collective_groups"]:
+        what = entry["kind"], entry["bytes"], entry["group_size"]
+        cost = collective_seconds(chip, topology.shape, *what)
+        network += entry["count"] * (cost.bandwidth + cost.latency)
+        latency += entry["count"] * cost.latency
+        wire += entry["count"] * chip.devices * wire_bytes(*what)
+    parts = {"compute": compute, "memory": memory, "network": network}
+    seconds = [max(compute, least, network), sum(parts.values())]
+    return {
+        "compute_seconds": compute,
+        "memory_seconds": memory,
+        "network_seconds": network,
+        "latency_seconds": latency,
+        "predicted_step_seconds": seconds,
+        "predicted_images_per_sec_per_chip": [images / seconds[1], images / seconds[0]],
+        "bound": max(parts, key=lambda name: parts[name]),
+        "wire_bytes": wire,
+    }
+
+
+def efficiencies(rows: Sequence[dict[str, Any]], series: Iterable[Any]) -> None:
+    """Set "predicted_efficiency" of `rows`: images/s a chip against those of the fewest chips in the same series.
+
+    Both ends compare like with like: all overlapped with all overlapped, nothing with nothing.
+    """
+    first: dict[Any, dict[str, Any]] = {}
+    series = list(series)
+    for key, row in sorted(zip(series, rows, strict=True), key=lambda pair: pair[1]["chips"]):
+        if row["predicted_images_per_sec_per_chip"]:
+            first.setdefault(key, row)
+    for key, row in zip(series, rows, strict=True):
+        rates = row["predicted_images_per_sec_per_chip"]
+        ratios = (
+            [a / b for a, b in zip(rates, first[key]["predicted_images_per_sec_per_chip"], strict=True)]
+            if rates
+            else []
+        )
+        row["predicted_efficiency"] = [min(ratios), max(ratios)] if ratios else None
