@@ -25,6 +25,7 @@ COMMANDS = {
     "tables": "the papers' tables, the published value beside ours",
     "weights": "import and export other frameworks' weights",
     "data": "list, prepare and check data sets",
+    "scaling": "what a config costs on 1 to thousands of chips, compiled for them or measured",
 }
 _USAGE = "usage: jaxcnn COMMAND [--debug] …\n\ncommands:\n"
 _THEIRS = {

@@ -113,7 +113,7 @@ def _write(path: Path, found: dict[str, Any]) -> None:
 
 def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[str, Any]:
     """The compiled part of a row, from what `compile_step` returned; of one chip, or of one image."""
-    row: dict[str, Any] = {"compile_seconds": found["seconds"], "notes": []}
+    row: dict[str, Any] = {"compile_seconds": found["seconds"], "cached": found["cached"], "notes": []}
     empty = ("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "temp_bytes", "wire_bytes")
     if "unfit" in found:
         needed, there = found["unfit"]

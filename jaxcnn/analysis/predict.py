@@ -6,7 +6,7 @@ intervals. Memory has two figures, too: "bytes accessed" counts every kernel's o
 leaves out what the compiler keeps on the chip. The quick end has the second.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxcnn.analysis.chips import collective_seconds, wire_bytes
@@ -43,26 +43,19 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
         "latency_seconds": latency,
         "predicted_step_seconds": seconds,
         "predicted_images_per_sec_per_chip": [images / seconds[1], images / seconds[0]],
+        "predicted_efficiency": None,
         "bound": max(parts, key=lambda name: parts[name]),
         "wire_bytes": wire,
     }
 
 
-def efficiencies(rows: Sequence[dict[str, Any]], series: Iterable[Any]) -> None:
-    """Set "predicted_efficiency" of `rows`: images/s a chip against those of the fewest chips in the same series.
+def efficiencies(rows: Sequence[dict[str, Any]]) -> None:
+    """Set "predicted_efficiency" of one series, fewest chips first: images/s a chip against those of the first row.
 
     Both ends compare like with like: all overlapped with all overlapped, nothing with nothing.
     """
-    first: dict[Any, dict[str, Any]] = {}
-    series = list(series)
-    for key, row in sorted(zip(series, rows, strict=True), key=lambda pair: pair[1]["chips"]):
-        if row["predicted_images_per_sec_per_chip"]:
-            first.setdefault(key, row)
-    for key, row in zip(series, rows, strict=True):
-        rates = row["predicted_images_per_sec_per_chip"]
-        ratios = (
-            [a / b for a, b in zip(rates, first[key]["predicted_images_per_sec_per_chip"], strict=True)]
-            if rates
-            else []
-        )
-        row["predicted_efficiency"] = [min(ratios), max(ratios)] if ratios else None
+    known = [row for row in rows if row["predicted_images_per_sec_per_chip"]]
+    for row in known:
+        rates, first = (r["predicted_images_per_sec_per_chip"] for r in (row, known[0]))
+        ratios = [rate / of for rate, of in zip(rates, first, strict=True)]
+        row["predicted_efficiency"] = [min(ratios), max(ratios)]

@@ -1,0 +1,194 @@
+"""`jaxcnn scaling`: what a config costs on 1 to thousands of chips, compiled for chips that need not be there."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxcnn import UserError
+from jaxcnn.commands.common import OVERRIDES, Parser, parse
+from jaxcnn.commands.scaling_plan import Request, Run, Study, read_study, requests_of, sweep_of
+
+
+def main(argv: list[str]) -> int:
+    """Compile, predict and draw, or measure, as `argv` says; what is made is in --out."""
+    parser = _parser()
+    arguments, overrides = parse(parser, argv)
+    _check_use(parser, arguments, overrides)
+    out: Path = arguments.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is no folder: name one, new or old")
+    if arguments.measure:
+        from jaxcnn.commands.scaling_measure import measured
+
+        return measured(arguments, overrides)
+    study = _study(arguments, overrides)
+    requests = [request for run in study.runs for request in requests_of(run)]
+    rows, failures = _rows(requests, arguments.jobs)
+    if rows:
+        _write(out, rows, study)
+    return _verdict(rows, failures, study.unfit)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("jaxcnn scaling", description=__doc__, epilog=OVERRIDES)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE", help="experiment file; it is Python and is executed")
+    what.add_argument("--config-json", metavar="FILE", help="a config in JSON, such as a run's config.json")
+    what.add_argument("--study", metavar="FILE", type=Path, help="a study, such as experiments/scaling/*.toml")
+    add = parser.add_argument
+    add("--topology", metavar="NAME", action="append", default=[], help="tpu:v5e:4x4, tpu:v4:64, gpu:h100:8; again")
+    words = "a config key or one of mesh and its values, such as model=1,2 or norm.scope=global,shard; again"
+    add("--sweep", metavar="KEY=V,V", action="append", default=[], help=words)
+    words = "images a chip, whatever the slice: weak scaling (default: the global batch of the config, strong scaling)"
+    add("--batch-per-chip", metavar="N,N", type=_counts, default=[], help=words)
+    add("--out", metavar="DIR", type=Path, required=True, help="folder of scaling.md, .csv, .json and pictures")
+    add("--jobs", metavar="N", type=_count, help="compilations at a time (default: as cores and memory allow)")
+    add("--unfit", action="store_true", help="a program that does not fit is a result, and no error")
+    add("--measure", action="store_true", help="run the step on this machine's devices, and compile for no other")
+    add("--devices", metavar="N,N", type=_counts, help="--measure: how many of them (default: 1, 2, 4 … all)")
+    for name, default in (("steps", 20), ("warmup", 5), ("repeats", 5)):
+        add(f"--{name}", metavar="N", type=_count, help=f"--measure: {name} (default: {default})")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 or more")
+    return number
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(number) for number in text.split(",")]
+
+
+def _check_use(parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: Sequence[Any]) -> None:
+    """Options that would be without effect are wrong use."""
+    given = {f"--{name}" for name in ("devices", "steps", "warmup", "repeats") if getattr(arguments, name)}
+    if given and not arguments.measure:
+        parser.error(f"{', '.join(sorted(given))}: these go with --measure")
+    ahead = [f"--{name}" for name in ("topology", "sweep", "jobs", "unfit") if getattr(arguments, name)]
+    if arguments.measure and (ahead or arguments.study):
+        parser.error(
+            f"--measure takes {'no --study' if arguments.study else f'no {ahead[0]}'}: it runs on this machine"
+        )
+    if arguments.study and (arguments.topology or arguments.sweep or arguments.batch_per_chip or overrides):
+        parser.error("--study says what is run: it takes no --topology, --sweep, --batch-per-chip or --config.KEY")
+    if not (arguments.study or arguments.measure or arguments.topology):
+        parser.error("no --topology, such as tpu:v5e:2x2, tpu:v4:64 or gpu:h100:8")
+
+
+def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Study:
+    if arguments.study:
+        study = read_study(arguments.study)
+        return Study(study.title, study.about, study.runs, study.unfit or arguments.unfit)
+    config, is_json = arguments.config or arguments.config_json, not arguments.config
+    sweep = sweep_of(arguments.sweep)
+    run = Run(config, arguments.topology, arguments.batch_per_chip, overrides, sweep, json=is_json)
+    return Study(f"Scaling of {config}", "", [run], arguments.unfit)
+
+
+def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
+    """Complete rows of what was compiled, and (what went wrong, is it the user's) of what was not."""
+    from jaxcnn.analysis.aot import cache_folder
+    from jaxcnn.analysis.predict import efficiencies, predict
+    from jaxcnn.analysis.scaling_report import label
+    from jaxcnn.analysis.scaling_series import series
+    from jaxcnn.commands.scaling_run import check_compilers, compile_all, default_jobs
+
+    check_compilers(requests)
+    with _progress(len(requests)) as say:
+        answers = compile_all(requests, jobs or default_jobs(), cache_folder(), say)
+    rows, failures = [], []
+    for request, answer in zip(requests, answers, strict=True):
+        if "error" in answer:
+            failures.append((f"{request.topology.name}: {answer['error']}", answer["mine"]))
+            continue
+        row = request.row | answer | {"notes": request.row["notes"] + answer["notes"]}
+        rows.append(row | predict(row, request.topology))
+    for points in series(rows).values():
+        efficiencies(points)
+    label(rows)
+    return rows, failures
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """What tells of each compilation: a bar on a terminal, else plain lines."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, text: print(f"{done}/{total} {text}", file=sys.stderr, flush=True)
+        return
+    with Progress(console=console) as bar:
+        task = bar.add_task("compiling", total=total)
+
+        def say(done: int, text: str) -> None:
+            bar.console.print(text, highlight=False, markup=False)
+            bar.update(task, completed=done)
+
+        yield say
+
+
+def _write(out: Path, rows: list[dict[str, Any]], study: Study) -> None:
+    from jaxcnn.analysis import scaling_plots, scaling_report
+    from jaxcnn.analysis.chips import CHIPS
+    from jaxcnn.training.log import write_atomically
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "scaling.json", scaling_report.as_json(rows))
+    write_atomically(out / "scaling.csv", scaling_report.as_csv(rows))
+    roofs = {
+        row["chip"]: (CHIPS[row["chip"]].flops[row["dtype"]].value, CHIPS[row["chip"]].memory_bandwidth.value)
+        for row in rows
+    }
+    pictures = [path.name for path in scaling_plots.draw(rows, out, roofs)]
+    text = scaling_report.as_markdown(rows, study.title, study.about, pictures, _made())
+    write_atomically(out / "scaling.md", text)
+    print(scaling_report.in_terminal(rows))
+    print(f"{', '.join(['scaling.md', 'scaling.csv', 'scaling.json', *pictures])} in {out}")
+
+
+def _made() -> str:
+    """What the figures were made with."""
+    from importlib import metadata
+
+    from jaxcnn.commands.scaling_run import plugins
+    from jaxcnn.training.report import commit
+
+    found = {d.name: d.version for d in metadata.distributions(path=[*sys.path, str(plugins())])}
+    names = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+    versions = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    return f"Made by `jaxcnn scaling`, commit {commit() or 'unknown'}; {versions}."
+
+
+def _verdict(rows: list[dict[str, Any]], failures: list[tuple[str, bool]], unfit_is_fine: bool) -> int:
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        if any(not mine for _, mine in failures):
+            print(f"jaxcnn: {next(text for text, mine in failures if not mine)}{more}", file=sys.stderr)
+            return 1
+        raise UserError(failures[0][0] + more)
+    unfit = [row for row in rows if not row["fits"]]
+    if unfit and not unfit_is_fine:
+        more = f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""
+        raise UserError(_mend(unfit[0]) + more)
+    return 0
+
+
+def _mend(row: dict[str, Any]) -> str:
+    """By how much a program does not fit, and what would make it fit."""
+    needed, limit, batch = row["hbm_bytes"], row["hbm_limit_bytes"], row["batch_per_chip"]
+    state = sum(row["memory"].get(kind, 0) for kind in ("parameters", "optimizer", "other"))
+    fitting = int(batch * max(0, limit - state) / max(1, needed - state))
+    ways = [f"about {fitting} images a chip"] if 0 < fitting < batch else []
+    ways += ["--config.remat=block"] if row["variant"].get("remat") != "block" else []
+    ways += ["--config.mesh.placement=fsdp"] if row["chips"] > 1 else []
+    over = f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f}, {(needed - limit) / 2**30:.2f} too many"
+    what = f"{row['model']} at {batch:g} images a chip does not fit {row['topology']}"
+    return f"{what}: it takes {over}: try {' or '.join(ways)}; --unfit makes it a result"
