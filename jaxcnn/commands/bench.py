@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jaxcnn
@@ -12,6 +13,7 @@ from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, par
 
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
+_PROFILED = 5  # steps
 _ROWS = {  # what is measured: its title and its form
     "data_only": ("data only", "{:,.0f}"),
     "device_only": ("device only", "{:,.0f}"),
@@ -23,13 +25,15 @@ _ROWS = {  # what is measured: its title and its form
 
 
 def main(argv: list[str]) -> int:
-    """Measure as `argv` says. Nothing is written to disk."""
+    """Measure as `argv` says. Nothing is written to disk but what --profile asks for."""
     parser = Parser("jaxcnn bench", description=__doc__, epilog=OVERRIDES)
     add_config(parser)
     number = {"metavar": "N", "type": _count}
     parser.add_argument("--steps", **number, default=50, help="steps of a measurement that count (default: 50)")
     parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
     parser.add_argument("--repeats", **number, default=5, help="measurements of each part, in turn (default: 5)")
+    words = f"afterwards, trace {_PROFILED} steps and sum them by operation; TensorBoard and Perfetto open the trace"
+    parser.add_argument("--profile", metavar="DIR", type=Path, help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     arguments, overrides = parse(parser, argv)
 
@@ -37,7 +41,11 @@ def main(argv: list[str]) -> int:
     set_up_jax()
     import jax
 
-    result = _measure(config, arguments.steps, arguments.warmup, arguments.repeats)
+    if arguments.profile:
+        from jaxcnn.analysis.profile import prepare
+
+        prepare(arguments.profile)
+    result = _measure(config, arguments.steps, arguments.warmup, arguments.repeats, arguments.profile)
     if jax.process_index() == 0:
         print(json.dumps(result) if arguments.json else _table(result))
     return 0
@@ -51,8 +59,8 @@ def _count(text: str) -> int:
     return number
 
 
-def _measure(config: Any, steps: int, warmup: int, repeats: int) -> dict[str, Any]:
-    """What `--json` prints."""
+def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | None) -> dict[str, Any]:
+    """What `--json` prints; a profile is put into `folder`."""
     import jax
     import jax.numpy as jnp
 
@@ -75,6 +83,7 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int) -> dict[str, An
         print(report.compiled(train_step, time.monotonic() - compiling), file=sys.stderr, flush=True)
     lengths = {"steps": steps, "warmup": warmup, "repeats": repeats}
     rates = bench.measure(config, data, program, state, train_step, **lengths)
+    profile = {"profile": _profile(folder, config, data, program, train_step)} if folder else {}
     shared = devices[0].platform == "cpu"
     return {
         "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
@@ -84,7 +93,20 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int) -> dict[str, An
         "cores": usable_cores() * jax.process_count(), "shared": shared,
         "config_hash": config_hash(config), "commit": commit,
         "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
+        **profile,
     }  # fmt: skip
+
+
+def _profile(folder: Path, config: Any, data: Any, program: Any, train_step: Any) -> dict[str, Any]:
+    """The profile of the step alone, which is put into `folder`."""
+    from jaxcnn.analysis import profile
+    from jaxcnn.training.bench import one_call
+
+    call = one_call(config, data, program, _PROFILED)
+    summary = profile.record(folder, train_step, program.init(), call, _PROFILED)
+    if summary:
+        profile.write(folder, summary)
+    return {"folder": str(folder), **summary}
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -109,4 +131,9 @@ def _table(result: dict[str, Any]) -> str:
         lines += ["", "data.resident: the data stays on the devices, none is read in training."]
     elif result["shared"]:
         lines += ["", "The CPU is both: reading and the step share its cores, and together allow about", _SHARED]
+    if "profile" in result:
+        from jaxcnn.analysis.profile import table
+
+        folder = result["profile"]["folder"]
+        lines += ["", table(result["profile"]), "", f"More in {folder}: summary.md, and the trace, plugins/profile."]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ import pytest
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
+from jaxcnn.analysis import profile
 from jaxcnn.commands import bench as command
 from jaxcnn.data import pipeline
 from jaxcnn.training import bench
@@ -81,6 +82,44 @@ def test_resident_data_is_not_read(run):
     assert code == 0
     assert "data only" not in out
     assert all(title in out for title in ("device only", "end to end", "none is read in training"))
+
+
+def test_a_profile_is_taken_after_all_that_is_measured(run, tmp_path_factory, monkeypatch):
+    order, folder = [], tmp_path_factory.mktemp("profile") / "new"
+
+    def noted(name: str, work: Any) -> Any:
+        return lambda *args, **kwargs: order.append(name) or work(*args, **kwargs)
+
+    monkeypatch.setattr(bench, "measure", noted("measure", bench.measure))
+    monkeypatch.setattr(profile, "record", noted("record", profile.record))
+    code, out, _ = run(*LENGTHS, "--profile", str(folder), "--config.mesh.data=2")
+    assert (code, order) == (0, ["measure", "record"])
+    table = out[out.index("5 steps on 2 devices") :].splitlines()
+    assert max(map(len, table[:-1])) <= 80
+    assert any(line.startswith("all-reduce ") for line in table)
+    assert table[-1] == f"More in {folder}: summary.md, and the trace, plugins/profile."
+    assert sorted(path.name for path in folder.iterdir()) == ["plugins", "summary.json", "summary.md"]
+
+
+def test_the_profile_of_resident_data_counts_the_steps_of_a_call(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("profile")
+    several = ["--config.data.resident=true", "--config.data.steps_per_call=3", "--config.mesh.data=2"]
+    code, out, _ = run(*LENGTHS, "--json", "--profile", str(folder), *several)
+    assert code == 0
+    found = json.loads(out)["profile"]
+    assert json.loads((folder / "summary.json").read_text()) | {"folder": str(folder)} == found
+    assert found["steps"] == 6  # two calls
+    products = [row for row in found["operations"] if row["kind"] == "convolution"]
+    assert products
+    assert {row["count"] for row in products} == {1}
+
+
+@pytest.mark.parametrize(("where", "words"), [("tiny.py", "is a file"), ("tiny.py/below", "can be written to")])
+def test_a_profile_that_cannot_be_written_is_refused_before_anything_is_measured(run, monkeypatch, where, words):
+    monkeypatch.setattr(command, "_measure", None)
+    code, out, err = run("--profile", where)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
 
 
 @pytest.mark.parametrize(
