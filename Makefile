@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILERS := $(VENV)/aot/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-faults fuzz audit lint lock clean
+.PHONY: help demo aot test test-all test-faults fuzz audit lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +21,15 @@ $(STAMP): requirements.lock pyproject.toml
 
 .venv: $(STAMP)  ## the environment, from requirements.lock, hashes required
 
+# Not in the environment itself, where they would slow every start of JAX: `jaxcnn scaling` looks for them here.
+$(COMPILERS): requirements-aot.lock $(STAMP)
+	rm -rf $(VENV)/aot
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $(VENV)/aot \
+	  -r requirements-aot.lock
+	@touch $@
+
+aot: $(COMPILERS)  ## XLA's compilers for TPU and CUDA, beside the environment, for `jaxcnn scaling` (1.2 GB on the disk)
+
 demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw the result (about two minutes, installation included)
 	$(BIN)/jaxcnn train --config experiments/digits/resnet20.py --workdir runs/digits
 	$(BIN)/jaxcnn evaluate --workdir runs/digits --save runs/digits/predictions.png
@@ -29,10 +39,10 @@ demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw t
 	  '$(BIN)/jaxcnn plot runs/digits runs/longer --out runs/compare.png' \
 	  '$(BIN)/jaxcnn models' '$(BIN)/jaxcnn data list' 'make test'
 
-test: $(STAMP)  ## the fast tests
+test: $(STAMP) $(COMPILERS)  ## the fast tests
 	$(BIN)/python -m pytest -n 2
 
-test-all: $(STAMP)  ## every test, the long ones too
+test-all: $(STAMP) $(COMPILERS)  ## every test, the long ones too
 	$(BIN)/python -m pytest -n 2 -m ''
 
 test-faults: $(STAMP)  ## the fault campaign: kills, damage, full disks, signals (minutes); JAXCNN_FAULTS_TABLE=FILE keeps its table
@@ -52,11 +62,15 @@ lint: $(STAMP)  ## ruff (style, format) and pyright (types)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# One resolution for Python 3.11 to 3.13 on every platform. The extras cuda12, cuda13, tpu and aot stay outside: they are for
-# one machine each, and are installed over this environment.
-lock: $(STAMP)  ## renew requirements.lock from pyproject.toml (UPGRADE=1: to the newest releases)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --extra prepare --extra dev pyproject.toml -o requirements.lock
+# One resolution for Python 3.11 to 3.13 on every platform. The extras cuda12, cuda13 and tpu stay outside: they are for one
+# machine each, and are installed over this environment. Those of aot have a file of their own, of the same resolution.
+PIN = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command 'make lock' --extra prepare --extra dev pyproject.toml
+lock: $(STAMP)  ## renew the lock files from pyproject.toml (UPGRADE=1: to the newest releases)
+	$(PIN) $(if $(UPGRADE),--upgrade) -o requirements.lock
+	$(PIN) --no-header --extra aot --constraint requirements.lock -o $(VENV)/aot.lock
+	awk 'BEGIN { print "# By `make lock`: what `make aot` installs." } /^[a-z]/ { keep = /^(libtpu|jax-cuda)/ } keep' \
+	  $(VENV)/aot.lock > requirements-aot.lock
 
 clean:  ## remove the environment and the demo's run
 	rm -rf $(VENV) runs/digits
