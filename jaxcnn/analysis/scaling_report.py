@@ -213,19 +213,20 @@ def _ceilings(chip: str) -> str:
 
 
 def in_terminal(rows: Sequence[Row]) -> str:
-    """The rows in 80 columns: what fits, how fast, how well it scales, and what bounds it."""
+    """The rows in 80 columns: what fits, how fast, how well it scales, and what bounds it; or what was measured."""
     lines = []
     for name, points in series(list(rows)).items():
-        lines += [
-            name,
-            f"  {'slice':<20} {'chips':>5}  {'HBM, GiB':>13}  {'images/s a chip':>15}  {'effic., %':>9}  bound",
-        ]
-        for row in points:
-            memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
-            rates, share = (
-                _interval(row["predicted_images_per_sec_per_chip"]),
-                _interval(row["predicted_efficiency"], 0.01),
-            )
-            bound = row["bound"] or "does not fit" if row["fits"] else "does not fit"
-            lines.append(f"  {row['topology']:<20} {row['chips']:>5}  {memory:>13}  {rates:>15}  {share:>9}  {bound}")
+        heads = ("images/s", "step, ms") if "measured_images_per_sec" in points[0] else ("HBM, GiB", "images/s a chip")
+        lines += [name, f"  {'slice':<15} {'chips':>5}  {heads[0]:>21} {heads[1]:>15}  {'effic., %':>9} bound"]
+        lines += [f"  {row['topology']:<15} {row['chips']:>5}  {_terminal_cells(row)}" for row in points]
+        lines += [f"  {note}" for note in _unique(row["notes"] for row in points if row.get("simulated"))]
     return "\n".join(lines)
+
+
+def _terminal_cells(row: Row) -> str:
+    if "measured_images_per_sec" in row:
+        rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
+        return f"{rate:>21} {step * 1e3:>15,.1f}  {row['measured_efficiency']['median']:>9.0%}"
+    memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
+    rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
+    return f"{memory:>21} {rates:>15}  {share:>9} {row['bound'] if row['fits'] else 'does not fit'}"

@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     if arguments.measure:
         from jaxcnn.commands.scaling_measure import measured
 
-        return measured(arguments, overrides)
+        rows = measured(arguments, overrides)
+        _write(out, rows, Study(f"Scaling of {rows[0]['config']}, measured", "", []))
+        return 0
     study = _study(arguments, overrides)
     requests = [request for run in study.runs for request in requests_of(run)]
     rows, failures = _rows(requests, arguments.jobs)
@@ -36,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("jaxcnn scaling", description=__doc__, epilog=OVERRIDES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="experiment file; it is Python and is executed")
-    what.add_argument("--config-json", metavar="FILE", help="a config in JSON, such as a run's config.json")
+    what.add_argument("--config-json", metavar="FILE", type=Path, help="a config in JSON, such as a run's config.json")
     what.add_argument("--study", metavar="FILE", type=Path, help="a study, such as experiments/scaling/*.toml")
     add = parser.add_argument
     add("--topology", metavar="NAME", action="append", default=[], help="tpu:v5e:4x4, tpu:v4:64, gpu:h100:8; again")
@@ -87,7 +89,7 @@ def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> S
         return Study(study.title, study.about, study.runs, study.unfit or arguments.unfit)
     config, is_json = arguments.config or arguments.config_json, not arguments.config
     sweep = sweep_of(arguments.sweep)
-    run = Run(config, arguments.topology, arguments.batch_per_chip, overrides, sweep, json=is_json)
+    run = Run(str(config), arguments.topology, arguments.batch_per_chip, overrides, sweep, json=is_json)
     return Study(f"Scaling of {config}", "", [run], arguments.unfit)
 
 
@@ -143,10 +145,8 @@ def _write(out: Path, rows: list[dict[str, Any]], study: Study) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "scaling.json", scaling_report.as_json(rows))
     write_atomically(out / "scaling.csv", scaling_report.as_csv(rows))
-    roofs = {
-        row["chip"]: (CHIPS[row["chip"]].flops[row["dtype"]].value, CHIPS[row["chip"]].memory_bandwidth.value)
-        for row in rows
-    }
+    chips = {row["chip"]: CHIPS[row["chip"]] for row in rows if row["chip"] in CHIPS}
+    roofs = {name: (chip.flops["bfloat16"].value, chip.memory_bandwidth.value) for name, chip in chips.items()}
     pictures = [path.name for path in scaling_plots.draw(rows, out, roofs)]
     text = scaling_report.as_markdown(rows, study.title, study.about, pictures, _made())
     write_atomically(out / "scaling.md", text)

@@ -72,7 +72,7 @@ def _groups(instruction: Instruction, devices: int) -> tuple[int, int]:
         return (groups[0].count(",") + 1, len(groups)) if groups else (devices, 1)
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):  # [2,4]<=[8]
         return int(iota[2]), int(iota[1])
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):  # mesh['a'=2,'b'=4] {'b', 'a':(1)2}
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\][^{]* \{(.*?)\}", text):  # mesh['a'=2,'b'=4] {'b', 'a':(1)2}
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         group = math.prod(int(part) if part else sizes[name] for name, part in named)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
 
@@ -57,7 +57,7 @@ def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
-def check_batch(mesh: Mesh, global_batch_size: int, accumulate: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, global_batch_size: int, accumulate: int = 1) -> None:
     """Raise a UserError unless each micro-batch spreads evenly over the devices."""
     parts = mesh.size * accumulate
     if global_batch_size % parts:

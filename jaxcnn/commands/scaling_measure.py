@@ -1,0 +1,38 @@
+"""`jaxcnn scaling --measure`: the training step timed on some numbers of this machine's devices."""
+
+import argparse
+import os
+from typing import Any
+
+from jaxcnn import UserError
+from jaxcnn.commands.common import config_of, set_up_jax
+from jaxcnn.commands.scaling_plan import STAND_INS
+
+
+def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The measured rows. A machine without accelerators plays as many devices as are asked for."""
+    import jax
+
+    config = config_of(arguments, overrides)
+    config.data.name = STAND_INS.get(config.data.name, config.data.name)
+    config.data.resident = False
+    if len(arguments.batch_per_chip) > 1:
+        raise UserError("--measure takes one --batch-per-chip")
+    if arguments.devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", max(arguments.devices))
+    set_up_jax()
+    import jax.numpy as jnp
+
+    from jaxcnn.analysis.measured import measure
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.models import create_model
+
+    here = jax.device_count()
+    devices = arguments.devices or [2**i for i in range(here.bit_length())]
+    classes = Dataset(config, training=False).num_classes
+    model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+    lengths = {name: getattr(arguments, name) for name in ("steps", "warmup", "repeats") if getattr(arguments, name)}
+    batch = arguments.batch_per_chip[0] if arguments.batch_per_chip else None
+    rows = measure(config, model, Dataset, devices, batch_per_device=batch, **lengths)
+    name = arguments.config or str(arguments.config_json)
+    return [row | {"config": name, "variant": {}} for row in rows]
