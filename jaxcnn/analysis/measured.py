@@ -70,8 +70,8 @@ def measure(
 
     Returns:
       A measured row of `jaxcnn scaling` for each number, without "config" and "variant". Efficiency is images per
-      second and device over those with the fewest devices, of the same repeat. "collective_seconds" is {} where the
-      profiler does not tell; waiting for the slowest device is part of it.
+      second and device over those with the fewest devices, of the same repeat. "collective_seconds" and
+      "collective_counts" are {} where the profiler does not tell; waiting for the slowest device is part of the time.
 
     Raises:
       UserError: there are not so many devices, a number of them does not make a mesh, or the batch does not spread.
@@ -126,7 +126,7 @@ def _row(case: _Case, fewest: _Case) -> dict[str, Any]:
         "measured_images_per_sec": bench.spread(case.rates),
         "measured_efficiency": bench.spread(each),
         "measured_step_seconds": bench.spread([images / rate for rate in case.rates]),
-        "collective_seconds": _collective_seconds(case),
+        **_collectives_profiled(case),
     }
     simulated = device.platform == "cpu"
     share = images / n
@@ -147,8 +147,12 @@ def _row(case: _Case, fewest: _Case) -> dict[str, Any]:
     }
 
 
-def _collective_seconds(case: _Case) -> dict[str, float]:
-    """Seconds of a step in each kind of collective, mean over devices; the case's state is donated."""
+def _collectives_profiled(case: _Case) -> dict[str, dict[str, float]]:
+    """Seconds of a step in each kind of collective, and how many ran, means over devices; the state is donated."""
     with tempfile.TemporaryDirectory(prefix="jaxcnn-") as folder:
         found = profile.record(Path(folder), case.executable, case.state, case.call, _PROFILED)
-    return {row["kind"]: row["seconds"] for row in found.get("kinds", ()) if row["kind"] in KINDS}
+    rows = [row for row in found.get("kinds", ()) if row["kind"] in KINDS]
+    return {
+        "collective_seconds": {row["kind"]: row["seconds"] for row in rows},
+        "collective_counts": {row["kind"]: row["count"] for row in rows},
+    }

@@ -151,6 +151,9 @@ _MEASURED: _Columns = _PLACE | {
     "collectives, ms a step": lambda row: (
         ", ".join(f"{kind} {_number(seconds, 1e-3, 2)}" for kind, seconds in row["collective_seconds"].items()) or "–"
     ),
+    "collectives that ran": lambda row: (
+        ", ".join(f"{count:g} × {kind}" for kind, count in row["collective_counts"].items()) or "–"
+    ),
 }
 
 

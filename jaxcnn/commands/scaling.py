@@ -10,6 +10,7 @@ from typing import Any
 from jaxcnn import UserError
 from jaxcnn.commands.common import OVERRIDES, Parser, parse
 from jaxcnn.commands.scaling_plan import Request, Run, Study, read_study, requests_of, sweep_of
+from jaxcnn.configfile import to_json
 
 
 def main(argv: list[str]) -> int:
@@ -102,6 +103,7 @@ def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str,
     from jaxcnn.commands.scaling_run import check_compilers, compile_all, default_jobs
 
     check_compilers(requests)
+    _check_data(requests)
     with _progress(len(requests)) as say:
         answers = compile_all(requests, jobs or default_jobs(), cache_folder(), say)
     rows, failures = [], []
@@ -115,6 +117,18 @@ def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str,
         efficiencies(points)
     label(rows)
     return rows, failures
+
+
+def _check_data(requests: Sequence[Request]) -> None:
+    """Raise the UserError of data whose shapes cannot be had."""
+    from jaxcnn.data.dataset import Dataset
+
+    for config in {to_json(request.config): request.config for request in requests}.values():
+        try:
+            Dataset(config)
+        except UserError as error:
+            hint = "compiling takes no more than shapes, so --config.data.name=synthetic:CLASSES:EXAMPLES can stand in"
+            raise UserError(f"{error}; {hint}") from error
 
 
 @contextmanager

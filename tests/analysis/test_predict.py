@@ -1,0 +1,78 @@
+"""Predictions worked by hand, and what must hold of every one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.analysis.chips import CHIPS, collective_seconds
+from jaxcnn.analysis.predict import efficiencies, predict
+from jaxcnn.analysis.topology import parse
+
+
+def compiled(flops=1e9, accessed=1e6, hbm=5e5, batch=100, groups=(), dtype="bfloat16"):
+    return {
+        "flops_per_image": flops, "bytes_per_image": accessed, "hbm_traffic_per_image": hbm, "batch_per_chip": batch,
+        "dtype": dtype, "collective_groups": list(groups),
+    }  # fmt: skip
+
+
+def reduce(count, size, group):
+    return {"kind": "all-reduce", "count": count, "bytes": size, "group_size": group, "groups": 1}
+
+
+def test_one_chip_by_hand():
+    chip = CHIPS["v5e"]
+    found = predict(compiled(flops=2e9, accessed=4e6, hbm=1e6, batch=10), parse("tpu:v5e:1"))
+    assert found["compute_seconds"] == pytest.approx(10 * 2e9 / 197e12)
+    assert found["memory_seconds"] == pytest.approx(10 * 4e6 / chip.memory_bandwidth.value)
+    assert found["network_seconds"] == found["latency_seconds"] == found["wire_bytes"] == 0
+    quick, slow = found["predicted_step_seconds"]
+    assert quick == pytest.approx(10 * 2e9 / 197e12)  # HBM traffic alone takes less
+    assert slow == pytest.approx(found["compute_seconds"] + found["memory_seconds"])
+    assert found["predicted_images_per_sec_per_chip"] == pytest.approx([10 / slow, 10 / quick])
+    assert found["bound"] == "compute"
+
+
+def test_the_network_is_all_collectives_one_after_another():
+    place = parse("tpu:v5e:4x4")
+    found = predict(compiled(groups=[reduce(3, 10**6, 16), reduce(1, 10**8, 16)]), place)
+    costs = [collective_seconds(place.chip, place.shape, "all-reduce", size, 16) for size in (10**6, 10**8)]
+    assert found["network_seconds"] == pytest.approx(3 * sum(costs[0]) + sum(costs[1]))
+    assert found["latency_seconds"] == pytest.approx(3 * costs[0].latency + costs[1].latency)
+    assert found["wire_bytes"] == pytest.approx(2 * 15 / 16 * (3 * 10**6 + 10**8))
+    assert found["bound"] == "network"
+
+
+sizes = st.floats(1e3, 1e13)
+
+
+@given(
+    flops=sizes,
+    accessed=sizes,
+    share=st.floats(0.1, 1),
+    batch=st.integers(1, 4096),
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+)
+def test_an_interval_is_from_the_sum_to_the_largest_part(flops, accessed, share, batch, dtype):
+    row = compiled(flops, accessed, share * accessed, batch, [reduce(2, 10**6, 8)], dtype)
+    found = predict(row, parse("gpu:h100:8"))
+    low, high = found["predicted_images_per_sec_per_chip"]
+    parts = [found[f"{name}_seconds"] for name in ("compute", "memory", "network")]
+    assert 0 < low <= high
+    assert batch / low == pytest.approx(sum(parts))
+    assert batch / high <= max(parts) * (1 + 1e-9)
+    assert found[f"{found['bound']}_seconds"] == max(parts)
+
+
+def test_what_the_compiler_refused_has_no_prediction():
+    found = predict(compiled() | {"flops_per_image": None}, parse("tpu:v5e:1"))
+    assert set(found.values()) == {None}
+
+
+def test_efficiency_compares_like_with_like():
+    rows = [
+        {"predicted_images_per_sec_per_chip": rates, "predicted_efficiency": None}
+        for rates in ([50, 100], None, [40, 90], [30, 100])
+    ]
+    efficiencies(rows)
+    assert [row["predicted_efficiency"] for row in rows] == [[1, 1], None, [0.8, 0.9], [0.6, 1.0]]
