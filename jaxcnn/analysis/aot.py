@@ -25,7 +25,10 @@ from jaxcnn.training.program import Program
 
 _OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables that change what is compiled
 _PACKAGES = ("jaxlib", "libtpu", "jax-cuda12-plugin")
-_UNFIT = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.I)
+_UNFIT = (  # what a TPU's compiler says at its end, and before it begins
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TPU_RESERVED = 2**28  # of each device's HBM: a v5e's compiler refuses programs of more than 15.75 of its 16 GiB
 _GPU_SHARE = 0.75  # what JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
@@ -60,10 +63,8 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _UNFIT.search(str(error))
-        if not used:
+        if not (sizes := unfit(str(error))):
             raise
-        sizes = [round(float(used[i]) * _UNITS[used[i + 1].upper()]) for i in (1, 3)]
         found: dict[str, Any] = {"unfit": sizes}
     else:
         memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
@@ -76,6 +77,14 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
     found["seconds"] = time.monotonic() - start
     _write(path, found)
     return found | {"cached": False}
+
+
+def unfit(message: str) -> list[int]:
+    """[bytes needed at least, bytes there are] of a compiler's refusal for size; [] of any other message."""
+    for pattern in _UNFIT:
+        if used := pattern.search(message):
+            return [round(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3)]
+    return []
 
 
 def _key(text: str, topology: Topology) -> str:
@@ -118,6 +127,7 @@ def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[s
     if "unfit" in found:
         needed, there = found["unfit"]
         sizes = {"hbm_bytes": needed, "hbm_limit_bytes": there, "fits": False}
+        row["notes"].append("Where the compiler refused a program for its size, the peak is what it said: at least")
         return row | dict.fromkeys(empty) | sizes | {"memory": {}, "collectives": {}, "collective_groups": []}
     module = Module(found["text"])
     devices, cores = program.mesh.size, topology.chip.devices
