@@ -33,11 +33,7 @@ _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 
 def draw(rows: list[Row], folder: Path, roofs: Roofs) -> list[Path]:
-    """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show.
-
-    Args:
-      roofs: see `roofline`.
-    """
+    """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
     paths = [folder / f"{name}.png" for name in ("throughput", "memory", "roofline", "wire")]
     a, b, c, d = paths
     figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
@@ -101,7 +97,7 @@ def wire(rows: list[Row], out: Path | None = None) -> Figure | None:
         return None
     unit = next(unit for unit in _UNITS if most >= unit[1] or unit[1] == 1)
     figure, axes, _ = _bars(drawn, parts, KINDS, unit)
-    said = origin(drawn, "wire_bytes")
+    said = origin(drawn, "wire_bytes", "predicted")
     axes.set(title=f"bytes between the chips, {said}", xlabel=f"{unit[0]} that each chip sends in a step, {said}")
     return _finish(figure, drawn, axes.get_legend_handles_labels()[0], out)
 
@@ -109,7 +105,8 @@ def wire(rows: list[Row], out: Path | None = None) -> Figure | None:
 def roofline(rows: list[Row], roofs: Roofs, out: Path | None = None) -> Figure | None:
     """FLOP/s of a chip over FLOPs/byte: each chip's roof, each row's point on it, and the row's predicted interval.
 
-    Of rows that differ in chips only, the one of the fewest is drawn: a roof knows no network.
+    The point counts all bytes accessed; a pale line leads to where it would be with those of HBM alone. Of rows that
+    differ in chips only, the one of the fewest is drawn: a roof knows no network.
 
     Args:
       roofs: chip, or (chip, dtype) -> peak FLOP/s, and bytes/s of HBM; rows without a roof are left out.
@@ -124,22 +121,22 @@ def roofline(rows: list[Row], roofs: Roofs, out: Path | None = None) -> Figure |
     high = max(3.5, step * len(words))
     figure = Figure(figsize=(_WIDTH, high + 1.9 + 0.1 * len(kinds)), layout="constrained")
     axes = figure.subplots()
-    xs = [row["intensity"] for row in drawn] + [peak / rate for _, peak, rate in kinds]
-    left, right = min(xs) / 2, max(xs) * 2
+    points = [_on_roof(axes, row, roof, kinds.index(roof)) for row, roof in zip(drawn, own, strict=True)]
+    bends = [peak / rate for _, peak, rate in kinds]
+    left, right = min(axes.dataLim.xmin, *bends) / 2, max(axes.dataLim.xmax, *bends) * 2
     for style, (chip, peak, rate) in enumerate(kinds):
         name = f"{chip}: {peak / 1e12:.4g} TFLOP/s, {rate / 1e9:.4g} GB/s published"
         axes.plot([left, peak / rate, right], [left * rate, peak, peak], color=_style(style)[0], label=name, gid="roof")
-    points = [_on_roof(axes, row, roof, kinds.index(roof)) for row, roof in zip(drawn, own, strict=True)]
-    axes.set(xscale="log", yscale="log", xlim=(left, right))
-    said = origin(drawn, "intensity"), origin(drawn, "predicted_images_per_sec_per_chip", "predicted")
-    axes.set(xlabel=f"FLOPs/byte of HBM, {said[0]}", ylabel=f"FLOP/s of a chip, {said[1]}")
-    axes.set_title(f"roofline: FLOPs/byte {said[0]}, FLOP/s {said[1]}")
+    x, y = origin(drawn, "intensity"), origin(drawn, "predicted_images_per_sec_per_chip", "predicted")
+    axes.set(xscale="log", yscale="log", xlim=(left, right), title=f"roofline: FLOPs/byte {x}, FLOP/s {y}")
+    axes.set(xlabel=f"FLOPs/byte, {x}", ylabel=f"FLOP/s of a chip, {y}")
     _log_ticks(axes.xaxis)
     _log_ticks(axes.yaxis)
     _beside(axes, points, words, step / high)
-    most = Line2D([], [], color="black", marker="o", mfc="white", ls="", label=f"{said[1]}: the most under the roof")
-    bar = Line2D([], [], color="black", marker="_", label=f"{said[1]}: interval, with the network")
-    return _finish(figure, drawn, [*axes.get_legend_handles_labels()[0], most, bar], out)
+    most = Line2D([], [], color="black", marker="o", mfc="white", ls="", label=f"{y}: roof, by all bytes accessed")
+    reach = Line2D([], [], color="black", lw=6, alpha=0.25, label=f"{y}: roof, up to HBM's bytes alone")
+    bar = Line2D([], [], color="black", marker="_", label=f"{y}: interval, with the network")
+    return _finish(figure, drawn, [*axes.get_legend_handles_labels()[0], most, reach, bar], out)
 
 
 def _intervals(axes: Axes, points: list[Row], what: str, style: int, aside: float, label: str) -> None:
@@ -197,14 +194,17 @@ def _roof(row: Row, roofs: Roofs) -> tuple[Any, ...]:
 
 
 def _on_roof(axes: Axes, row: Row, roof: tuple[Any, ...], style: int) -> tuple[float, float]:
-    """The row's interval as a bar and its point on the roof, whose place is returned."""
-    x, y = row["intensity"], min(roof[1], row["intensity"] * roof[2])
-    colour, marker = _style(style)
+    """The row's interval as a bar, its reach along the roof, and its point there, whose place is returned."""
+    (_, peak, rate), (colour, marker), x = roof, _style(style), row["intensity"]
+    far = row["flops_per_image"] / (row.get("hbm_traffic_per_image") or row["bytes_per_image"])
+    xs = np.array([x, np.clip(peak / rate, x, far), far])
+    ys = np.minimum(peak, rate * xs)
+    axes.plot(xs, ys, color=colour, lw=6, alpha=0.25, solid_capstyle="butt", gid="reach")
     if row.get("predicted_images_per_sec_per_chip"):
-        ends = [rate * row["flops_per_image"] for rate in row["predicted_images_per_sec_per_chip"]]
+        ends = [images * row["flops_per_image"] for images in row["predicted_images_per_sec_per_chip"]]
         axes.plot([x, x], ends, "_-", color=colour, lw=1.5, ms=8, gid="interval")
-    axes.plot(x, y, marker, color=colour, mfc="white", gid="point", zorder=3)
-    return x, y
+    axes.plot(x, ys[0], marker, color=colour, mfc="white", gid="point", zorder=3)
+    return x, ys[0]
 
 
 def _beside(axes: Axes, points: list[tuple[float, float]], words: list[str], gap: float) -> None:

@@ -21,8 +21,8 @@ def predicted(model="resnet50_tv", chip="v5e", chips=8, batch=128.0, dtype="bflo
     memory = {"parameters": 1e8, "optimizer": 1e8, "batch": 1.5e5 * batch, "other": 3e6}
     memory |= {"activations": activations, "temporaries": 0.1 * activations}
     groups = [
-        {"kind": "all-reduce", "count": 99, "bytes": 1e8, "group_size": chips, "groups": 1},
-        {"kind": "all-reduce", "count": 53, "bytes": 2e5, "group_size": chips, "groups": 1},
+        {"kind": "all-reduce", "count": 4, "bytes": 25e6, "group_size": chips, "groups": 1},
+        {"kind": "all-reduce", "count": 50, "bytes": 4e3, "group_size": chips, "groups": 1},
         {"kind": "all-gather", "count": 1, "bytes": 4e6, "group_size": chips, "groups": 1},
     ]
     row = {
@@ -37,6 +37,8 @@ def predicted(model="resnet50_tv", chip="v5e", chips=8, batch=128.0, dtype="bflo
         "batch_per_chip": batch,
         "global_batch_size": int(batch * chips),
         "flops_per_image": FLOPS[model],
+        "bytes_per_image": FLOPS[model] / INTENSITY[model],
+        "hbm_traffic_per_image": 0.5 * FLOPS[model] / INTENSITY[model],
         "intensity": INTENSITY[model],
         "memory": memory,
         "hbm_bytes": sum(memory.values()),
@@ -45,7 +47,11 @@ def predicted(model="resnet50_tv", chip="v5e", chips=8, batch=128.0, dtype="bflo
         "wire_bytes": 2e8 if chips > 1 else 0.0,
         "predicted_images_per_sec_per_chip": [0.6 * high, high],
         "predicted_efficiency": [1 - 0.02 * (chips > 1), 1.0],
-        "labels": {"hbm_bytes": "compiled", "predicted_images_per_sec_per_chip": "predicted"},
+        "labels": {
+            "hbm_bytes": "compiled",
+            "wire_bytes": "predicted",
+            "predicted_images_per_sec_per_chip": "predicted",
+        },
         "notes": [],
     }
     return row | {"fits": row["hbm_bytes"] <= row["hbm_limit_bytes"]} | changes

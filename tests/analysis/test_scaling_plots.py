@@ -128,7 +128,7 @@ def test_a_prediction_never_looks_measured():
             "predicted": True,
             "measured, on simulated devices": False,
         }
-    for picture, said in ((memory, "compiled"), (wire, "compiled"), (PICTURES["roofline"], "predicted")):
+    for picture, said in ((memory, "compiled"), (wire, "predicted"), (PICTURES["roofline"], "predicted")):
         axes = made(picture([predicted()])).axes[0]
         assert said in axes.get_title()
         assert said in axes.get_xlabel() + axes.get_ylabel()
@@ -198,7 +198,7 @@ def test_bars_of_the_wire_are_what_each_chip_sends():
     rows = [predicted(chips=1), predicted(chips=4), unfit(None)]
     axes = made(wire(rows)).axes[0]
     assert bars(axes) == {
-        "all-reduce": {2: pytest.approx(wire_bytes("all-reduce", 1.002e8, 4) / 2**20)},
+        "all-reduce": {2: pytest.approx(wire_bytes("all-reduce", 100.2e6, 4) / 2**20)},
         "all-gather": {2: pytest.approx(wire_bytes("all-gather", 4e6, 4) / 2**20)},
     }
     assert "MiB" in axes.get_xlabel()
@@ -217,6 +217,9 @@ def test_points_stand_on_their_roofs_with_the_predicted_interval_below():
     np.testing.assert_allclose(np.concatenate(lines(axes, "point")), on)
     ends = [[end * r["flops_per_image"] for end in r["predicted_images_per_sec_per_chip"]] for r in few]
     np.testing.assert_allclose([points[:, 1] for points in lines(axes, "interval")], ends)
+    for points, (peak, rate), row in zip(lines(axes, "reach"), roofs, few, strict=True):
+        np.testing.assert_allclose(points[[0, -1], 0], [INTENSITY[row["model"]], 2 * INTENSITY[row["model"]]])
+        np.testing.assert_allclose(points[:, 1], np.minimum(peak, rate * points[:, 0]))
     peaks = [points[-1, 1] for points in lines(axes, "roof")]
     assert peaks == [197e12, 989.4e12]
     named = {text.get_text(): text.xy for text in axes.texts if isinstance(text, Annotation)}

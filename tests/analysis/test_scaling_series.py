@@ -2,7 +2,9 @@ import pytest
 from scaling_rows import measured, predicted, unfit
 
 from jaxcnn.analysis.chips import wire_bytes
+from jaxcnn.analysis.predict import predict
 from jaxcnn.analysis.scaling_series import common, facts, fewest, interval, labels, origin, sent, series
+from jaxcnn.analysis.topology import Topology
 
 
 def test_an_interval_is_of_all_chips_or_in_percent():
@@ -65,11 +67,18 @@ def test_of_rows_that_differ_in_chips_the_fewest_stay_with_each_batch():
 
 def test_bytes_sent_are_summed_by_kind():
     assert sent(predicted(chips=4)) == {
-        "all-reduce": pytest.approx(wire_bytes("all-reduce", 1e8 + 2e5, 4)),
+        "all-reduce": pytest.approx(wire_bytes("all-reduce", 4 * 25e6 + 50 * 4e3, 4)),
         "all-gather": wire_bytes("all-gather", 4e6, 4),
     }
     assert sent(predicted(chips=1)) == {}
     assert sent(unfit(None)) is None
+
+
+@pytest.mark.parametrize(("name", "version"), [("tpu:v3:2x2", "v3"), ("tpu:v5e:2x2", "v5e")])
+def test_bytes_sent_sum_to_those_of_the_prediction(name, version):
+    row = predicted(chips=4) | {"chip": version}
+    told = predict(row, Topology(name, version, (2, 2)))
+    assert sum((sent(row | told) or {}).values()) == pytest.approx(told["wire_bytes"])
 
 
 def test_the_origin_of_a_figure_is_as_labelled():
