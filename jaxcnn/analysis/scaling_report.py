@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -219,17 +220,24 @@ def in_terminal(rows: Sequence[Row]) -> str:
     """The rows in 80 columns: what fits, how fast, how well it scales, and what bounds it; or what was measured."""
     lines = []
     for name, points in series(list(rows)).items():
-        heads = ("images/s", "step, ms") if "measured_images_per_sec" in points[0] else ("HBM, GiB", "images/s a chip")
-        lines += [name, f"  {'slice':<15} {'chips':>5}  {heads[0]:>21} {heads[1]:>15}  {'effic., %':>9} bound"]
-        lines += [f"  {row['topology']:<15} {row['chips']:>5}  {_terminal_cells(row)}" for row in points]
-        lines += [f"  {note}" for note in _unique(row["notes"] for row in points if row.get("simulated"))]
+        timed = "measured_images_per_sec" in points[0]
+        heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
+        lines += [
+            name,
+            f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {'' if timed else 'bound'}",
+        ]
+        lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
+        notes = _unique(row["notes"] for row in points if row.get("simulated"))
+        lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
+    if any("measured_images_per_sec" not in row for row in rows):
+        lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
     return "\n".join(lines)
 
 
 def _terminal_cells(row: Row) -> str:
     if "measured_images_per_sec" in row:
         rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
-        return f"{rate:>21} {step * 1e3:>15,.1f}  {row['measured_efficiency']['median']:>9.0%}"
+        return f"{rate:>17} {step * 1e3:>19,.1f} {100 * row['measured_efficiency']['median']:>7.0f}"
     memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
     rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
-    return f"{memory:>21} {rates:>15}  {share:>9} {row['bound'] if row['fits'] else 'does not fit'}"
+    return f"{memory:>17} {rates:>19} {share:>7} {row['bound'] if row['fits'] else 'too big'}"

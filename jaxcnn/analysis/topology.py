@@ -98,8 +98,8 @@ def abstract_devices(topology: Topology) -> Any:
 
     chip, shape = topology.chip, topology.shape
     if chip.platform == "gpu":
-        options: dict[str, Any] = {"topology": f"1x{shape[0]}x{shape[1]}", "target_config": target_config(topology.version)}
-        name, platform = "", "cuda"
+        name, platform, config = "", "cuda", target_config(topology.version)
+        options: dict[str, Any] = {"topology": f"1x{shape[0]}x{shape[1]}", "target_config": config}
     else:
         name, platform = f"{topology.version}:{'x'.join(map(str, shape))}", "tpu"
         options = {"chips_per_host_bounds": (*(min(2, n) for n in shape[:2]), 1)}

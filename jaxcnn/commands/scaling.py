@@ -159,13 +159,16 @@ def _write(out: Path, rows: list[dict[str, Any]], study: Study) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "scaling.json", scaling_report.as_json(rows))
     write_atomically(out / "scaling.csv", scaling_report.as_csv(rows))
-    chips = {row["chip"]: CHIPS[row["chip"]] for row in rows if row["chip"] in CHIPS}
-    roofs = {name: (chip.flops["bfloat16"].value, chip.memory_bandwidth.value) for name, chip in chips.items()}
+    roofs = {
+        (name, dtype): (figure.value, CHIPS[name].memory_bandwidth.value)
+        for name in CHIPS
+        for dtype, figure in CHIPS[name].flops.items()
+    }
     pictures = [path.name for path in scaling_plots.draw(rows, out, roofs)]
     text = scaling_report.as_markdown(rows, study.title, study.about, pictures, _made())
     write_atomically(out / "scaling.md", text)
     print(scaling_report.in_terminal(rows))
-    print(f"{', '.join(['scaling.md', 'scaling.csv', 'scaling.json', *pictures])} in {out}")
+    print(f"written to {out}: {', '.join(['scaling.md', '.csv', '.json', *pictures])}")
 
 
 def _made() -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def test_limits():
     assert aot.memory_limit(parse("gpu:h100:8")) == pytest.approx(0.75 * 84_942_979_072, abs=1)
 
 
-def program(width):
+def program(width) -> Any:
     """What `compile_step` needs of a program; it is compiled for this CPU."""
     x = jax.ShapeDtypeStruct((8, width), jnp.float32)
     return SimpleNamespace(train_step=jax.jit(lambda state, batch: (state @ batch.T, 0.0)), state=x, batch=x)

@@ -29,7 +29,7 @@ def test_flops_of_convolutions_are_those_of_xla(form, stride, padding, groups, d
     shapes = (4, 15, 16, 8), (3, 3, 8 // groups, 12)
     gradient = lambda x, k: jax.vjp(lambda x: f(x, k), x)[1](f(x, k))[0]  # noqa: E731 to the image: a dilated one
     program = compile_(gradient if form == "gradient" else f, *shapes)
-    cost = program.cost_analysis()
+    cost = program.cost_analysis() or {}
     assert product_flops(Module(program.as_text() or "")) == pytest.approx(cost["flops"], rel=0.03)
 
 
