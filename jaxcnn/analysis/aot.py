@@ -135,7 +135,7 @@ def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[s
     flops, accessed = found["cost"].get("flops"), found["cost"].get("bytes accessed")
     if not flops or module.loops:
         flops = compiled.product_flops(module)
-        row["notes"].append("FLOPs are those of convolutions and matrix products")
+        row["notes"].append("FLOPs of programs for a GPU, or with loops, are those of convolutions and matrix products")
     if not accessed or module.loops:
         accessed = compiled.bytes_accessed(module)
     memory = _memory(found["memory"], program, compiled.activations(module))

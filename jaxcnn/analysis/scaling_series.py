@@ -78,23 +78,26 @@ def common(rows: list[Row]) -> str:
 
 
 def series(rows: list[Row]) -> dict[str, list[Row]]:
-    """Label -> rows of one series, fewest chips first: weak scaling where the batch of a chip stays, else strong."""
-    groups: dict[str, list[Row]] = {}
+    """Label -> rows of one series, fewest chips first: weak scaling where the batch of a chip stays, else strong.
+
+    Each row is of one series. Those of several runs of a study are of different ones, but where all of both is weak.
+    """
+    groups: dict[tuple[str, Any], list[Row]] = {}
     for row, label in zip(rows, labels(rows, keep={"model"}, drop={"chips", "batch"}), strict=True):
         said = "measured" if measured(row) else "predicted"
         simulated = ", on simulated devices" if row.get("simulated") else ""
-        groups.setdefault(f"{said}{simulated}: {label}", []).append(row)
-    found = {}
-    for label, group in groups.items():
+        groups.setdefault((f"{said}{simulated}: {label}", row.get("run")), []).append(row)
+    found: dict[str, list[Row]] = {}
+    for (label, _), group in groups.items():
         for row in group:
-            weak = [other for other in group if other["batch_per_chip"] == row["batch_per_chip"]]
-            strong = [other for other in group if other["global_batch_size"] == row["global_batch_size"]]
-            if len({other["chips"] for other in weak}) == 1 < len({other["chips"] for other in strong}):
-                key, points = f"strong, global batch {row['global_batch_size']}", strong
+            weak = {other["chips"] for other in group if other["batch_per_chip"] == row["batch_per_chip"]}
+            strong = {other["chips"] for other in group if other["global_batch_size"] == row["global_batch_size"]}
+            if len(weak) == 1 < len(strong):
+                key = f"strong, global batch {row['global_batch_size']}"
             else:
-                key, points = f"{row['batch_per_chip']:g} images/chip", weak
-            found[f"{label}, {key}"] = sorted(points, key=lambda point: point["chips"])
-    return found
+                key = f"{row['batch_per_chip']:g} images/chip"
+            found.setdefault(f"{label}, {key}", []).append(row)
+    return {label: sorted(points, key=lambda point: point["chips"]) for label, points in found.items()}
 
 
 def fewest(rows: list[Row]) -> list[Row]:

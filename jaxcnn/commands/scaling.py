@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         _write(out, rows, Study(f"Scaling of {rows[0]['config']}, measured", "", []))
         return 0
     study = _study(arguments, overrides)
-    requests = [request for run in study.runs for request in requests_of(run)]
+    requests = [request for number, run in enumerate(study.runs) for request in requests_of(run, number)]
     rows, failures = _rows(requests, arguments.jobs)
     if rows:
         _write(out, rows, study)

@@ -123,8 +123,8 @@ def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def requests_of(run: Run) -> list[Request]:
-    """The programs of a run, checked: nothing is compiled before all of them are sound.
+def requests_of(run: Run, number: int = 0) -> list[Request]:
+    """The programs of a run, that `number` of a study, checked: nothing is compiled before all of them are sound.
 
     Raises:
       UserError: an unknown slice, a bad config, a batch that does not divide.
@@ -139,11 +139,11 @@ def requests_of(run: Run) -> list[Request]:
             if batch is not None:
                 overrides.append(("global_batch_size", _text(batch * topology.chips)))
             load = from_json if run.json else load_config
-            found.append(_request(run, load(run.config, overrides), variant, topology))
+            found.append(_request(run, number, load(run.config, overrides), variant, topology))
     return found
 
 
-def _request(run: Run, config: Config, variant: dict[str, str], topology: Topology) -> Request:
+def _request(run: Run, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
     from jax.sharding import AbstractMesh
 
     from jaxcnn.training.mesh import AXES, check_batch
@@ -163,7 +163,7 @@ def _request(run: Run, config: Config, variant: dict[str, str], topology: Topolo
     batch = config.global_batch_size / topology.chips
     texts = {key: value for key, value in flatten(config).items() if key in variant}
     row = {
-        "config": run.config, "model": config.model.name, "dtype": config.dtype, "variant": texts,
+        "run": number, "config": run.config, "model": config.model.name, "dtype": config.dtype, "variant": texts,
         "topology": topology.name, "chip": topology.version, "chips": topology.chips,
         "mesh": {"data": devices // model, "model": model},
         "batch_per_chip": int(batch) if batch.is_integer() else batch, "global_batch_size": config.global_batch_size,
