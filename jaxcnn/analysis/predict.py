@@ -3,7 +3,8 @@
 Each part is what it would take alone at the chip's published peak (the roofline of Williams et al. 2009;
 `analysis.chips`). A step takes the longest of them if they overlap fully, and their sum if they do not at all: hence
 intervals. Memory has two figures, too: "bytes accessed" counts every kernel's operands wherever they lie, HBM traffic
-leaves out what the compiler keeps on the chip. The quick end has the second.
+leaves out what the compiler keeps on the chip. The quick end has the second, and the bound is what sets it: no overlap
+can hide more.
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
         network += entry["count"] * (cost.bandwidth + cost.latency)
         latency += entry["count"] * cost.latency
         wire += entry["count"] * chip.devices * wire_bytes(*what)
-    parts = {"compute": compute, "memory": memory, "network": network}
-    seconds = [max(compute, least, network), sum(parts.values())]
+    floors = {"compute": compute, "memory": least, "network": network}
+    seconds = [max(floors.values()), compute + memory + network]
     return {
         "compute_seconds": compute,
         "memory_seconds": memory,
@@ -44,7 +45,7 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
         "predicted_step_seconds": seconds,
         "predicted_images_per_sec_per_chip": [images / seconds[1], images / seconds[0]],
         "predicted_efficiency": None,
-        "bound": max(parts, key=lambda name: parts[name]),
+        "bound": max(floors, key=lambda name: floors[name]),
         "wire_bytes": wire,
     }
 

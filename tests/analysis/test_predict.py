@@ -60,8 +60,9 @@ def test_an_interval_is_from_the_sum_to_the_largest_part(flops, accessed, share,
     parts = [found[f"{name}_seconds"] for name in ("compute", "memory", "network")]
     assert 0 < low <= high
     assert batch / low == pytest.approx(sum(parts))
-    assert batch / high <= max(parts) * (1 + 1e-9)
-    assert found[f"{found['bound']}_seconds"] == max(parts)
+    floors = {"compute": parts[0], "memory": share * parts[1], "network": parts[2]}
+    assert batch / high == pytest.approx(max(floors.values()))
+    assert floors[found["bound"]] == pytest.approx(max(floors.values()))
 
 
 def test_what_the_compiler_refused_has_no_prediction():
