@@ -14,7 +14,8 @@ from jaxcnn.analysis.chips import collective_seconds, wire_bytes
 from jaxcnn.analysis.topology import Topology
 
 PREDICTED = (
-    *("compute_seconds", "memory_seconds", "network_seconds", "latency_seconds", "predicted_step_seconds"),
+    *("compute_seconds", "memory_seconds", "hbm_seconds", "network_seconds", "latency_seconds"),
+    "predicted_step_seconds",
     *("predicted_images_per_sec_per_chip", "bound", "predicted_efficiency", "wire_bytes"),
 )
 
@@ -40,6 +41,7 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
     return {
         "compute_seconds": compute,
         "memory_seconds": memory,
+        "hbm_seconds": least,
         "network_seconds": network,
         "latency_seconds": latency,
         "predicted_step_seconds": seconds,

@@ -140,6 +140,7 @@ _PREDICTED: _Columns = _PLACE | {
     "step, ms": lambda row: _interval(row["predicted_step_seconds"], 1e-3, 2),
     "compute, ms": lambda row: _number(row["compute_seconds"], 1e-3, 2),
     "memory, ms": lambda row: _number(row["memory_seconds"], 1e-3, 2),
+    "HBM alone": lambda row: _number(row["hbm_seconds"], 1e-3, 2),
     "network, ms": lambda row: _number(row["network_seconds"], 1e-3, 3),
     "of it latency": lambda row: _number(row["latency_seconds"], 1e-3, 3),
     "MB sent": lambda row: _number(row["wire_bytes"], 1e6, 2),
