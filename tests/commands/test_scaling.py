@@ -15,6 +15,7 @@ from jaxcnn.training.hlo import Module
 
 CONFIG = "experiments/digits/resnet20.py"  # 19 convolutions, each with a BatchNorm, and a fully connected layer
 PARAMETERS = 272_000 * 4  # bytes, about
+MANY = "--config.data.name=synthetic:10:100000"  # images: a batch may not have more than the data set
 HAS_COMPILERS = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -144,7 +145,7 @@ def test_what_does_not_fit_is_told_with_its_mend_and_written(scaling, monkeypatc
     big = answer(hbm_bytes=2 * 10**10, fits=False, memory=answer()["memory"] | {"activations": 198 * 10**8})
     monkeypatch.setattr(scaling_run, "compile_all", lambda *_: [answer(), big])
     monkeypatch.setattr(scaling_run, "check_compilers", lambda _: None)
-    asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "8,800"]
+    asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "8,800", MANY]
     code, _, err = scaling(*asked)
     assert code == 2
     assert "resnet20 at 800 images a chip does not fit tpu:v5e:4: it takes 18.63 GiB of 9.31, 9.31 too many" in err
@@ -159,7 +160,7 @@ def test_what_the_compiler_refuses_has_a_row(scaling, monkeypatch, tmp_path):
     refusal = answer(**unknown, hbm_bytes=2 * 10**10, fits=False, memory={})
     monkeypatch.setattr(scaling_run, "compile_all", lambda *_: [refusal])
     monkeypatch.setattr(scaling_run, "check_compilers", lambda _: None)
-    code, _, err = scaling("--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "800")
+    code, _, err = scaling("--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "800", MANY)
     assert (code, "does not fit" in err) == (2, True)
     (row,) = json.loads((tmp_path / "out/scaling.json").read_text())
     assert (row["fits"], row["predicted_images_per_sec_per_chip"]) == (False, None)
