@@ -8,6 +8,8 @@ from jaxcnn import UserError
 from jaxcnn.commands.common import config_of, set_up_jax
 from jaxcnn.commands.scaling_plan import STAND_INS
 
+_MOST = 64  # devices that a CPU plays: each has threads and buffers of its own
+
 
 def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """The measured rows. A machine without accelerators plays as many devices as are asked for."""
@@ -19,7 +21,7 @@ def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     if len(arguments.batch_per_chip) > 1:
         raise UserError("--measure takes one --batch-per-chip")
     if arguments.devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", max(arguments.devices))
+        jax.config.update("jax_num_cpu_devices", min(max(arguments.devices), _MOST))
     set_up_jax()
     import jax.numpy as jnp
 

@@ -115,6 +115,7 @@ def check_types(kept):
         (["--topology", "tpu:v5e:4", "--batch-per-chip", "8,x"], "1 or more"),
         (["--topology", "tpu:v5e:4", "--devices", "2"], "--devices: these go with --measure"),
         (["--measure", "--topology", "tpu:v5e:4"], "--measure takes no --topology"),
+        (["--measure", "--devices", "100000"], "100000 devices to measure on: there are"),
         (["--measure", "--devices", "3", "--config.global_batch_size=4"], "does not divide"),
         (["--topology", "tpu:v5e:4", "--config.data.name=tfds:nothing"], "nothing"),
     ],
