@@ -18,6 +18,7 @@ import jax
 
 from jaxcnn import UserError
 from jaxcnn.analysis import compiled
+from jaxcnn.analysis.chips import target_config
 from jaxcnn.analysis.topology import Topology
 from jaxcnn.training.collectives import collectives_of
 from jaxcnn.training.hlo import Module
@@ -30,7 +31,8 @@ _UNFIT = (  # what a TPU's compiler says at its end, and before it begins
     re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_TPU_RESERVED = 2**28  # of each device's HBM: a v5e's compiler refuses programs of more than 15.75 of its 16 GiB
+# GiB of HBM that libtpu 0.0.52 lets a program have on one device; asked with programs that are too big for any.
+_TPU_LIMITS = {"v3": 15.48, "v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
 _GPU_SHARE = 0.75  # what JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
@@ -42,9 +44,9 @@ def cache_folder() -> Path:
 
 def memory_limit(topology: Topology) -> int:
     """Bytes that a program may have on one device."""
-    chip = topology.chip
-    whole = chip.memory.value / chip.devices
-    return int(whole - _TPU_RESERVED if chip.platform == "tpu" else whole * _GPU_SHARE)
+    if topology.version in _TPU_LIMITS:
+        return round(_TPU_LIMITS[topology.version] * 2**30)
+    return int(topology.chip.memory.value * _GPU_SHARE)
 
 
 def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def unfit(message: str) -> list[int]:
 def _key(text: str, topology: Topology) -> str:
     versions = [f"{name} {_version(name)}" for name in _PACKAGES]
     options = [f"{name}={os.environ.get(name, '')}" for name in _OPTIONS]
+    if topology.chip.platform == "gpu":
+        options.append(target_config(topology.version))
     words = [topology.version, str(topology.shape), *versions, *options, text]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
@@ -133,14 +137,18 @@ def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[s
     devices, cores = program.mesh.size, topology.chip.devices
     images = program.batch["label"].shape[0] / devices
     flops, accessed = found["cost"].get("flops"), found["cost"].get("bytes accessed")
-    if not flops or module.loops:
-        flops = compiled.product_flops(module)
-        row["notes"].append("FLOPs of programs for a GPU, or with loops, are those of convolutions and matrix products")
-    if not accessed or module.loops:
-        accessed = compiled.bytes_accessed(module)
+    if flops and accessed:  # a TPU's compiler counts the bodies of loops once
+        flops += compiled.product_flops(module) - compiled.product_flops(module, once=True)
+        accessed += compiled.bytes_accessed(module) - compiled.bytes_accessed(module, once=True)
+    else:
+        flops, accessed = compiled.product_flops(module), compiled.bytes_accessed(module)
+        row["notes"].append(
+            "A GPU's compiler gives no FLOPs and bytes: these are of convolutions and matrix products, and of the "
+            "operands and results of all kernels, counted in its program"
+        )
     memory = _memory(found["memory"], program, compiled.activations(module))
     total, limit = sum(memory.values()), memory_limit(topology)
-    groups = _together(collectives_of(module, devices))
+    groups = _together(collectives_of(module, devices), _places(program, topology))
     return row | {
         "flops_per_image": flops / images,
         "bytes_per_image": accessed / images,
@@ -178,15 +186,25 @@ def _held(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.size)
 
 
-def _together(found: list[Any]) -> list[dict[str, Any]]:
+def _places(program: Program, topology: Topology) -> list[tuple[int, ...]]:
+    """Of each device of the mesh where its chip is in the slice: coordinates, or (node, GPU)."""
+    devices, per_node = program.mesh.devices.flat, topology.shape[-1]
+    if topology.chip.platform == "gpu":
+        return [divmod(place, per_node) for place in range(len(devices))]
+    return [tuple(device.coords[: len(topology.shape)]) for device in devices]
+
+
+def _together(found: list[Any], places: list[tuple[int, ...]]) -> list[dict[str, Any]]:
     """Collectives of one kind, size and group as one entry, in the order of their first."""
     entries: dict[tuple[Any, ...], int] = {}
-    for kind, number, size, group, groups in found:
-        if group > 1:
-            entries[kind, size, group, groups] = entries.get((kind, size, group, groups), 0) + number
+    for kind, number, size, members, groups in found:
+        if len(members) > 1:
+            spans = tuple(len({places[member][axis] for member in members}) for axis in range(len(places[0])))
+            key = kind, size, len(members), groups, spans
+            entries[key] = entries.get(key, 0) + number
     return [
-        {"kind": kind, "count": count, "bytes": size, "group_size": group, "groups": groups}
-        for (kind, size, group, groups), count in entries.items()
+        {"kind": kind, "count": count, "bytes": size, "group_size": group, "groups": groups, "spans": list(spans)}
+        for (kind, size, group, groups, spans), count in entries.items()
     ]
 
 

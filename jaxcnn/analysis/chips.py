@@ -1,6 +1,6 @@
 """Accelerators: the published ceilings of each, with their sources, and what a collective costs at these ceilings.
 
-A collective's time here is a floor: links at their full rate, no contention, the least latency published.
+A collective's time has links at their full rate, no contention, and the least latency published.
 """
 
 import math
@@ -16,7 +16,7 @@ class Sourced(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One accelerator. Sizes are bytes, rates bytes or FLOPs a second, latencies seconds; all of one chip.
+    """One accelerator; sizes are bytes, rates bytes or FLOPs a second, latencies seconds, all of one chip.
 
     Attributes:
       name: as people call it.
@@ -144,8 +144,7 @@ CHIPS = {
 def wire_bytes(kind: str, nbytes: float, group: int) -> float:
     """Bytes that each of `group` devices sends in a collective by rings, whose result is `nbytes` on one device.
 
-    Raises:
-      ValueError: no such kind of collective.
+    Raises a ValueError for a kind that there is not.
     """
     match kind:
         case "all-reduce":
@@ -159,15 +158,24 @@ def wire_bytes(kind: str, nbytes: float, group: int) -> float:
     raise ValueError(f"no collective is called {kind!r}")
 
 
-def collective_seconds(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int) -> Cost:
-    """What one collective takes on a slice whose links it has for itself.
+def sent_bytes(kind: str, nbytes: float, group: int, spans: Sequence[int]) -> float:
+    """Bytes that a chip sends to others, of a group that spans so many chips along each axis."""
+    chips = math.prod(spans)
+    return wire_bytes(kind, nbytes if kind in ("all-reduce", "all-gather") else nbytes * group / chips, chips)
+
+
+def collective_seconds(
+    chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int] = ()
+) -> Cost:
+    """What one collective takes on a slice whose links it has for itself, by rings in two passes.
 
     Args:
       shape: of the slice: a TPU's torus in chips, such as (16, 16) or (8, 8, 16), or (nodes, GPUs a node).
       kind: one of `training.collectives.KINDS`.
       nbytes: of the result on one device: of an all-reduce the array, of an all-gather the gathered whole, of a
         reduce-scatter one shard, else what a device gets.
-      group: the devices that take part together. They are taken to lie along the slice's axes from the last on.
+      group: the devices that take part together.
+      spans: how far they reach along each axis of `shape`; (): they lie along its axes from the last on.
 
     Raises:
       ValueError: no such kind, or a group that does not divide the slice.
@@ -176,45 +184,37 @@ def collective_seconds(chip: Chip, shape: Sequence[int], kind: str, nbytes: floa
         raise ValueError(f"groups of {group} devices do not divide a slice of {tuple(shape)} {chip.name}")
     if not wire_bytes(kind, nbytes, group):
         return Cost(0.0, 0.0)
-    return (_on_torus if chip.platform == "tpu" else _on_nodes)(chip, shape, kind, nbytes, group)
+    if not spans:
+        spans, rest = [1] * len(shape), group // math.gcd(group, chip.devices)
+        for axis in reversed(range(len(shape))):
+            spans[axis] = math.gcd(rest, shape[axis])
+            rest //= spans[axis]
+    return (_on_torus if chip.platform == "tpu" else _on_nodes)(chip, shape, kind, nbytes, group, spans)
 
 
-def _on_torus(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int) -> Cost:
+def _on_torus(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
     """Rings both ways round along each axis, all at once; what the cores of one chip exchange is free."""
-    cores = math.gcd(group, chip.devices)
-    chips, rate = group // cores, chip.link.value
-    axes = _axes(chip, shape, chips)
+    wrap, chips, rate = int(chip.wrap.value), math.prod(spans), chip.link.value
+    cubes = chip.torus.value == 3 and all(length % wrap == 0 for length in shape)
+    closed = [cubes if chip.torus.value == 3 else length == wrap for length in shape]
+    # (length, ways) of each axis: two ways round where all of it takes part and it is closed, else one
+    axes = [(n, 2 if n == shape[i] and closed[i] else 1) for i, n in enumerate(spans) if n > 1]
     if not axes:
         return Cost(0.0, 0.0)
-    of_chip = nbytes if kind in ("all-reduce", "all-gather") else nbytes * cores
-    links = sum(ways for _, ways in axes)
     hops = sum(length // 2 if ways == 2 else length - 1 for length, ways in axes)
     match kind:
         case "collective-permute":  # to a neighbour
-            return Cost(of_chip / rate, chip.launch.value + chip.hop.value)
+            return Cost(nbytes * group / chips / rate, chip.launch.value + chip.hop.value)
         case "all-to-all":  # length² // 4 chunks of an axis cross its middle, or their hops in a ring add to that
-            seconds = max(length**2 // 4 / length * of_chip / ways / rate for length, ways in axes)
+            seconds = max(length**2 // 4 / length * nbytes * group / chips / ways / rate for length, ways in axes)
         case _:
-            seconds = wire_bytes(kind, of_chip, chips) / (links * rate)
+            seconds = sent_bytes(kind, nbytes, group, spans) / (sum(ways for _, ways in axes) * rate)
     return Cost(seconds, chip.launch.value + (2 if kind == "all-reduce" else 1) * hops * chip.hop.value)
 
 
-def _axes(chip: Chip, shape: Sequence[int], chips: int) -> list[tuple[int, int]]:
-    """(length, ways) of each axis that a group of `chips` spans: two ways round where the axis is closed, else one."""
-    wrap, found = int(chip.wrap.value), []
-    cubes = len(shape) == chip.torus.value == 3 and all(length % wrap == 0 for length in shape)
-    for length in reversed(shape):
-        part = math.gcd(chips, length)
-        chips //= part
-        closed = part == length and (cubes if chip.torus.value == 3 else length == wrap)
-        found += [(part, 2 if closed else 1)] if part > 1 else []
-    return found
-
-
-def _on_nodes(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int) -> Cost:
+def _on_nodes(chip: Chip, _: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
     """Within a node over NVLink; between nodes each GPU carries its share, a ring in bytes and a tree in steps."""
-    inside = math.gcd(group, shape[-1])
-    nodes = group // inside
+    nodes, inside = spans
     if kind in ("all-to-all", "collective-permute"):  # straight to where it belongs, both networks at once
         near, far = (
             ((inside - 1) / group, (group - inside) / group) if kind == "all-to-all" else (nodes == 1, nodes > 1)

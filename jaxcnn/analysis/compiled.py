@@ -1,6 +1,7 @@
 """What the text of a compiled step says that its compiler does not: traffic, products, and what the forward pass keeps.
 
-Of a GPU the compiler gives no FLOPs and no bytes; these are counted here as XLA counts them on a TPU.
+Of a GPU the compiler gives no FLOPs and no bytes, and on a TPU it counts the body of a loop once: both are made up for
+here. Bytes are the operands and results of all kernels, which XLA's own "bytes accessed" is about, too.
 """
 
 import math
@@ -10,22 +11,26 @@ from collections import Counter
 from jaxcnn.training.hlo import Array, Instruction, Module
 
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "while", "conditional", "call"}
-_ALIASES = {"tuple", "get-tuple-element", "bitcast", "copy-done", "slice-done", "async-done"}
+_ALIASES = {"bitcast", "opt-barrier", "copy-start", "copy-done", "slice-start", "slice-done", "async-done"}
 
 
-def bytes_accessed(module: Module) -> int:
-    """Bytes that all kernels of a step read and write, each array counted where it is used, wherever it lies."""
-    return _traffic(module, hbm=False)
+def bytes_accessed(module: Module, once: bool = False) -> int:
+    """Bytes that all kernels of a step read and write, each array counted where it is used, wherever it lies.
+
+    Args:
+      once: the bodies of loops count once.
+    """
+    return _traffic(module, hbm=False, once=once)
 
 
 def hbm_traffic(module: Module) -> int:
     """The same without what lies in a TPU's own memory; a copy between the two counts once."""
-    return _traffic(module, hbm=True)
+    return _traffic(module, hbm=True, once=False)
 
 
-def _traffic(module: Module, hbm: bool) -> int:
+def _traffic(module: Module, hbm: bool, once: bool) -> int:
     def size(arrays: tuple[Array, ...]) -> int:
-        return sum(array.bytes for array in arrays if not (hbm and array.on_chip))
+        return sum(array.stored for array in arrays if not (hbm and array.on_chip))
 
     total = 0
     for name in _kernels_of(module):
@@ -39,10 +44,10 @@ def _traffic(module: Module, hbm: bool) -> int:
             if instruction.opcode in ("copy-start", "slice-start"):
                 source, target = instruction.arrays[:2]
                 ends = [array for array in (source, target) if not (hbm and array.on_chip)]
-                result, operands = len(ends) * min(source.bytes, target.bytes), ()
+                result, operands = len(ends) * min(source.stored, target.stored), ()
             else:
                 operands = instruction.operands
-            total += module.runs[name] * (result + sum(sizes.get(operand, 0) for operand in operands))
+            total += (1 if once else module.runs[name]) * (result + sum(sizes.get(operand, 0) for operand in operands))
     return total
 
 
@@ -57,14 +62,18 @@ def _kernels_of(module: Module) -> list[str]:
     return names
 
 
-def product_flops(module: Module) -> float:
-    """FLOPs of convolutions and matrix products; as XLA counts them, products with padding are none."""
+def product_flops(module: Module, once: bool = False) -> float:
+    """FLOPs of convolutions and matrix products; as XLA counts them, products with padding are none.
+
+    Args:
+      once: the bodies of loops count once.
+    """
     total = 0.0
     for name, body in module.computations.items():
         shapes = {i.name: i.arrays for i in body} if module.runs.get(name) else {}
         for instruction in body if shapes else ():
             operands = [shapes[o][0] for o in instruction.operands if shapes.get(o)]
-            total += module.runs[name] * _flops(instruction, operands)
+            total += (1 if once else module.runs[name]) * _flops(instruction, operands)
     return total
 
 
@@ -93,14 +102,21 @@ def _flops(instruction: Instruction, operands: list[Array]) -> float:
     if not kind or len(operands) < 2:
         return 0.0
     left, right, result = operands[0], operands[1], instruction.arrays[0]
-    if kind == "dot":  # (m, k) × (k, n): the three sizes multiplied are (m·k·n)²
-        return 2.0 * math.sqrt(math.prod(left.shape) * math.prod(right.shape) * math.prod(result.shape))
+    if kind == "dot":
+        return 2.0 * math.prod(result.shape) * _contracted(instruction, left)
     target = instruction.attribute("custom_call_target")
     if "BackwardInput" in target:  # the window is that of the forward convolution
         left, result = result, left
     elif "BackwardFilter" in target:
         right, result = result, right
     return _convolution_flops(instruction, left, right, result)
+
+
+def _contracted(instruction: Instruction, left: Array) -> int:
+    """The products that a matrix product sums into each of its results; a call of cuBLAS has its axes in JSON."""
+    found = re.search(r"lhs_contracting_dim(?:s=\{|ensions\":\[)([\d,\"]+)", instruction.rest)
+    axes = [int(axis.strip('"')) for axis in found[1].split(",")] if found else [len(left.shape) - 1]
+    return math.prod(left.shape[axis] for axis in axes)
 
 
 def _convolution_flops(instruction: Instruction, image: Array, kernel: Array, result: Array) -> float:
@@ -134,33 +150,42 @@ def _window(instruction: Instruction) -> str:
 def activations(module: Module) -> int:
     """Bytes of what the forward pass computes and the backward pass reads: kept from the one to the other.
 
-    Instructions are told apart by JAX's names: those of the backward pass are within "transpose(jvp(…))". In a loop
-    over micro-batches it is what one of them keeps.
+    An estimate: instructions are told apart by JAX's names. Those of the forward pass are within "jvp(…)", those of the
+    backward pass within "transpose(jvp(…))", or the optimizer's where the two are fused. In a loop it is what one round
+    keeps.
     """
     return sum(_kept(module.computations[name]) for name in _kernels_of(module))
 
 
 def _kept(body: list[Instruction]) -> int:
-    backward = {i.name: "transpose(" in i.rest for i in body}
-    forward = {i.name: not backward[i.name] and "jvp(" in i.rest for i in body}
     by_name = {i.name: i for i in body}
-    kept: dict[str, int] = {}
+    kept: dict[tuple[str, str], int] = {}
     for instruction in body:
-        for operand in instruction.operands if backward[instruction.name] else ():
-            source = _origin(operand, by_name)
-            if source and forward[source[0]]:
-                kept["".join(source)] = by_name[operand].bytes if operand in by_name else 0
+        after = "op_name=" in instruction.rest and not _forward(instruction)
+        for operand in instruction.operands if after else ():
+            for source, which in _origins(operand, by_name):
+                if _forward(source):
+                    arrays = source.arrays if not which else source.arrays[int(which) : int(which) + 1]
+                    kept[source.name, which] = sum(array.stored for array in arrays)
     return sum(kept.values())
 
 
-def _origin(name: str, by_name: dict[str, Instruction]) -> tuple[str, str] | None:
-    """(the instruction that computed what `name` stands for, which of its results)."""
-    which = ""
-    while name in by_name and by_name[name].opcode in _ALIASES | {"copy-start", "slice-start"}:
-        instruction = by_name[name]
-        if instruction.opcode == "get-tuple-element":
-            which += instruction.attribute("index")
-        if not instruction.operands:
-            return None
-        name = instruction.operands[0]
-    return (name, which) if name in by_name and by_name[name].opcode != "parameter" else None
+def _forward(instruction: Instruction) -> bool:
+    return "jvp(" in instruction.rest and "transpose(" not in instruction.rest
+
+
+def _origins(name: str, by_name: dict[str, Instruction], which: str = "") -> list[tuple[Instruction, str]]:
+    """(the instruction that computed what `name` stands for, which of its results, "" for all)."""
+    instruction = by_name.get(name)
+    if instruction is None or instruction.opcode == "parameter":
+        return []
+    if instruction.opcode == "get-tuple-element":
+        return _origins(instruction.operands[0], by_name, instruction.attribute("index"))
+    if instruction.opcode == "tuple" and which:
+        return _origins(instruction.operands[int(which)], by_name)
+    if "ConcatBitcast" in instruction.rest:  # of a TPU: slices of one array, fetched one by one
+        return [found for operand in instruction.operands for found in _origins(operand, by_name)]
+    if instruction.opcode in _ALIASES and instruction.operands:
+        inner = which if instruction.opcode == "opt-barrier" else ""
+        return _origins(instruction.operands[0], by_name, inner)
+    return [(instruction, which)]

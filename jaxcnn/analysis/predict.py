@@ -10,7 +10,7 @@ can hide more.
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcnn.analysis.chips import collective_seconds, wire_bytes
+from jaxcnn.analysis.chips import collective_seconds, sent_bytes
 from jaxcnn.analysis.topology import Topology
 
 PREDICTED = (
@@ -31,11 +31,11 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
     )
     network = latency = wire = 0.0
     for entry in row["collective_groups"]:
-        what = entry["kind"], entry["bytes"], entry["group_size"]
-        cost = collective_seconds(chip, topology.shape, *what)
+        what, spans = (entry["kind"], entry["bytes"]), entry["spans"]
+        cost = collective_seconds(chip, topology.shape, *what, entry["group_size"], spans)
         network += entry["count"] * (cost.bandwidth + cost.latency)
         latency += entry["count"] * cost.latency
-        wire += entry["count"] * chip.devices * wire_bytes(*what)
+        wire += entry["count"] * sent_bytes(*what, entry["group_size"], spans)
     floors = {"compute": compute, "memory": least, "network": network}
     seconds = [max(floors.values()), compute + memory + network]
     return {
@@ -55,10 +55,15 @@ def predict(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
 def efficiencies(rows: Sequence[dict[str, Any]]) -> None:
     """Set "predicted_efficiency" of one series, fewest chips first: images/s a chip against those of the first row.
 
-    Both ends compare like with like: all overlapped with all overlapped, nothing with nothing.
+    Each end compares like with like, of three cases: all overlapped, none, and arithmetic with HBM but not the network.
     """
     known = [row for row in rows if row["predicted_images_per_sec_per_chip"]]
     for row in known:
-        rates, first = (r["predicted_images_per_sec_per_chip"] for r in (row, known[0]))
-        ratios = [rate / of for rate, of in zip(rates, first, strict=True)]
+        ratios = [rate / of for rate, of in zip(_cases(row), _cases(known[0]), strict=True)]
         row["predicted_efficiency"] = [min(ratios), max(ratios)]
+
+
+def _cases(row: dict[str, Any]) -> list[float]:
+    """Images a second of a chip: none overlapped, all overlapped, all but the network."""
+    exposed = max(row["compute_seconds"], row["hbm_seconds"]) + row["network_seconds"]
+    return [*row["predicted_images_per_sec_per_chip"], row["batch_per_chip"] / exposed]

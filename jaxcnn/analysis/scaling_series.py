@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from jaxcnn.analysis.chips import CHIPS, wire_bytes
+from jaxcnn.analysis.chips import sent_bytes
 
 Row = dict[str, Any]
 
@@ -41,8 +41,8 @@ def sent(row: Row) -> dict[str, float] | None:
         return None
     sent: dict[str, float] = {}
     for group in row["collective_groups"]:
-        kind, times = group["kind"], group["count"] * CHIPS[row["chip"]].devices
-        sent[kind] = sent.get(kind, 0) + times * wire_bytes(kind, group["bytes"], group["group_size"])
+        kind, each = group["kind"], sent_bytes(group["kind"], group["bytes"], group["group_size"], group["spans"])
+        sent[kind] = sent.get(kind, 0) + group["count"] * each
     return sent
 
 

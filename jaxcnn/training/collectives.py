@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxcnn.training.hlo import Instruction, Module
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -22,14 +24,14 @@ class Collective(NamedTuple):
     Attributes:
       number: how often it runs: more than once in a loop.
       bytes: of one result on one device.
-      group: devices that take part together.
+      members: of one group that takes part together, by their places in the mesh.
       groups: how many such groups there are.
     """
 
     kind: str
     number: int
     bytes: int
-    group: int
+    members: tuple[int, ...]
     groups: int
 
 
@@ -44,37 +46,76 @@ def collectives(executable: Any) -> dict[str, Traffic]:
 
 def collectives_of(module: Module, devices: int) -> list[Collective]:
     """Every collective of a program for so many devices, in the order of the text."""
-    found = []
-    for instruction, times in module.instructions():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in KINDS:
-            group, groups = _groups(instruction, devices)
-            found.append(Collective(kind, times, _result_bytes(instruction), group, groups))
+    found, echoes = [], _echoes(module)
+    for name, body in module.computations.items():
+        times = module.runs.get(name, 0) if name not in echoes else 0
+        for instruction in body if times else ():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                members, groups = _groups(instruction, devices)
+                size = _result_bytes(instruction)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # of a TPU: it keeps its part only
+                    kind, size = "reduce-scatter", size // len(members)
+                found.append(Collective(kind, times, size, members, groups))
     return found
+
+
+def _echoes(module: Module) -> set[str]:
+    """Computations of a TPU that go on with, or end, a collective which another one has begun."""
+    names = {name for name in module.computations if name.startswith("async_collective_fusion")}
+    for body in module.computations.values():
+        names |= {i.attribute("calls").lstrip("%") for i in body if i.name.startswith("async-collective-done")}
+    return names
 
 
 def _result_bytes(instruction: Instruction) -> int:
     arrays = instruction.arrays
-    # An asynchronous one, all-reduce apart, has its operands before its results.
+    # An asynchronous one, all-reduce apart, has its operands before its results, and its own counters behind them.
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+        arrays = [array for array in arrays if array.shape or array.dtype != "u32"]
         arrays = arrays[len(arrays) // 2 :]
     return sum(array.bytes for array in arrays)
 
 
-def _groups(instruction: Instruction, devices: int) -> tuple[int, int]:
-    """(devices in a group, groups), from any of XLA's three notations; all devices where it names none."""
+def _groups(instruction: Instruction, devices: int) -> tuple[tuple[int, ...], int]:
+    """(members of the first group, groups), from any of XLA's three notations; all devices where it names none."""
     text = instruction.rest
     if instruction.opcode.startswith("collective-permute"):
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", text)
-        return 2, pairs[1].count("{") if pairs else 1
+        pairs = re.findall(r"\{(\d+),(\d+)\}", text.partition("source_target_pairs=")[2].partition("}}")[0] + "}")
+        return (int(pairs[0][0]), int(pairs[0][1])) if pairs else (0, 0), len(pairs)
     if listed := re.search(r"replica_groups=\{(\{[\d,]*\}[^ ]*)\}", text):  # {{0,1},{2,3}}
-        groups = re.findall(r"\{([\d,]+)\}", listed[1])
-        return (groups[0].count(",") + 1, len(groups)) if groups else (devices, 1)
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):  # [2,4]<=[8]
-        return int(iota[2]), int(iota[1])
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\][^{]* \{(.*?)\}", text):  # mesh['a'=2,'b'=4] {'b', 'a':(1)2}
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
-        group = math.prod(int(part) if part else sizes[name] for name, part in named)
-        return group, math.prod(sizes.values()) // group
-    return devices, 1
+        groups = [tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+        return (groups[0], len(groups)) if groups else (tuple(range(devices)), 1)
+    if iota := re.search(r"replica_groups=(\[[\d,]+\]<=\S+?),? ", text + " "):  # [4,2]<=[2,4]T(1,0)
+        rows = _iota(iota[1])
+        return tuple(rows[0].tolist()), len(rows)
+    # mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b':(1)2}
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((\S+)\))? \{(.*?)\}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        places = math.prod(axes.values())
+        rows = _along(_iota(f"[{places}]<={mesh[2] or f'[{places}]'}"), axes, mesh[3])
+        return tuple(rows[0].tolist()), len(rows)
+    return tuple(range(devices)), 1
+
+
+def _iota(text: str) -> np.ndarray:
+    """ "[4,2]<=[2,4]T(1,0)": the numbers from 0 in the second shape, transposed, in the first."""
+    shape, source, order = re.fullmatch(r"\[(.*?)\]<=\[(.*?)\](?:T\((.*?)\))?", text).groups()  # type: ignore[union-attr]
+    sizes, source = ([int(n) for n in part.split(",")] for part in (shape, source))
+    numbers = np.arange(math.prod(source)).reshape(source)
+    return numbers.transpose([int(n) for n in order.split(",")] if order else None).reshape(sizes)
+
+
+def _along(devices: np.ndarray, axes: dict[str, int], named: str) -> np.ndarray:
+    """A row for each group along the axes `named`, "'b','a':(1)2": of `a` the part of size 2 after one of size 1."""
+    sizes, chosen = [], []
+    for name, size in axes.items():
+        if part := re.search(rf"'{re.escape(name)}':\((\d+)\)(\d+)", named):
+            before, own = int(part[1]), int(part[2])
+            chosen.append(len(sizes) + 1)
+            sizes += [before, own, size // before // own]
+        else:
+            chosen += [len(sizes)] if f"'{name}'" in named else []
+            sizes.append(size)
+    numbers = np.moveaxis(devices.reshape(sizes), chosen, range(-len(chosen), 0))
+    return numbers.reshape(-1, math.prod(sizes[axis] for axis in chosen))

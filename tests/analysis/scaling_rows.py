@@ -21,9 +21,9 @@ def predicted(model="resnet50_tv", chip="v5e", chips=8, batch=128.0, dtype="bflo
     memory = {"parameters": 1e8, "optimizer": 1e8, "batch": 1.5e5 * batch, "other": 3e6}
     memory |= {"activations": activations, "temporaries": 0.1 * activations}
     groups = [
-        {"kind": "all-reduce", "count": 4, "bytes": 25e6, "group_size": chips, "groups": 1},
-        {"kind": "all-reduce", "count": 50, "bytes": 4e3, "group_size": chips, "groups": 1},
-        {"kind": "all-gather", "count": 1, "bytes": 4e6, "group_size": chips, "groups": 1},
+        {"kind": "all-reduce", "count": 4, "bytes": 25e6, "group_size": chips, "groups": 1, "spans": [1, chips]},
+        {"kind": "all-reduce", "count": 50, "bytes": 4e3, "group_size": chips, "groups": 1, "spans": [1, chips]},
+        {"kind": "all-gather", "count": 1, "bytes": 4e6, "group_size": chips, "groups": 1, "spans": [1, chips]},
     ]
     row = {
         "config": f"experiments/imagenet/{model}.py",

@@ -33,6 +33,26 @@ def test_flops_of_convolutions_are_those_of_xla(form, stride, padding, groups, d
     assert product_flops(Module(program.as_text() or "")) == pytest.approx(cost["flops"], rel=0.03)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}",
+        'custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"]}}}',
+    ],
+)
+def test_flops_of_batched_products(call):
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
+  %a = f32[8,3,5]{{2,1,0}} parameter(0)
+  %b = f32[8,5,7]{{2,1,0}} parameter(1)
+  ROOT %c = f32[8,3,7]{{2,1,0}} {call}
+}}
+"""
+    assert product_flops(Module(text)) == 2 * 8 * 3 * 5 * 7
+
+
 def test_flops_of_matrix_products_are_those_of_xla():
     program = compile_(lambda x, y: x @ y, (512, 256), (256, 1024))
     assert product_flops(Module(program.as_text() or "")) == 2 * 512 * 256 * 1024
@@ -67,7 +87,9 @@ def test_loops_count_as_often_as_they_run():
     shapes = (64, 64), (64, 64)
     once, looped = (Module(compile_(f, *shapes).as_text() or "") for f in (lambda x, y: x @ y, many))
     assert product_flops(looped) == 7 * product_flops(once)
+    assert product_flops(looped, once=True) == product_flops(once)
     assert bytes_accessed(looped) > 7 * bytes_accessed(once)
+    assert bytes_accessed(looped, once=True) < bytes_accessed(looped) / 3
 
 
 def test_what_lies_on_the_chip_is_no_traffic():
@@ -80,8 +102,8 @@ ENTRY %main (a: f32[1]) -> f32[1] {
   ROOT %b = f32[1000]{0:T(8,128)} negate(%near)
 }
 """
-    assert hbm_traffic(Module(text)) == 4000 + 4000  # read once to the chip, written once by the kernel
-    assert bytes_accessed(Module(text)) == 8000 + 8000
+    assert hbm_traffic(Module(text)) == 4096 + 4096  # read once to the chip, written once by the kernel, in whole tiles
+    assert bytes_accessed(Module(text)) == 2 * (4096 + 4096)
 
 
 def test_activations_are_what_the_backward_pass_reads():

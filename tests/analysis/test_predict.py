@@ -1,5 +1,7 @@
 """Predictions worked by hand, and what must hold of every one."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +18,9 @@ def compiled(flops=1e9, accessed=1e6, hbm=5e5, batch=100, groups=(), dtype="bflo
     }  # fmt: skip
 
 
-def reduce(count, size, group):
-    return {"kind": "all-reduce", "count": count, "bytes": size, "group_size": group, "groups": 1}
+def reduce(count, size, spans):
+    group = math.prod(spans)
+    return {"kind": "all-reduce", "count": count, "bytes": size, "group_size": group, "groups": 1, "spans": spans}
 
 
 def test_one_chip_by_hand():
@@ -35,7 +38,7 @@ def test_one_chip_by_hand():
 
 def test_the_network_is_all_collectives_one_after_another():
     place = parse("tpu:v5e:4x4")
-    found = predict(compiled(groups=[reduce(3, 10**6, 16), reduce(1, 10**8, 16)]), place)
+    found = predict(compiled(groups=[reduce(3, 10**6, [4, 4]), reduce(1, 10**8, [4, 4])]), place)
     costs = [collective_seconds(place.chip, place.shape, "all-reduce", size, 16) for size in (10**6, 10**8)]
     assert found["network_seconds"] == pytest.approx(3 * sum(costs[0]) + sum(costs[1]))
     assert found["latency_seconds"] == pytest.approx(3 * costs[0].latency + costs[1].latency)
@@ -54,7 +57,7 @@ sizes = st.floats(1e3, 1e13)
     dtype=st.sampled_from(["bfloat16", "float32"]),
 )
 def test_an_interval_is_from_the_sum_to_the_largest_part(flops, accessed, share, batch, dtype):
-    row = compiled(flops, accessed, share * accessed, batch, [reduce(2, 10**6, 8)], dtype)
+    row = compiled(flops, accessed, share * accessed, batch, [reduce(2, 10**6, [1, 8])], dtype)
     found = predict(row, parse("gpu:h100:8"))
     low, high = found["predicted_images_per_sec_per_chip"]
     parts = [found[f"{name}_seconds"] for name in ("compute", "memory", "network")]
@@ -70,10 +73,21 @@ def test_what_the_compiler_refused_has_no_prediction():
     assert set(found.values()) == {None}
 
 
+def test_the_same_group_costs_more_between_nodes():
+    def network(spans):
+        return predict(compiled(groups=[reduce(1, 10**8, spans)]), parse("gpu:h100:16"))["network_seconds"]
+
+    assert network([2, 1]) > 5 * network([1, 2])
+
+
 def test_efficiency_compares_like_with_like():
-    rows = [
-        {"predicted_images_per_sec_per_chip": rates, "predicted_efficiency": None}
-        for rates in ([50, 100], None, [40, 90], [30, 100])
-    ]
+    def row(rates, network):
+        return {
+            "predicted_images_per_sec_per_chip": rates, "predicted_efficiency": None, "batch_per_chip": 100,
+            "compute_seconds": 0.5, "hbm_seconds": 1.0, "network_seconds": network,
+        }  # fmt: skip
+
+    rows = [row([50, 100], 0.0), row(None, None), row([45, 100], 0.25), row([40, 100], 1.0)]
     efficiencies(rows)
-    assert [row["predicted_efficiency"] for row in rows] == [[1, 1], None, [0.8, 0.9], [0.6, 1.0]]
+    # Nothing overlapped; everything; and arithmetic with HBM but not the network: 1 second, then 1.25, then 2.
+    assert [r["predicted_efficiency"] for r in rows] == [[1, 1], None, [0.8, 1], [0.5, 1]]

@@ -33,9 +33,32 @@ def test_a_loop_in_a_loop_runs_as_often_as_its_trips():
 
     module = Module(text_of(lambda x: jax.lax.scan(step, x, length=5)[0], jnp.ones((64, 64))))
     products = [times for instruction, times in module.instructions() if "dot_general" in instruction.rest]
-    assert module.loops
     assert 15 in products, products
-    assert not Module(text_of(lambda x: x @ x, jnp.ones((64, 64)))).loops
+
+
+def test_a_tpu_says_in_its_condition_how_often_a_loop_runs():
+    module = Module("""HloModule m
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %sum = f32[4]{0} all-reduce(%x), channel_id=1, replica_groups=[1,8]<=[8]
+}
+
+%condition (q: (s32[], f32[4])) -> pred[] {
+  %q = (s32[], f32[4]) parameter(0)
+  %most = s32[]{:T(128)} constant(6)
+  %i = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %most), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %a = (s32[], f32[4]) parameter(0)
+  ROOT %loop = (s32[], f32[4]) while(%a), condition=%condition, body=%body
+}
+""")
+    assert module.runs["body"] == 6
+    assert [(c.number, c.bytes) for c in collectives_of(module, 8)] == [(6, 16)]
 
 
 @pytest.mark.parametrize(
@@ -54,13 +77,45 @@ def test_a_loop_in_a_loop_runs_as_often_as_its_trips():
 def test_replica_groups_in_every_notation(notation, group, groups):
     module = one_line(f"ROOT %sum = f32[10]{{0}} all-reduce(%p), channel_id=1, {notation}")
     (found,) = collectives_of(module, 8)
-    assert found == ("all-reduce", 1, 40, group, groups)
+    assert (found.kind, found.number, found.bytes, len(found.members), found.groups) == (
+        "all-reduce",
+        1,
+        40,
+        group,
+        groups,
+    )
 
 
 def test_an_asynchronous_collective_counts_once_by_its_result():
     module = one_line("%g = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8], dimensions={0}")
-    assert collectives_of(module, 8) == [("all-gather", 1, 128, 8, 1)]
+    assert collectives_of(module, 8) == [("all-gather", 1, 128, tuple(range(8)), 1)]
     assert not collectives_of(one_line("%g = f32[32]{0} all-gather-done(%p)"), 8)
+
+
+def test_members_of_a_group():
+    def members(notation):
+        return collectives_of(one_line(f"%s = f32[4]{{0}} all-reduce(%p), {notation}, to_apply=%r"), 8)[0].members
+
+    assert members("replica_groups={{0,4},{1,5},{2,6},{3,7}}") == (0, 4)
+    assert members("replica_groups=[4,2]<=[2,4]T(1,0)") == (0, 4)
+    assert members("replica_groups=mesh['a'=2,'b'=4] {'a'}") == (0, 4)
+    assert members("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}") == (0, 1)
+    assert members("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}") == (0, 2)
+    assert members("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}") == (0, 1, 2, 3)
+
+
+def test_a_permute_counts_its_result_and_not_its_counters():
+    start = "(bf16[3,4]{1,0}, bf16[3,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), channel_id=1"
+    module = one_line(f"%c = {start}, source_target_pairs={{{{0,7}},{{1,0}},{{2,1}}}}")
+    assert collectives_of(module, 8) == [("collective-permute", 1, 24, (0, 7), 3)]
+
+
+def test_tiles_of_a_tpu_are_stored_whole():
+    (found,) = arrays("f32[2,3,130]{2,1,0:T(8,128)}")
+    assert (found.bytes, found.stored) == (2 * 3 * 130 * 4, 2 * 8 * 256 * 4)
+    (found,) = arrays("bf16[64,56,56,3]{0,3,2,1:T(8,128)(2,1)}")  # 64 images are the minor dimension, then 3 channels
+    assert found.stored == 128 * 8 * 56 * 56 * 2
+    assert arrays("f32[]{:T(128)}")[0].stored == arrays("f32[]")[0].stored == 4
 
 
 def test_groups_of_a_real_mesh():
@@ -73,4 +128,4 @@ def test_groups_of_a_real_mesh():
     program = jax.jit(lambda x, y: x @ y, out_shardings=whole).lower(x, y).compile()
     assert collectives(program) == {"all-reduce": (1, 16 * 16 * 4)}
     (found,) = collectives_of(Module(program.as_text() or ""), 8)
-    assert (found.group, found.groups) == (4, 2)
+    assert (found.members, found.groups) == ((0, 1, 2, 3), 2)
