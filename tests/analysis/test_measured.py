@@ -45,7 +45,7 @@ def test_the_rows_come_as_asked_for_and_have_the_batch_per_device(weak):
         assert (row["dtype"], row["chip"]) == ("float32", jax.devices()[0].device_kind)
         assert row["flops_per_image"] > 0
         assert row["labels"].keys() == {key for key in row if key.startswith("measured_")} | {
-            "flops_per_image", "compile_seconds", "collectives", "collective_seconds",
+            "flops_per_image", "compile_seconds", "collectives", "collective_seconds", "collective_counts",
         }  # fmt: skip
         assert row["labels"]["measured_efficiency"] == "measured"
         assert row["labels"]["collectives"] == "compiled"

@@ -79,7 +79,8 @@ def test_the_operations_of_the_step_are_all_there_and_their_shares_sum_to_one(pr
         assert sum(row["seconds"] for row in rows) == pytest.approx(summary["operation_seconds"])
         assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
         assert all(row["share"] == pytest.approx(row["seconds"] / summary["operation_seconds"]) for row in rows)
-    assert 0 < summary["busy_seconds"] <= min(summary["step_seconds"], summary["operation_seconds"])
+    most = min(summary["step_seconds"], summary["operation_seconds"])
+    assert 0 < summary["busy_seconds"] <= most * (1 + 1e-9)  # sums of the same parts, in another order
     assert any(row["layer"].startswith("conv ") for row in summary["operations"])
 
 
