@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _key(text: str, topology: Topology) -> str:
     versions = [f"{name} {_version(name)}" for name in _PACKAGES]
     options = [f"{name}={os.environ.get(name, '')}" for name in _OPTIONS]
     if topology.chip.platform == "gpu":
+        versions += [f"{name} {_version(name)}" for name in ("jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")]
         options.append(target_config(topology.version))
     words = [topology.version, str(topology.shape), *versions, *options, text]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
@@ -120,7 +122,8 @@ def _write(path: Path, found: dict[str, Any]) -> None:
         part.write_bytes(gzip.compress(json.dumps(found).encode(), 6))
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UserError(f"{path.parent}: {error.strerror}: JAXCNN_AOT_CACHE moves the cache of compilations") from error
 
 

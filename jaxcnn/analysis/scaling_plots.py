@@ -20,6 +20,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from jaxcnn.analysis.scaling_series import Row, common, facts, fewest, interval, labels, measured, origin, sent, series
 from jaxcnn.training.collectives import KINDS
 
+NAMES = ("throughput.png", "memory.png", "roofline.png", "wire.png")
 Roofs = Mapping[Any, tuple[float, float]]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers and hatches go round at other lengths.
@@ -34,9 +35,13 @@ _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 def draw(rows: list[Row], folder: Path, roofs: Roofs) -> list[Path]:
     """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
-    paths = [folder / f"{name}.png" for name in ("throughput", "memory", "roofline", "wire")]
-    a, b, c, d = paths
-    figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
+    paths = [folder / name for name in NAMES]
+    figures = [
+        throughput(rows, paths[0]),
+        memory(rows, paths[1]),
+        roofline(rows, roofs, paths[2]),
+        wire(rows, paths[3]),
+    ]
     return [path for path, figure in zip(paths, figures, strict=True) if figure]
 
 
@@ -49,7 +54,7 @@ def throughput(rows: list[Row], out: Path | None = None) -> Figure | None:
     figure = Figure(figsize=(_WIDTH, 4.6 + 0.2 * len(lines)), layout="constrained")
     total, efficiency = figure.subplots(1, 2)
     few, many = min(row["chips"] for row in drawn), max(row["chips"] for row in drawn)
-    room = min(0.05, 0.015 * (len(lines) - 1))  # the intervals of two series may be the same: they stand side by side
+    room = min(0.008, 0.004 * (len(lines) - 1))  # the intervals of two series may be the same: they stand side by side
     asides = max(many / few, 2) ** np.linspace(-room, room, len(lines))
     for style, (label, points) in enumerate(lines.items()):
         _intervals(total, points, "images", style, asides[style], label)

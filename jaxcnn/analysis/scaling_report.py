@@ -74,7 +74,7 @@ def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[
         parts += ["## Measured", *_unique(row["notes"] for row in measured), _table(measured, _MEASURED)]
     if published := [row for row in compiled if row.get("published")]:
         parts += ["## Predicted against published", _validation(published)]
-    if any(row.get("collectives") for row in rows):
+    if any(row.get("collective_groups") for row in rows):
         parts += ["## Collectives (compiled)", _collectives(rows)]
     if chips := list(dict.fromkeys(row["chip"] for row in compiled)):
         parts += ["## Ceilings and their sources", *(_ceilings(chip) for chip in chips)]
@@ -184,15 +184,16 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _collectives(rows: Sequence[Row]) -> str:
     body = []
-    for name, row in zip(labels(list(rows), drop={"batch", "chip"}), rows, strict=True):
+    for name, row in zip(labels(list(rows), drop={"batch", "chip", "chips"}), rows, strict=True):
         groups: dict[tuple[str, int, int], list[int]] = {}
         for entry in row.get("collective_groups", ()):
             sums = groups.setdefault((entry["kind"], entry["groups"], entry["group_size"]), [0, 0])
             sums[0] += entry["count"]
             sums[1] += entry["count"] * entry["bytes"]
         for (kind, parts, size), (count, total) in groups.items():
-            body.append([row["topology"], name, kind, str(count), _number(total, 1e6, 3), f"{parts} × {size}"])
-    return markdown_table(["slice", "what", "kind", "count", "MB, results", "groups × devices"], body)
+            place = [row["topology"], f"{row['batch_per_chip']:g}"]
+            body.append([*place, name, kind, str(count), _number(total, 1e6, 3), f"{parts} × {size}"])
+    return markdown_table(["slice", "a chip", "what", "kind", "count", "MB, results", "groups × devices"], body)
 
 
 def _validation(rows: Sequence[Row]) -> str:

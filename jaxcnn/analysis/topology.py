@@ -69,10 +69,10 @@ def _example(platform: str) -> str:
 
 
 def _nodes(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) == 2:
+    if len(shape) == 2 and shape[1] <= PER_NODE:
         return shape[0], shape[1]
     count = shape[0]
-    if len(shape) > 2 or (count > PER_NODE and count % PER_NODE):
+    if len(shape) > 1 or (count > PER_NODE and count % PER_NODE):
         raise UserError(f"--topology {name}: GPUs come in nodes of {PER_NODE}: write up to {PER_NODE}, or a multiple")
     return max(1, count // PER_NODE), min(count, PER_NODE)
 

@@ -1,6 +1,7 @@
 """`jaxcnn scaling`: what a config costs on 1 to thousands of chips, compiled for chips that need not be there."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parse(parser, argv)
     _check_use(parser, arguments, overrides)
     out: Path = arguments.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is no folder: name one, new or old")
+    _check_folder(f"--out {out}", out)
     if arguments.measure:
         from jaxcnn.commands.scaling_measure import measured
 
@@ -84,6 +84,17 @@ def _check_use(parser: argparse.ArgumentParser, arguments: argparse.Namespace, o
         parser.error("no --topology, such as tpu:v5e:2x2, tpu:v4:64 or gpu:h100:8")
 
 
+def _check_folder(what: str, folder: Path) -> None:
+    """Raise a UserError, before anything is compiled, where a folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}: name a folder that can be written to") from error
+
+
 def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Study:
     if arguments.study:
         study = read_study(arguments.study)
@@ -103,6 +114,7 @@ def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str,
     from jaxcnn.commands.scaling_run import check_compilers, compile_all, default_jobs
 
     check_compilers(requests)
+    _check_folder(f"JAXCNN_AOT_CACHE {cache_folder()}", cache_folder())
     _check_data(requests)
     with _progress(len(requests)) as say:
         answers = compile_all(requests, jobs or default_jobs(), cache_folder(), say)
@@ -120,10 +132,12 @@ def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str,
 
 
 def _check_data(requests: Sequence[Request]) -> None:
-    """Raise the UserError of data whose shapes cannot be had."""
+    """Raise the UserError of data whose shapes cannot be had, or of a network that there is not."""
     from jaxcnn.data.dataset import Dataset
+    from jaxcnn.models import create_model
 
     for config in {to_json(request.config): request.config for request in requests}.values():
+        create_model(config.model.name, config.model.num_classes or 1000, **config.model.overrides)
         try:
             Dataset(config)
         except UserError as error:
@@ -157,6 +171,8 @@ def _write(out: Path, rows: list[dict[str, Any]], study: Study) -> None:
     from jaxcnn.training.log import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
+    for name in scaling_plots.NAMES:
+        (out / name).unlink(missing_ok=True)  # of other rows
     write_atomically(out / "scaling.json", scaling_report.as_json(rows))
     write_atomically(out / "scaling.csv", scaling_report.as_csv(rows))
     roofs = {
@@ -199,13 +215,17 @@ def _verdict(rows: list[dict[str, Any]], failures: list[tuple[str, bool]], unfit
 
 
 def _mend(row: dict[str, Any]) -> str:
-    """By how much a program does not fit, and what would make it fit."""
+    """By how much a program does not fit, and what would make it fit, as far as arithmetic tells."""
     needed, limit, batch = row["hbm_bytes"], row["hbm_limit_bytes"], row["batch_per_chip"]
     state = sum(row["memory"].get(kind, 0) for kind in ("parameters", "optimizer", "other"))
     fitting = int(batch * max(0, limit - state) / max(1, needed - state))
-    ways = [f"about {fitting} images a chip"] if 0 < fitting < batch else []
-    ways += ["--config.remat=block"] if row["variant"].get("remat") != "block" else []
-    ways += ["--config.mesh.placement=fsdp"] if row["chips"] > 1 else []
-    over = f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f}, {(needed - limit) / 2**30:.2f} too many"
-    what = f"{row['model']} at {batch:g} images a chip does not fit {row['topology']}"
-    return f"{what}: it takes {over}: try {' or '.join(ways)}; --unfit makes it a result"
+    step = 2 ** max(0, fitting.bit_length() - 3)  # one of three digits, so to speak: it is an estimate
+    ways = [f"about {fitting // step * step} images a chip"] if 0 < fitting < batch else []
+    ways += ["remat=block, which takes less"] if row["remat"] == "none" and batch > 1 else []
+    cut = row["memory"].get("parameters", 0) + row["memory"].get("optimizer", 0)
+    if row["placement"] == "replicated" and cut * (1 - 1 / row["chips"]) > needed - limit:
+        ways += ["mesh.placement=fsdp"]
+    mend = f"try {' or '.join(ways)}" if ways else "a chip with more memory is due"
+    over = f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f}, {(needed - limit) / 2**20:,.0f} MiB too many"
+    what = f"{row['model']} at {batch:,} images a chip does not fit {row['topology']}"
+    return f"{what}: it takes {over}: {mend}; --unfit makes it a result"

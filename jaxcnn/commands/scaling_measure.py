@@ -35,6 +35,8 @@ def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
     lengths = {name: getattr(arguments, name) for name in ("steps", "warmup", "repeats") if getattr(arguments, name)}
     batch = arguments.batch_per_chip[0] if arguments.batch_per_chip else None
-    rows = measure(config, model, Dataset, devices, batch_per_device=batch, **lengths)
+    rows = measure(config, model, Dataset, list(dict.fromkeys(devices)), batch_per_device=batch, **lengths)
     name = arguments.config or str(arguments.config_json)
-    return [row | {"config": name, "variant": {}} for row in rows]
+    # What only a compiled row has is unknown of these.
+    unknown = ("bytes_per_image", "temp_bytes", "hbm_bytes", "fits", "predicted_images_per_sec_per_chip", "bound")
+    return [dict.fromkeys(unknown) | row | {"config": name, "variant": {}} for row in rows]

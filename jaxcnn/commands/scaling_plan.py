@@ -10,7 +10,7 @@ from typing import Any
 from jaxcnn import UserError
 from jaxcnn.analysis.topology import Topology, parse
 from jaxcnn.config import KEYS, Config, flatten, unknown_key
-from jaxcnn.configfile import from_json, load_config
+from jaxcnn.configfile import from_json, load_config, to_json
 
 # Compiling takes the shapes of the data and not the data: what stands in for data sets that need not be there.
 STAND_INS = {
@@ -73,20 +73,38 @@ def read_study(path: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"study {path} is no TOML: {error}") from error
     _check(path, values, _STUDY, "run")
-    runs = []
-    for table in values["run"]:
-        _check(path, table, _RUN, "config", "topology")
-        runs.append(
-            Run(
-                config=str(path.parent / table["config"]),
-                topologies=[str(name) for name in table["topology"]],
-                batches=table.get("batch_per_chip", ()),
-                overrides=[(key, _text(value)) for key, value in table.get("set", {}).items()],
-                sweep={key: [_text(value) for value in swept] for key, swept in table.get("sweep", {}).items()},
-                published=table.get("published", ()),
-            )
-        )
+    runs = [_run(path, table) for table in values["run"]]
     return Study(values.get("title", path.stem), values.get("about", ""), runs, values.get("unfit", False))
+
+
+def _run(path: Path, table: Any) -> Run:
+    _check(path, table, _RUN, "config", "topology")
+    for batch in table.get("batch_per_chip", ()):
+        _expect(path, "batch_per_chip", type(batch) is int and batch > 0, "a list of whole numbers, 1 or more")
+    sweep = table.get("sweep", {})
+    for swept in sweep.values():
+        _expect(path, "sweep", isinstance(swept, list) and swept, '"KEY" = [VALUE, …], dotted keys in quotes')
+    for key, value in table.get("set", {}).items():
+        _expect(path, "set", not isinstance(value, dict), f"\"KEY\" = VALUE, dotted keys in quotes: '{key}' is a table")
+    for figure in table.get("published", ()):
+        rate = figure.get("images_per_sec_per_chip") if isinstance(figure, dict) else None
+        sound = type(rate) in (int, float) and all(isinstance(figure.get(key, ""), str) for key in ("source", "why"))
+        words = "{ images_per_sec_per_chip = NUMBER, source = TEXT }, and why = TEXT where one is due"
+        _expect(path, "published", sound and figure.keys() <= {"images_per_sec_per_chip", "source", "why"}, words)
+        _expect(path, "published", "source" in figure, words)
+    return Run(
+        config=str(path.parent / table["config"]),
+        topologies=[str(name) for name in table["topology"]],
+        batches=table.get("batch_per_chip", ()),
+        overrides=[(key, _text(value)) for key, value in table.get("set", {}).items()],
+        sweep={_full(key): [_text(value) for value in swept] for key, swept in sweep.items()},
+        published=table.get("published", ()),
+    )
+
+
+def _expect(path: Path, key: str, sound: Any, words: str) -> None:
+    if not sound:
+        raise UserError(f"study {path}: '{key}' must be {words}")
 
 
 def _check(path: Path, values: Any, known: dict[str, type], *due: str) -> None:
@@ -105,6 +123,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+def _full(key: str) -> str:
+    """A key of `mesh` goes by its last name, too."""
+    return f"mesh.{key}" if f"mesh.{key}" in KEYS else key
+
+
 def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     """["model=1,2"] -> {"mesh.model": ["1", "2"]}; a key of `mesh` goes by its last name.
 
@@ -114,7 +137,7 @@ def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")
-        key = f"mesh.{key}" if f"mesh.{key}" in KEYS else key
+        key = _full(key)
         if key not in KEYS and not key.startswith("model.overrides."):
             raise unknown_key(key)
         if key in found or not all(values.split(",")):
@@ -129,8 +152,9 @@ def requests_of(run: Run, number: int = 0) -> list[Request]:
     Raises:
       UserError: an unknown slice, a bad config, a batch that does not divide.
     """
-    found = []
+    found: dict[str, Request] = {}
     sweep = run.sweep or {}
+    _check_keys(run, [*sweep, *(key for key, _ in run.overrides)])
     slices = [parse(name) for name in run.topologies]
     for values in itertools.product(*sweep.values()):
         variant = dict(zip(sweep, values, strict=True))
@@ -139,8 +163,17 @@ def requests_of(run: Run, number: int = 0) -> list[Request]:
             if batch is not None:
                 overrides.append(("global_batch_size", _text(batch * topology.chips)))
             load = from_json if run.json else load_config
-            found.append(_request(run, number, load(run.config, overrides), variant, topology))
-    return found
+            request = _request(run, number, load(run.config, overrides), variant, topology)
+            found.setdefault(topology.name + to_json(request.config), request)  # what is asked for twice is one row
+    return list(found.values())
+
+
+def _check_keys(run: Run, keys: Sequence[str]) -> None:
+    """Raise a UserError for a key that would be without effect."""
+    if "mesh.data" in keys:
+        raise UserError("config.mesh.data follows from the slice: set config.mesh.model, or another --topology")
+    if "global_batch_size" in keys and run.batches:
+        raise UserError("config.global_batch_size follows from the images a chip: give one of the two")
 
 
 def _request(run: Run, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
@@ -150,7 +183,7 @@ def _request(run: Run, number: int, config: Config, variant: dict[str, str], top
     from jaxcnn.training.step import group_size
 
     devices, model = topology.chips * topology.chip.devices, config.mesh.model
-    model = devices if model == -1 else model
+    model = devices if model == -1 else model  # the rest, where the file itself says so
     if devices % model:
         raise UserError(f"{topology.name} has {devices} devices: config.mesh.model={model} must divide them")
     config.mesh.data, config.mesh.model = devices // model, model
@@ -167,6 +200,7 @@ def _request(run: Run, number: int, config: Config, variant: dict[str, str], top
         "topology": topology.name, "chip": topology.version, "chips": topology.chips,
         "mesh": {"data": devices // model, "model": model},
         "batch_per_chip": int(batch) if batch.is_integer() else batch, "global_batch_size": config.global_batch_size,
+        "remat": config.remat, "placement": config.mesh.placement,
         "published": [dict(figure) for figure in run.published], "notes": notes,
     }  # fmt: skip
     return Request(config, topology, row)

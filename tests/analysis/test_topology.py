@@ -59,6 +59,7 @@ def test_a_number_of_chips_is_a_compact_slice_of_so_many(version, power):
         ("tpu:v5e:32x32", "a pod of v5e has 256 chips"),
         ("gpu:h100:12", "nodes of 8"),
         ("gpu:h100:1x2x3", "nodes of 8"),
+        ("gpu:h100:1x64", "nodes of 8"),
     ],
 )
 def test_a_bad_name_is_told_with_its_mend(name, words):

@@ -14,7 +14,7 @@ from jaxcnn.commands import scaling_run
 from jaxcnn.training.hlo import Module
 
 CONFIG = "experiments/digits/resnet20.py"  # 19 convolutions, each with a BatchNorm, and a fully connected layer
-PARAMETERS = 272_000 * 4  # bytes, about
+PARAMETERS = 269_434 * 4  # bytes: the paper's network, of one channel
 MANY = "--config.data.name=synthetic:10:100000"  # images: a batch may not have more than the data set
 HAS_COMPILERS = sys.platform == "linux" and platform.machine() == "x86_64"
 
@@ -30,6 +30,9 @@ def scaling(tmp_path, monkeypatch, capsys, request):
         return code, *capsys.readouterr()
 
     return run
+
+
+RUN = "[[run]]\nconfig = 'a.py'\ntopology = ['tpu:v5e:4']"
 
 
 def refused(scaling, *argv):
@@ -77,8 +80,15 @@ def check_row(row):
     # 16 × 16 pixels: the network of 32 × 32 has 40.55 million products an image (He et al., Table 6), 2 FLOPs each,
     # forward and twice backward; at the edge there are fewer.
     assert row["flops_per_image"] == pytest.approx(6 * 40.55e6 / 4, rel=0.25)
-    assert 1 < row["memory"]["parameters"] / PARAMETERS < 1.02
-    assert sum(row["memory"].values()) == row["hbm_bytes"] < row["hbm_limit_bytes"]
+    memory = row["memory"]
+    assert (memory["parameters"], memory["optimizer"] // PARAMETERS) == (PARAMETERS, 2)  # Adam has two moments
+    assert memory["batch"] == 8 * (16 * 16 + 4 * 4)  # bytes of pixels, and four numbers of each image
+    assert memory["activations"] > 8 * 16 * 16 * 16 * 2 * 6  # of the first stage alone, in bfloat16
+    assert memory["activations"] + memory["temporaries"] == row["temp_bytes"]
+    assert sum(memory.values()) == row["hbm_bytes"] < row["hbm_limit_bytes"]
+    assert 0 < row["hbm_traffic_per_image"] <= row["bytes_per_image"]
+    assert row["intensity"] == pytest.approx(row["flops_per_image"] / row["bytes_per_image"])
+    assert row["predicted_efficiency"] == [1, 1]
     low, high = row["predicted_images_per_sec_per_chip"]
     assert 0 < low < high
     reduced = row["collectives"]["all-reduce"]
@@ -115,6 +125,10 @@ def check_types(kept):
         (["--topology", "tpu:v5e:4", "--batch-per-chip", "8,x"], "1 or more"),
         (["--topology", "tpu:v5e:4", "--devices", "2"], "--devices: these go with --measure"),
         (["--measure", "--topology", "tpu:v5e:4"], "--measure takes no --topology"),
+        (["--topology", "tpu:v5e:4", "--sweep", "data=1,2"], "config.mesh.data follows from the slice"),
+        (["--topology", "tpu:v5e:4", "--batch-per-chip=8", "--sweep", "global_batch_size=8,16"], "give one of the two"),
+        (["--topology", "tpu:v5e:4", "--config.model.name=resnet21"], "resnet20"),
+        (["--out", "/dev/null/x", "--topology", "tpu:v5e:4"], "--out /dev/null/x: Not a directory"),
         (["--measure", "--devices", "100000"], "100000 devices to measure on: there are"),
         (["--measure", "--devices", "3", "--config.global_batch_size=4"], "does not divide"),
         (["--topology", "tpu:v5e:4", "--config.data.name=tfds:nothing"], "nothing"),
@@ -149,8 +163,9 @@ def test_what_does_not_fit_is_told_with_its_mend_and_written(scaling, monkeypatc
     asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "8,800", MANY]
     code, _, err = scaling(*asked)
     assert code == 2
-    assert "resnet20 at 800 images a chip does not fit tpu:v5e:4: it takes 18.63 GiB of 9.31, 9.31 too many" in err
-    assert "about 395 images a chip" in err  # (10 - 0.2) / (20 - 0.2) of 800
+    assert "resnet20 at 800 images a chip does not fit tpu:v5e:4: it takes 18.63 GiB of 9.31, 9,537 MiB too many" in err
+    assert "about 384 images a chip" in err  # (10 - 0.2) / (20 - 0.2) of 800, rounded down
+    assert "fsdp" not in err  # it would not do
     assert "remat=block" in err
     assert [row["fits"] for row in json.loads((tmp_path / "out/scaling.json").read_text())] == [True, False]
     assert scaling(*asked, "--unfit")[0] == 0
@@ -189,6 +204,7 @@ def test_measured_on_simulated_devices(scaling, tmp_path):
     assert "measured, on simulated devices" in out
     assert "its speed says nothing" in out
     one, two = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert one["fits"] is None
     assert (one["simulated"], one["chips"], two["chips"], two["global_batch_size"]) == (True, 1, 2, 8)
     assert one["measured_efficiency"]["median"] == 1
     assert one["labels"]["measured_images_per_sec"] == "measured"
@@ -209,6 +225,12 @@ def test_measured_on_simulated_devices(scaling, tmp_path):
         ("[[run]]\nconfig = 'a.py'\ntopology = ['tpu:v5e:4']\nbatch = 3", "no key 'batch'"),
         ("[[run]]\nconfig = 'a.py'\ntopology = ['tpu:v5e:4']", "a.py does not exist"),
         ("a = ", "is no TOML"),
+        (f"{RUN}\nbatch_per_chip = ['12']", "'batch_per_chip' must be a list of whole numbers"),
+        (f"{RUN}\nbatch_per_chip = [true]", "'batch_per_chip' must be a list of whole numbers"),
+        (f"{RUN}\nsweep = {{ dtype = [] }}", "'sweep' must be"),
+        (f"{RUN}\nsweep = {{ mesh.model = [1] }}", "dotted keys in quotes"),
+        (f"{RUN}\npublished = [3]", "'published' must be"),
+        (f"{RUN}\npublished = [{{ images_per_sec_per_chip = 'many', source = 'x' }}]", "'published' must be"),
     ],
 )
 def test_a_bad_study_is_told(scaling, tmp_path, text, words):
