@@ -113,9 +113,9 @@ def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str,
     from jaxcnn.analysis.scaling_series import series
     from jaxcnn.commands.scaling_run import check_compilers, compile_all, default_jobs
 
+    _check_data(requests)
     check_compilers(requests)
     _check_folder(f"JAXCNN_AOT_CACHE {cache_folder()}", cache_folder())
-    _check_data(requests)
     with _progress(len(requests)) as say:
         answers = compile_all(requests, jobs or default_jobs(), cache_folder(), say)
     rows, failures = [], []
