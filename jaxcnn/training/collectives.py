@@ -49,11 +49,12 @@ def collectives_of(module: Module, devices: int) -> list[Collective]:
     found, echoes = [], _echoes(module)
     for name, body in module.computations.items():
         times = module.runs.get(name, 0) if name not in echoes else 0
+        ends = {i.operands[0]: i for i in body if i.opcode.endswith("-done") and i.operands}
         for instruction in body if times else ():
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS:
                 members, groups = _groups(instruction, devices)
-                size = _result_bytes(instruction)
+                size = ends[instruction.name].bytes if instruction.name in ends else _result_bytes(instruction)
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # of a TPU: it keeps its part only
                     kind, size = "reduce-scatter", size // len(members)
                 found.append(Collective(kind, times, size, members, groups))
@@ -70,7 +71,7 @@ def _echoes(module: Module) -> set[str]:
 
 def _result_bytes(instruction: Instruction) -> int:
     arrays = instruction.arrays
-    # An asynchronous one, all-reduce apart, has its operands before its results, and its own counters behind them.
+    # An asynchronous one has its operands before its results, and its own counters behind them; some all-reduces do not.
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         arrays = [array for array in arrays if array.shape or array.dtype != "u32"]
         arrays = arrays[len(arrays) // 2 :]

@@ -110,6 +110,13 @@ def test_a_permute_counts_its_result_and_not_its_counters():
     assert collectives_of(module, 8) == [("collective-permute", 1, 24, (0, 7), 3)]
 
 
+@pytest.mark.parametrize("of_start", ["f32[8]{0}", "((f32[8]{0}), f32[8]{0})"])  # as XLA writes it, and newer ones
+def test_an_all_reduce_has_the_size_of_what_ends_it(of_start):
+    start = f"%s = {of_start} all-reduce-start(%p), replica_groups=[1,8]<=[8], to_apply=%r"
+    module = one_line(f"{start}\n  %d = f32[8]{{0}} all-reduce-done(%s)")
+    assert [(c.number, c.bytes) for c in collectives_of(module, 8)] == [(1, 32)]
+
+
 def test_tiles_of_a_tpu_are_stored_whole():
     (found,) = arrays("f32[2,3,130]{2,1,0:T(8,128)}")
     assert (found.bytes, found.stored) == (2 * 3 * 130 * 4, 2 * 8 * 256 * 4)
