@@ -71,7 +71,7 @@ def _echoes(module: Module) -> set[str]:
 
 def _result_bytes(instruction: Instruction) -> int:
     arrays = instruction.arrays
-    # An asynchronous one has its operands before its results, and its own counters behind them; some all-reduces do not.
+    # An asynchronous one has its operands before its results, and counters behind them; all-reduces may not.
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         arrays = [array for array in arrays if array.shape or array.dtype != "u32"]
         arrays = arrays[len(arrays) // 2 :]
