@@ -87,7 +87,8 @@ def members(launcher: int) -> dict[int, int]:
     found = {}
     for text in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         words = Path(f"/proc/{text}/cmdline").read_text().split("\0")
-        found[int(words[words.index("--process") + 1])] = int(text)
+        if "--process" in words:  # else it is a copy of the launcher still, that begins
+            found[int(words[words.index("--process") + 1])] = int(text)
     return found
 
 
