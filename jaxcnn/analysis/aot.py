@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+import zlib
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there; a damaged file is as good as none."""
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         return None
 
 

@@ -40,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="experiment file; it is Python and is executed")
     what.add_argument("--config-json", metavar="FILE", type=Path, help="a config in JSON, such as a run's config.json")
-    what.add_argument("--study", metavar="FILE", type=Path, help="a study, such as experiments/scaling/*.toml")
+    what.add_argument(
+        "--study",
+        metavar="FILE",
+        type=Path,
+        help="a study, such as experiments/scaling/weak.toml; the configs it names are executed",
+    )
     add = parser.add_argument
     add("--topology", metavar="NAME", action="append", default=[], help="tpu:v5e:4x4, tpu:v4:64, gpu:h100:8; again")
     words = "a config key or one of mesh and its values, such as model=1,2 or norm.scope=global,shard; again"

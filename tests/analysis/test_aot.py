@@ -57,7 +57,10 @@ def test_what_was_compiled_is_kept_under_its_program(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b'{"text": "ENT'), gzip.compress(b"[]")])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"no gzip", gzip.compress(b"x")[:10] + b"\xff" * 20, gzip.compress(b'{"text": "ENT'), gzip.compress(b"[]")],
+)
 def test_a_damaged_entry_is_compiled_again(tmp_path, damage):
     aot.compile_step(program(16), parse("tpu:v5e:1"), tmp_path)
     (path,) = tmp_path.iterdir()
