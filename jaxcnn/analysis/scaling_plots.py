@@ -35,13 +35,8 @@ _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 def draw(rows: list[Row], folder: Path, roofs: Roofs) -> list[Path]:
     """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
-    paths = [folder / name for name in NAMES]
-    figures = [
-        throughput(rows, paths[0]),
-        memory(rows, paths[1]),
-        roofline(rows, roofs, paths[2]),
-        wire(rows, paths[3]),
-    ]
+    a, b, c, d = paths = [folder / name for name in NAMES]
+    figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
     return [path for path, figure in zip(paths, figures, strict=True) if figure]
 
 
