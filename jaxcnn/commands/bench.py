@@ -1,6 +1,5 @@
 """`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop."""
 
-import argparse
 import json
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcnn
-from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
+from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
@@ -28,7 +27,7 @@ def main(argv: list[str]) -> int:
     """Measure as `argv` says. Nothing is written to disk but what --profile asks for."""
     parser = Parser("jaxcnn bench", description=__doc__, epilog=OVERRIDES)
     add_config(parser)
-    number = {"metavar": "N", "type": _count}
+    number = {"metavar": "N", "type": count}
     parser.add_argument("--steps", **number, default=50, help="steps of a measurement that count (default: 50)")
     parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
     parser.add_argument("--repeats", **number, default=5, help="measurements of each part, in turn (default: 5)")
@@ -49,14 +48,6 @@ def main(argv: list[str]) -> int:
     if jax.process_index() == 0:
         print(json.dumps(result) if arguments.json else _table(result))
     return 0
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    number = int(text) if text.isascii() and text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 or more")
-    return number
 
 
 def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | None) -> dict[str, Any]:

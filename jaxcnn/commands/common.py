@@ -39,6 +39,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
     return arguments, overrides
 
 
+def count(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: write a whole number, 1 or more")
+    return number
+
+
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     """Declare `name` and --config-json, of which exactly one is due."""
     group = parser.add_mutually_exclusive_group(required=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, parse
+from jaxcnn.commands.common import OVERRIDES, Parser, count, parse
 from jaxcnn.commands.scaling_plan import Request, Run, Study, read_study, requests_of, sweep_of
 from jaxcnn.configfile import to_json
 
@@ -53,24 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     words = "images a chip, whatever the slice: weak scaling (default: the global batch of the config, strong scaling)"
     add("--batch-per-chip", metavar="N,N", type=_counts, default=[], help=words)
     add("--out", metavar="DIR", type=Path, required=True, help="folder of scaling.md, .csv, .json and pictures")
-    add("--jobs", metavar="N", type=_count, help="compilations at a time (default: as cores and memory allow)")
+    add("--jobs", metavar="N", type=count, help="compilations at a time (default: as cores and memory allow)")
     add("--unfit", action="store_true", help="a program that does not fit is a result, and no error")
     add("--measure", action="store_true", help="run the step on this machine's devices, and compile for no other")
     add("--devices", metavar="N,N", type=_counts, help="--measure: how many of them (default: 1, 2, 4 … all)")
     for name, default in (("steps", 20), ("warmup", 5), ("repeats", 5)):
-        add(f"--{name}", metavar="N", type=_count, help=f"--measure: {name} (default: {default})")
+        add(f"--{name}", metavar="N", type=count, help=f"--measure: {name} (default: {default})")
     return parser
 
 
-def _count(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdecimal() else 0
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 or more")
-    return number
-
-
 def _counts(text: str) -> list[int]:
-    return [_count(number) for number in text.split(",")]
+    return [count(number) for number in text.split(",")]
 
 
 def _check_use(parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: Sequence[Any]) -> None:
