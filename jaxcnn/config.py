@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.untrusted import shown
+from jaxcnn.safe_files import shown
 
 Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
 
@@ -81,7 +81,7 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
         _between(0, 8193),
         "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
     ),
-    "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see jaxcnn/data/augment.py"),
+    "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
     "data.interpolation": (
         "bilinear",

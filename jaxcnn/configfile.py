@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn import UserError
 from jaxcnn.config import KEYS, OPEN, RESUMABLE, Config, base_config, flatten, group_of, typed, unknown_key, validate
-from jaxcnn.untrusted import read_json
+from jaxcnn.safe_files import read_json
 
 _MOST = 2**20  # bytes of a config in JSON, which has some three thousand
 

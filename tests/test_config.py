@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from jaxcnn import UserError
 from jaxcnn.config import KEYS, Config, base_config, flatten, validate
 from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
-from jaxcnn.data import transforms
-from jaxcnn.data.augment import parse
+from jaxcnn.data.images import augment_device
+from jaxcnn.data.images.augment_host import parse
 from jaxcnn.models import create_model, list_models
-from jaxcnn.training.mesh import make_mesh
 from jaxcnn.training.program import build_program
+from jaxcnn.training.sharding import make_mesh
 
 # A run may go on with another length, elsewhere, and watched otherwise; whatever else differs, it is another run.
 MAY_DIFFER = {
@@ -538,7 +538,7 @@ class Shapes:
     def preprocess(self, batch: dict[str, Any], seed: jax.Array | None) -> dict[str, Any]:
         if seed is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), batch["example"])
-            batch = transforms.augment(parse(self.config.data.augment).device, self.config.data.pad, keys, batch)
+            batch = augment_device.augment(parse(self.config.data.augment).device, self.config.data.pad, keys, batch)
         return batch | {"image": batch["image"].astype(jnp.float32)}
 
     def complaints(self, epoch: float) -> list[str]:

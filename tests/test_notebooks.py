@@ -13,10 +13,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from jaxcnn import UserError
-from jaxcnn.analysis.cost import paper_layers, total
-from jaxcnn.analysis.diagram import draw, parts
-from jaxcnn.analysis.views import feature_maps, filters_grid, strongest
+from jaxcnn.figures.diagram import draw, parts
+from jaxcnn.figures.features import feature_maps, filters_grid, strongest
 from jaxcnn.models import create_model
+from jaxcnn.papers.cost import paper_layers, total
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

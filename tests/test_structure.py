@@ -15,19 +15,22 @@ FILES = sorted(ROOT.rglob("*.py"))
 PARTS = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
 
 # Part -> the other parts it may import. "" is the root package, UserError and the version; these are anyone's.
-ANYONE = {"", "config", "configfile", "untrusted"}
+ANYONE = {"", "config", "configfile", "safe_files"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "config": set(),
     "configfile": set(),
-    "untrusted": set(),
-    "models": set(),
-    "tasks": {"models"},
-    "training": {"models", "tasks"},
+    "safe_files": set(),
     "data": set(),
-    "analysis": {"models", "tasks", "training"},
+    "distributed": set(),
+    "models": set(),
     "weights": {"models"},
-    "commands": {"models", "tasks", "training", "data", "analysis", "weights"},
+    "tasks": {"models"},
+    "training": {"models", "tasks", "data", "distributed", "weights"},
+    "scaling": {"models", "tasks", "training", "data"},
+    "papers": {"models", "tasks", "training"},
+    "figures": {"models", "papers"},
+    "commands": {"models", "tasks", "training", "data", "distributed", "scaling", "papers", "figures", "weights"},
     "cli": {"commands"},
 }
 

@@ -32,8 +32,8 @@ def load(name: str) -> Any:
 
 def jaxcnn(folder: str, how: str, batch: int, cores: int, workers: int = 0) -> Batches:
     """Ours: the pipeline of `jaxcnn train`, in threads or in worker processes."""
-    from jaxcnn.data import pipeline
-    from jaxcnn.data.augment import parse
+    from jaxcnn.data import batches as pipeline
+    from jaxcnn.data.images.augment_host import parse
     from jaxcnn.data.reader import Reader
     from jaxcnn.data.sources import make_source
 

@@ -20,9 +20,9 @@ import numpy as np
 import photographs
 import simplejpeg
 
-from jaxcnn.data import jpeg
-from jaxcnn.data.augment import parse
-from jaxcnn.data.decode import crop_resize, size_of
+from jaxcnn.data.images import jpeg
+from jaxcnn.data.images.augment_host import parse
+from jaxcnn.data.images.decode import crop_resize, size_of
 
 SIDE, BLOCK = 224, 16
 

@@ -19,9 +19,9 @@ import photographs
 from jaxcnn.config import base_config
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import create_model
-from jaxcnn.training import bench
-from jaxcnn.training.mesh import make_mesh
+from jaxcnn.training import throughput
 from jaxcnn.training.program import build_program
+from jaxcnn.training.sharding import make_mesh
 
 SHARES = (0.5, 0.8, 1.0, 1.25, 2.0)
 
@@ -78,11 +78,11 @@ def main() -> None:
         config.data.name = f"folder:{folder}"
         data = Dataset(config)
         program = build_program(config, create_model("alexnet", data.num_classes), data, make_mesh(1))
-        rates = bench.measure(config, data, program, Done(0), device(0), **lengths | {"repeats": 1})
+        rates = throughput.measure(config, data, program, Done(0), device(0), **lengths | {"repeats": 1})
         reading = options.batch / rates["data_only"][0]
         for share in SHARES:
             step = device(share * reading)
-            rows = bench.summary(bench.measure(config, data, program, Done(0), step, **lengths), shared=False)
+            rows = throughput.summary(throughput.measure(config, data, program, Done(0), step, **lengths), shared=False)
             cells = [f"{rows[name]['median']:.0f}" for name in ("data_only", "device_only", "end_to_end")]
             ratio = rows["ratio"]
             print(

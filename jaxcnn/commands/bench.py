@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcnn
-from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     if arguments.profile:
-        from jaxcnn.analysis.profile import prepare
+        from jaxcnn.training.profile import prepare
 
         prepare(arguments.profile)
     result = _measure(config, arguments.steps, arguments.warmup, arguments.repeats, arguments.profile)
@@ -56,12 +56,12 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
     import jax.numpy as jnp
 
     from jaxcnn.configfile import config_hash
+    from jaxcnn.data.batches import Slice, usable_cores
     from jaxcnn.data.dataset import Dataset
-    from jaxcnn.data.pipeline import Slice, usable_cores
     from jaxcnn.models import create_model
-    from jaxcnn.training import bench, report
-    from jaxcnn.training.mesh import make_mesh
+    from jaxcnn.training import report, throughput
     from jaxcnn.training.program import build_program
+    from jaxcnn.training.sharding import make_mesh
 
     commit = report.commit()
     data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
@@ -73,13 +73,13 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
         print(report.plan(config, program, data, 0), file=sys.stderr)
         print(report.compiled(train_step, time.monotonic() - compiling), file=sys.stderr, flush=True)
     lengths = {"steps": steps, "warmup": warmup, "repeats": repeats}
-    rates = bench.measure(config, data, program, state, train_step, **lengths)
+    rates = throughput.measure(config, data, program, state, train_step, **lengths)
     profile = {"profile": _profile(folder, config, data, program, train_step)} if folder else {}
     shared = devices[0].platform == "cpu"
     return {
         "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
         "workers": config.data.workers, "global_batch_size": config.global_batch_size, **lengths,
-        "images": steps * config.global_batch_size, **bench.summary(rates, shared),
+        "images": steps * config.global_batch_size, **throughput.summary(rates, shared),
         "device_kind": devices[0].device_kind, "device_count": len(devices), "process_count": jax.process_count(),
         "cores": usable_cores() * jax.process_count(), "shared": shared,
         "config_hash": config_hash(config), "commit": commit,
@@ -90,8 +90,8 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
 
 def _profile(folder: Path, config: Any, data: Any, program: Any, train_step: Any) -> dict[str, Any]:
     """The profile of the step alone, which is put into `folder`."""
-    from jaxcnn.analysis import profile
-    from jaxcnn.training.bench import one_call
+    from jaxcnn.training import profile
+    from jaxcnn.training.throughput import one_call
 
     call = one_call(config, data, program, _PROFILED)
     summary = profile.record(folder, train_step, program.init(), call, _PROFILED)
@@ -123,7 +123,7 @@ def _table(result: dict[str, Any]) -> str:
     elif result["shared"]:
         lines += ["", "The CPU is both: reading and the step share its cores, and together allow about", _SHARED]
     if "profile" in result:
-        from jaxcnn.analysis.profile import table
+        from jaxcnn.training.profile import table
 
         folder = result["profile"]["folder"]
         lines += ["", table(result["profile"]), "", f"More in {folder}: summary.md, and the trace, plugins/profile."]

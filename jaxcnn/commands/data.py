@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxcnn.commands import data_check, data_show
-from jaxcnn.commands.common import OVERRIDES, Parser, parse
+from jaxcnn.commands.options import OVERRIDES, Parser, parse
 
 _SOURCES = "digits, synthetic[:CLASSES[:EXAMPLES]], tfds:NAME, folder:DIR or packed:DIR"
 
@@ -67,7 +67,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from jaxcnn.data.prepare import prepare
+    from jaxcnn.data.prepare.tfds import prepare
 
     folder, built = prepare(arguments.name, arguments.data_dir, arguments.source_dir, arguments.manual_dir)
     print(f"{'prepared' if built else 'already prepared, nothing to do:'} {folder}")
@@ -107,8 +107,8 @@ def _number(least: int, most: int = 2**31) -> Callable[[str], int]:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from jaxcnn.data.pack import pack
-    from jaxcnn.data.shards import Options
+    from jaxcnn.data.prepare.pack import pack
+    from jaxcnn.data.sources.pack_files import Options
 
     options = Options(**{key: getattr(arguments, key) for key in Options._fields})
     name, out = data_check.source_name(arguments.source, arguments.data_dir), arguments.out

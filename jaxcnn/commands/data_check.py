@@ -81,7 +81,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def _verify(name: str) -> None:
     """Check the sums of a packed data set; UserError with the shards that are damaged."""
-    from jaxcnn.data.packed import read_manifest, verify
+    from jaxcnn.data.sources.packed import read_manifest, verify
 
     total = sum(shard.bytes for shards in read_manifest(name).shards.values() for shard in shards)
     with counted("verifying checksums", "bytes") as progress:
@@ -112,7 +112,7 @@ def counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]
 
 def source_name(name: str, data_dir: str) -> str:
     """`name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
-    from jaxcnn.data.stored import STATISTICS, data_root
+    from jaxcnn.data.sources.tfds import STATISTICS, data_root
 
     base = re.split("[/:]", name)[0]
     is_source = base in ("", "digits", "synthetic", "tfds", "folder", "packed")
@@ -136,7 +136,7 @@ def _read(source: "Source", progress: "Progress") -> _Tally:
 def _report(source: "Source", tally: _Tally) -> None:
     import numpy as np
 
-    from jaxcnn.untrusted import printable
+    from jaxcnn.safe_files import printable
 
     few = " ".join(f"{shape_text(shape)} ({count:,})" for shape, count in tally.shapes.most_common(3))
     more = f" and {len(tally.shapes) - 3:,} other shapes" if len(tally.shapes) > 3 else ""

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import add_config, config_of, set_up_jax
 from jaxcnn.commands.data_check import class_title, contact_sheet
+from jaxcnn.commands.options import add_config, config_of, set_up_jax
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
 from jaxcnn.commands.several import add_hosts, team_of
 
-_PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # those of jaxcnn.data.views, which a help need not load
+_PROTOCOLS = (
+    "1crop",
+    "10crop",
+    "144crop",
+    "dense",
+)  # those of jaxcnn.data.images.test_crops, which a help need not load
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _DRAWN = 36  # images in a picture
 
@@ -73,11 +78,11 @@ def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
     """The run, its data set and its program; the classes and the images of both must agree."""
     import jax
 
-    from jaxcnn.commands.run import open_run
+    from jaxcnn.data.batches import Slice
     from jaxcnn.data.dataset import Dataset
-    from jaxcnn.data.pipeline import Slice
     from jaxcnn.training.checkpoint import shapes_of
     from jaxcnn.training.program import build_program
+    from jaxcnn.training.trained import open_run
 
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)
     # Evaluation pads and masks: any batch will do, once it spreads over the devices.
@@ -99,7 +104,7 @@ def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> tu
 
 def _score(run: Any, data: Any, program: Any, step: Any, batches: Any) -> dict[str, Any]:
     """Every example once, in the batches that `step` takes."""
-    from jaxcnn.training.evaluate import evaluate
+    from jaxcnn.training.evaluation import evaluate
 
     return evaluate(
         step, run.variables, batches, mesh=run.mesh, metrics=program.task.metrics, examples=data.eval_examples,
@@ -113,10 +118,10 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
 
     import jax
 
-    from jaxcnn.data.transforms import normalize
-    from jaxcnn.data.views import make_views, plan, view_batches
-    from jaxcnn.training.mesh import replicated
+    from jaxcnn.data.images.augment_device import normalize
+    from jaxcnn.data.images.test_crops import make_views, plan, view_batches
     from jaxcnn.training.protocols import densely, make_views_step
+    from jaxcnn.training.sharding import replicated
 
     size, batch = data.image_shape[0], run.config.global_batch_size
     trained = round(run.input.get("resize", 0) * size / run.input["image_shape"][0])
@@ -141,8 +146,8 @@ def _draw(run: Any, data: Any, out: Path) -> None:
     """Write a grid of the first images with their predictions, by the run's own evaluation."""
     import numpy as np
 
-    from jaxcnn.analysis.plots import prediction_grid
-    from jaxcnn.commands.run import classifier
+    from jaxcnn.figures.runs import prediction_grid
+    from jaxcnn.training.trained import classifier
 
     out.parent.mkdir(parents=True, exist_ok=True)
     batch = next(data.eval_batches())

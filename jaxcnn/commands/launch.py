@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import Parser
+from jaxcnn.commands.options import Parser
 
 _COMMANDS = ("train", "evaluate")
 _GRACE = 30.0  # seconds that the others have once one has failed

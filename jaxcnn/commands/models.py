@@ -9,7 +9,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from jaxcnn.commands.common import Parser
+from jaxcnn.commands.options import Parser
 
 _LIST_NOTE = (
     "MACs: multiply-accumulates for one image. MB: activations, the outputs of the layers that `jaxcnn models NAME` "
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if not arguments.name:
         _list(arguments.json)
         return 0
-    from jaxcnn.analysis.cost import describe
+    from jaxcnn.papers.cost import describe
 
     row = describe(arguments.name, **given)
     row["paper"] = _paper(row) if given.keys() <= {"batch", "dtype"} else {}
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
 
 def _list(as_json: bool) -> None:
     """All models, by name: a line each as soon as it is counted, or a table."""
-    from jaxcnn.analysis.cost import describe
     from jaxcnn.models import list_models
+    from jaxcnn.papers.cost import describe
 
     # resnet18 before resnet101: numbers are compared as numbers.
     names = sorted(
@@ -80,7 +80,7 @@ def _list(as_json: bool) -> None:
 
 def _paper(row: dict[str, Any]) -> dict[str, Any]:
     """What the paper prints of this model: {quantity: {"printed", "source", "confidence", "agreement"}}."""
-    from jaxcnn.analysis.published import agreement, of_model
+    from jaxcnn.papers.published import agreement, of_model
 
     return {
         quantity: {
@@ -95,7 +95,7 @@ def _paper(row: dict[str, Any]) -> dict[str, Any]:
 
 def _show_list(rows: list[dict[str, Any]]) -> None:
     """The table of all models, and where the papers' figures stand."""
-    from jaxcnn.analysis.published import RULE
+    from jaxcnn.papers.published import RULE
 
     def published(row: dict[str, Any], quantity: str) -> str:
         figure = row["paper"].get(quantity)

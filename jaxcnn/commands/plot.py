@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import Parser
+from jaxcnn.commands.options import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="PNG", type=Path, default=Path("curves.png"), help="default: curves.png")
     arguments = parser.parse_args(argv)
 
-    from jaxcnn.training.log import read_metrics
+    from jaxcnn.training.run_log import read_metrics
 
     runs = {}
     for workdir in {path.resolve(): path for path in arguments.workdir}.values():
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         name = next(str(p) for p in (workdir.name, workdir, workdir.resolve()) if str(p) and str(p) not in runs)
         runs[name] = lines
 
-    from jaxcnn.analysis.plots import curves
+    from jaxcnn.figures.runs import curves
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     curves(runs, arguments.out)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
-from jaxcnn.untrusted import MAX_JSON, printable, read_bytes
+from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.safe_files import MAX_JSON, printable, read_bytes
 
 _CHUNK = 64  # images that are in memory and go through the network at once
 _DRAWN = 36  # images in a picture
@@ -104,7 +104,7 @@ def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Ne
     if arguments.weights:
         network = _published(arguments.model, arguments.weights, arguments.dtype or "float32")
     else:
-        from jaxcnn.commands.run import open_run
+        from jaxcnn.training.trained import open_run
 
         dtype = [("dtype", arguments.dtype)] if arguments.dtype else []
         run = open_run(arguments.workdir, arguments.checkpoint or "last", [*overrides, *dtype])
@@ -120,7 +120,7 @@ def _published(name: str, file: Path, dtype: str) -> Network:
     import jax
     import jax.numpy as jnp
 
-    from jaxcnn.data.imagenet import class_names
+    from jaxcnn.data.sources.imagenet import class_names
     from jaxcnn.models import create_model
     from jaxcnn.weights.entries import check_finite
     from jaxcnn.weights.files import read_state_dict
@@ -153,7 +153,7 @@ def read_names(path: Path, classes: int) -> tuple[str, ...]:
 
 def _results(network: Network, paths: list[Path]) -> Iterator[Result]:
     """The results in the order of `paths`: read, computed and let go of in chunks of one size, by one program."""
-    from jaxcnn.commands.run import classifier
+    from jaxcnn.training.trained import classifier
 
     probabilities = classifier(network.model, network.input)
     size = min(len(paths), _CHUNK)
@@ -181,7 +181,7 @@ def _printable(path: Path) -> str:
 
 
 def _read(path: Path, input: dict[str, Any]) -> Result:
-    from jaxcnn.data.decode import read_image
+    from jaxcnn.data.images.decode import read_image
 
     try:
         return Result(path, image=read_image(path, input["image_shape"], input.get("resize")))
@@ -205,7 +205,7 @@ def _print(result: Result, names: tuple[str, ...], as_json: bool) -> None:
 
 def _draw(network: Network, drawn: list[Result], save: Path | None, explain: Path | None, shown: int) -> None:
     """Write the pictures asked for."""
-    from jaxcnn.analysis.plots import heat_cards, top5_cards
+    from jaxcnn.figures.runs import heat_cards, top5_cards
 
     names, titles = network.input["class_names"], [_printable(result.path) for result in drawn]
     images, probabilities = np.stack([r.image for r in drawn]), np.stack([r.probabilities for r in drawn])
@@ -226,8 +226,8 @@ def _heat(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarr
     """Grad-CAM of uint8 images (N, H, W, C) for classes (N,) -> float32 (N, H, W)."""
     import jax
 
-    from jaxcnn.analysis.explain import grad_cam
-    from jaxcnn.data.transforms import normalize
+    from jaxcnn.data.images.augment_device import normalize
+    from jaxcnn.figures.grad_cam import grad_cam
 
     @jax.jit
     def heat(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:

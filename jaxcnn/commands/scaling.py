@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, count, parse
-from jaxcnn.commands.scaling_plan import Request, Run, Study, read_study, requests_of, sweep_of
+from jaxcnn.commands.options import OVERRIDES, Parser, count, parse
 from jaxcnn.configfile import to_json
+from jaxcnn.scaling.study import Request, Run, Study, read_study, requests_of, sweep_of
 
 
 def main(argv: list[str]) -> int:
@@ -105,11 +105,11 @@ def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> S
 
 def _rows(requests: Sequence[Request], jobs: int | None) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
     """Complete rows of what was compiled, and (what went wrong, is it the user's) of what was not."""
-    from jaxcnn.analysis.aot import cache_folder
-    from jaxcnn.analysis.predict import efficiencies, predict
-    from jaxcnn.analysis.scaling_report import label
-    from jaxcnn.analysis.scaling_series import series
-    from jaxcnn.commands.scaling_run import check_compilers, compile_all, default_jobs
+    from jaxcnn.scaling.ahead_of_time import cache_folder
+    from jaxcnn.scaling.prediction import efficiencies, predict
+    from jaxcnn.scaling.report import label
+    from jaxcnn.scaling.run import check_compilers, compile_all, default_jobs
+    from jaxcnn.scaling.series import series
 
     _check_data(requests)
     check_compilers(requests)
@@ -164,24 +164,24 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _write(out: Path, rows: list[dict[str, Any]], study: Study) -> None:
-    from jaxcnn.analysis import scaling_plots, scaling_report
-    from jaxcnn.analysis.chips import CHIPS
-    from jaxcnn.training.log import write_atomically
+    from jaxcnn.scaling import plots, report
+    from jaxcnn.scaling.chips import CHIPS
+    from jaxcnn.training.run_log import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
-    for name in scaling_plots.NAMES:
+    for name in plots.NAMES:
         (out / name).unlink(missing_ok=True)  # of other rows
-    write_atomically(out / "scaling.json", scaling_report.as_json(rows))
-    write_atomically(out / "scaling.csv", scaling_report.as_csv(rows))
+    write_atomically(out / "scaling.json", report.as_json(rows))
+    write_atomically(out / "scaling.csv", report.as_csv(rows))
     roofs = {
         (name, dtype): (figure.value, CHIPS[name].memory_bandwidth.value)
         for name in CHIPS
         for dtype, figure in CHIPS[name].flops.items()
     }
-    pictures = [path.name for path in scaling_plots.draw(rows, out, roofs)]
-    text = scaling_report.as_markdown(rows, study.title, study.about, pictures, _made())
+    pictures = [path.name for path in plots.draw(rows, out, roofs)]
+    text = report.as_markdown(rows, study.title, study.about, pictures, _made())
     write_atomically(out / "scaling.md", text)
-    print(scaling_report.in_terminal(rows))
+    print(report.in_terminal(rows))
     print(f"written to {out}: {', '.join(['scaling.md', '.csv', '.json', *pictures])}")
 
 
@@ -189,7 +189,7 @@ def _made() -> str:
     """What the figures were made with."""
     from importlib import metadata
 
-    from jaxcnn.commands.scaling_run import plugins
+    from jaxcnn.scaling.run import plugins
     from jaxcnn.training.report import commit
 
     found = {d.name: d.version for d in metadata.distributions(path=[*sys.path, str(plugins())])}

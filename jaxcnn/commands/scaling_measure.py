@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import config_of, set_up_jax
-from jaxcnn.commands.scaling_plan import STAND_INS
+from jaxcnn.commands.options import config_of, set_up_jax
+from jaxcnn.scaling.study import STAND_INS
 
 _MOST = 64  # devices that a CPU plays: each has threads and buffers of its own
 
@@ -25,9 +25,9 @@ def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) ->
     set_up_jax()
     import jax.numpy as jnp
 
-    from jaxcnn.analysis.measured import measure
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.models import create_model
+    from jaxcnn.scaling.measure import measure
 
     here = jax.device_count()
     devices = arguments.devices or [2**i for i in range(here.bit_length())]

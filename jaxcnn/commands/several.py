@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from jaxcnn import UserError
-from jaxcnn.training.guard import flush
+from jaxcnn.distributed.interrupt import flush
 
 if TYPE_CHECKING:
-    from jaxcnn.training.peers import Team
+    from jaxcnn.distributed.peers import Team
 
 ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
 
@@ -46,7 +46,7 @@ def team_of(arguments: argparse.Namespace) -> Iterator["Team"]:
 
     JAX must not have touched a device yet.
     """
-    from jaxcnn.training.hosts import Place, find_place, joined
+    from jaxcnn.distributed.processes import Place, find_place, joined
 
     count, process = arguments.processes, arguments.process
     given = [value is not None for value in (arguments.coordinator, count, process)]

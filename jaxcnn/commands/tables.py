@@ -11,7 +11,7 @@ import sys
 import textwrap
 from typing import Any
 
-from jaxcnn.commands.common import Parser, set_up_jax
+from jaxcnn.commands.options import Parser, set_up_jax
 
 NAMES = {
     "alexnet-abstract": "parameters and neurons of the whole network",
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
     if arguments.model and arguments.name != "precision":
         parser.error("--model goes with the table precision")
 
-    from jaxcnn.analysis.tables import TABLES, build
+    from jaxcnn.papers.structure import TABLES, build
 
     if arguments.name == "precision":
-        from jaxcnn.analysis.precision import precision
+        from jaxcnn.papers.precision import precision
 
         set_up_jax()
         report = functools.partial(print, file=sys.stderr, flush=True)
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
 
 def _print_markdown(tables: Any) -> None:
     """Legible as it stands, and a document as a whole; how agreement is marked is said once, at its end."""
-    from jaxcnn.analysis.published import RULE
-    from jaxcnn.analysis.tabular import source
+    from jaxcnn.papers.published import RULE
+    from jaxcnn.papers.tabular import source
 
     compared = False
     for table in tables:
@@ -123,7 +123,7 @@ def _unscaled(column: str) -> str:
 
 
 def _as_json(table: Any) -> dict[str, Any]:
-    from jaxcnn.analysis.tabular import source
+    from jaxcnn.papers.tabular import source
 
     def value(cell: Any) -> Any:
         if cell.figure is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
 from jaxcnn.commands.several import ENDS, add_hosts, end_at_once, team_of
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
@@ -25,15 +25,15 @@ def main(argv: list[str]) -> int:
     config = config_of(arguments, overrides)
     workdir: Path = arguments.workdir
 
-    from jaxcnn.training.guard import Interrupt, Interrupted
+    from jaxcnn.data import watchdog
+    from jaxcnn.distributed.interrupt import Interrupt, Interrupted
 
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt, _one_run(team, config, workdir):
         set_up_jax()
         import jax.numpy as jnp
 
-        from jaxcnn.data import attend
+        from jaxcnn.data.batches import Slice
         from jaxcnn.data.dataset import Dataset
-        from jaxcnn.data.pipeline import Slice
         from jaxcnn.models import create_model
         from jaxcnn.training.loop import train
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
                 print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
             return stop.code
         finally:
-            if attend.LEFT_BEHIND:
+            if watchdog.LEFT_BEHIND:
                 ENDS.append(end_at_once)
     if team.process == 0:
         _print_result(workdir, result)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 def _one_run(team: Any, config: Any, workdir: Path) -> Iterator[None]:
     """Process 0 holds the folder for all; they must see the same folder and have the same config."""
     from jaxcnn.configfile import check_resume, to_json
-    from jaxcnn.training.guard import only_trainer
+    from jaxcnn.distributed.interrupt import only_trainer
 
     if team.process == 0:
         with only_trainer(workdir):

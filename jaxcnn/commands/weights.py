@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.common import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
 
 Overrides = list[tuple[str, str]]
 
@@ -84,7 +84,7 @@ def _config(file: Path, name: str, classes: int, path: Path, overrides: Override
     """
     from jaxcnn.config import base_config
     from jaxcnn.configfile import from_json, to_json
-    from jaxcnn.data.imagenet import class_names
+    from jaxcnn.data.sources.imagenet import class_names
     from jaxcnn.weights.inputs import input_of
 
     text, given = _exported(file, name, classes)
@@ -110,7 +110,7 @@ def _exported(file: Path, name: str, classes: int) -> tuple[str, dict[str, Any]]
     """The config and the "input" that `export` wrote into `file`, or ("", {}) where it was not that."""
     import safetensors
 
-    from jaxcnn.untrusted import parse_json
+    from jaxcnn.safe_files import parse_json
     from jaxcnn.weights.inputs import checked_input
 
     try:
@@ -146,8 +146,8 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     set_up_jax()
     import jax
 
-    from jaxcnn.commands.run import open_run
     from jaxcnn.configfile import to_json
+    from jaxcnn.training.trained import open_run
     from jaxcnn.weights.entries import to_paths
     from jaxcnn.weights.files import write_safetensors
     from jaxcnn.weights.torchvision import NAMES, to_state_dict

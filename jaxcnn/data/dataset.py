@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data import augment, pipeline, transforms
-from jaxcnn.data.base import Source
+from jaxcnn.data import batches as pipeline
+from jaxcnn.data.images import augment_device, augment_host
 from jaxcnn.data.order import Order
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import eval_split, make_source
+from jaxcnn.data.sources.base import Source
 
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
@@ -42,7 +43,7 @@ class Dataset:
     def __init__(self, config: Any, part: pipeline.Slice = pipeline.WHOLE, training: bool = True):
         data = config.data
         self.config, self.part = config, part
-        self.augmentation = augment.parse(data.augment)
+        self.augmentation = augment_host.parse(data.augment)
         self.train = make_source(data.name, data.train_split, data_dir=data.dir)
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
@@ -191,5 +192,5 @@ class Dataset:
             root = jax.random.fold_in(jax.random.key(seed), _STREAM)
             epochs = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["epoch"])
             keys = jax.vmap(jax.random.fold_in)(epochs, batch["example"])
-            batch = transforms.augment(self.augmentation.device, self.config.data.pad, keys, batch)
-        return batch | {"image": transforms.normalize(jnp.asarray(batch["image"]), self.mean, self.std)}
+            batch = augment_device.augment(self.augmentation.device, self.config.data.pad, keys, batch)
+        return batch | {"image": augment_device.normalize(jnp.asarray(batch["image"]), self.mean, self.std)}

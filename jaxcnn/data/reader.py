@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcnn.data.augment import Augmentation
-from jaxcnn.data.base import BadExample, Source
-from jaxcnn.data.decode import Box, crop_resize, decode, resize, shorter_to, size_of
+from jaxcnn.data.images.augment_host import Augmentation
+from jaxcnn.data.images.decode import Box, crop_resize, decode, resize, shorter_to, size_of
+from jaxcnn.data.sources.base import BadExample, Source
 
 _TRIES = 100  # neighbours that may be broken too, before it is the data set that is
 

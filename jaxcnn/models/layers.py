@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxcnn.models.dense import convolve
-from jaxcnn.models.parallel import model_parallel, place, statistics_axis
+from jaxcnn.models.sharding import model_parallel, place, statistics_axis
 
 Dtype = Any
 Module = Callable[..., Any]

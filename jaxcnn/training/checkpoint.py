@@ -17,7 +17,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxcnn import UserError
-from jaxcnn.training import integrity
+from jaxcnn.training import checksums
 from jaxcnn.training.orbax_errors import quieten, reason, steady
 from jaxcnn.training.state import TrainState, check_tree, shapes_of
 
@@ -60,7 +60,7 @@ class Checkpoints:
             read_only=not self.keeps,
             create=self.keeps,
             # One move takes a checkpoint out of sight, and it is deleted after: a kill leaves no half of one.
-            todelete_subdir=integrity.DELETED if self.keeps else None,
+            todelete_subdir=checksums.DELETED if self.keeps else None,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         quieten()
@@ -77,7 +77,7 @@ class Checkpoints:
             self.sound.update(self.steps[-1:])
 
     def _put_in_order(self) -> None:
-        for words in integrity.put_in_order(self.folder):
+        for words in checksums.put_in_order(self.folder):
             print(words, file=sys.stderr, flush=True)
 
     def _alone(self, do: Callable[..., None], *arguments: Any) -> None:
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """All is written, and not yet visible under the checkpoint's name."""
-        integrity.seal(self.folder / f"{self.saving}{integrity.UNFINISHED}")
+        checksums.seal(self.folder / f"{self.saving}{checksums.UNFINISHED}")
 
     @property
     def steps(self) -> list[int]:
@@ -133,16 +133,16 @@ class Checkpoints:
         with self._writing():
             self.saving = int(info["step"])
             if self.saving in self.steps:
-                self._alone(integrity.set_back, self.folder / str(self.saving))
+                self._alone(checksums.set_back, self.folder / str(self.saving))
                 self.manager.reload()
             if self.writes:
-                (self.folder / integrity.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
+                (self.folder / checksums.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
             self.manager.save(
                 self.saving,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
                 metrics=metrics or None,
                 force=True,
-                custom_metadata=integrity.PROMISE,
+                custom_metadata=checksums.PROMISE,
             )
 
     def check(self) -> None:
@@ -155,7 +155,7 @@ class Checkpoints:
         with self._writing():
             self.manager.wait_until_finished()
         if self.writes:
-            integrity.sweep(self.folder)
+            checksums.sweep(self.folder)
 
     def close(self) -> None:
         """Finish writing and let go of the folder."""
@@ -163,7 +163,7 @@ class Checkpoints:
             self.wait()
         with self._writing():
             self.manager.close()
-        if self.writes and (trash := self.folder / integrity.DELETED).exists():
+        if self.writes and (trash := self.folder / checksums.DELETED).exists():
             trash.rmdir()
 
     @contextlib.contextmanager
@@ -172,7 +172,7 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             if self.writes:
-                integrity.sweep(self.folder)  # the disk may be full of it
+                checksums.sweep(self.folder)  # the disk may be full of it
             raise UserError(
                 f"saving to {self.folder} failed, earlier checkpoints are intact: {reason(error)}"
             ) from error
@@ -210,7 +210,7 @@ class Checkpoints:
     def _check_files(self, step: int) -> None:
         """Raise a UserError if the files of the checkpoint are not those that were written."""
         if step not in self.sound:
-            if words := integrity.fault(self.folder / str(step)):
+            if words := checksums.fault(self.folder / str(step)):
                 raise self._unreadable(step, words)
             self.sound.add(step)
 

@@ -15,17 +15,17 @@ import jax
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
+from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
+from jaxcnn.safe_files import read_json
 from jaxcnn.training import report, resident
 from jaxcnn.training.cadence import Cadence
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluate import evaluate, means
-from jaxcnn.training.guard import Cut, Interrupt, Interrupted
-from jaxcnn.training.log import RunLog, write_atomically
-from jaxcnn.training.mesh import make_mesh, on_all, on_devices
+from jaxcnn.training.evaluation import evaluate, means
+from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
-from jaxcnn.training.start import restore_or_init
+from jaxcnn.training.run_log import RunLog, write_atomically
+from jaxcnn.training.sharding import make_mesh, on_all, on_devices
 from jaxcnn.training.state import TrainState, zero_metrics
-from jaxcnn.untrusted import read_json
 
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from jaxcnn.config import Config
 from jaxcnn.tasks import Classification, create_task
 from jaxcnn.training import resident
-from jaxcnn.training.mesh import check_batch, over_rows, replicated
-from jaxcnn.training.optim import make_optimizer, make_schedule, total_steps
+from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.placement import layout
+from jaxcnn.training.sharding import check_batch, over_rows, replicated
 from jaxcnn.training.state import TrainState, init_state
 from jaxcnn.training.step import group_size, make_eval_step, make_train_step
 

@@ -14,9 +14,9 @@ import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
 from jaxcnn.training.collectives import collectives
-from jaxcnn.training.log import read_metrics
 from jaxcnn.training.placement import describe
 from jaxcnn.training.program import Data, Program
+from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.state import count_params
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.training.mesh import on_all, over_rows, replicated
+from jaxcnn.training.sharding import on_all, over_rows, replicated
 
 Feed = dict[str, Any]
 _STEPS = 50  # a call: enough to hide the host, few enough to stop soon

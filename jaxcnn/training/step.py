@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.models.parallel import statistics_over
+from jaxcnn.models.sharding import statistics_over
 from jaxcnn.tasks import Classification
 from jaxcnn.training.placement import Layout
 from jaxcnn.training.state import TrainState

@@ -17,10 +17,9 @@ import pytest
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
-from jaxcnn.analysis import profile
 from jaxcnn.commands import bench as command
-from jaxcnn.data import pipeline
-from jaxcnn.training import bench
+from jaxcnn.data import batches as pipeline
+from jaxcnn.training import profile, throughput
 
 EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
 THROUGHPUT = Path(__file__).parents[2] / "experiments" / "throughput"
@@ -90,7 +89,7 @@ def test_a_profile_is_taken_after_all_that_is_measured(run, tmp_path_factory, mo
     def noted(name: str, work: Any) -> Any:
         return lambda *args, **kwargs: order.append(name) or work(*args, **kwargs)
 
-    monkeypatch.setattr(bench, "measure", noted("measure", bench.measure))
+    monkeypatch.setattr(throughput, "measure", noted("measure", throughput.measure))
     monkeypatch.setattr(profile, "record", noted("record", profile.record))
     code, out, _ = run(*LENGTHS, "--profile", str(folder), "--config.mesh.data=2")
     assert (code, order) == (0, ["measure", "record"])
@@ -159,14 +158,14 @@ def test_each_part_is_measured_without_the_other(monkeypatch):
         return state + 1, mock.Mock(is_ready=lambda: True)
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(bench, "on_devices", lambda batches, mesh: batches)
+    monkeypatch.setattr(throughput, "on_devices", lambda batches, mesh: batches)
     monkeypatch.setattr(jax, "device_get", lambda value: value)
     config, data = mock.Mock(global_batch_size=12, data=mock.Mock(resident=False)), Data()
-    measured = bench.measure(config, data, mock.Mock(), 0, step, steps=4, warmup=2, repeats=2)  # type: ignore[arg-type]
+    measured = throughput.measure(config, data, mock.Mock(), 0, step, steps=4, warmup=2, repeats=2)  # type: ignore[arg-type]
     expected = {"data_only": 6.0, "device_only": 4.0, "end_to_end": 2.4, "data_wait_frac": 0.4}
     assert measured == {name: [value] * 2 for name, value in expected.items()}
     assert counts == {"reads": 2 * 6 * 2, "steps": 2 * 6 * 2}
-    assert bench.summary(measured, shared=True)["of_shared"]["median"] == pytest.approx(1)
+    assert throughput.summary(measured, shared=True)["of_shared"]["median"] == pytest.approx(1)
 
 
 def test_the_photographs_of_the_throughput_study_are_the_same_on_every_run(tmp_path):

@@ -12,9 +12,9 @@ from PIL import Image
 
 from jaxcnn import UserError, cli
 from jaxcnn.commands import data
-from jaxcnn.data import prepare as prepare_module
 from jaxcnn.data import sources
-from jaxcnn.data.base import Source
+from jaxcnn.data.prepare import tfds as prepare_module
+from jaxcnn.data.sources.base import Source
 
 
 class TestList:

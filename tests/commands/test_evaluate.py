@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxcnn import cli
-from jaxcnn.commands.run import classifier, open_run
 from jaxcnn.data.sources import make_source
-from jaxcnn.training.guard import only_trainer
+from jaxcnn.distributed.interrupt import only_trainer
+from jaxcnn.training.trained import classifier, open_run
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, e
         return run._replace(input={**run.input, "resize": 12})
 
     own = evaluate("--protocol=1crop")
-    monkeypatch.setattr("jaxcnn.commands.run.open_run", resized)
+    monkeypatch.setattr("jaxcnn.training.trained.open_run", resized)
     found = evaluate()
     assert (found["protocol"], found["scales"]) == ("1crop", [12])
     assert found == evaluate("--protocol=1crop")

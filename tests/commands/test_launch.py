@@ -378,7 +378,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_two_processes_evaluate_every_example_once_and_print_one_object(alone):
-    text = _TINY.format(tests=str(Path(__file__).parents[1] / "training"))
+    text = _TINY.format(tests=str(Path(__file__).parents[1] / "helpers"))
     flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
     words = [sys.executable, "-c", text, "evaluate", "--workdir", str(alone), *flags]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}

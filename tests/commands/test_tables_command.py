@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jaxcnn import cli
-from jaxcnn.analysis import tables
+from jaxcnn.papers import structure
 
 
 def exit_code(*argv: str) -> int:
@@ -22,7 +22,7 @@ def exit_code(*argv: str) -> int:
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tables: the others take seconds."""
     kept = ("alexnet-figure2", "vgg-table2", "alexnet-abstract")
-    monkeypatch.setattr(tables, "TABLES", {name: tables.TABLES[name] for name in kept})
+    monkeypatch.setattr(structure, "TABLES", {name: structure.TABLES[name] for name in kept})
 
 
 def test_without_a_name_all_tables_are_printed(capsys):
@@ -52,7 +52,7 @@ def test_markdown_is_aligned_with_the_published_value_beside_ours(capsys):
 def test_json_is_one_table_a_line_with_numbers_as_numbers(capsys):
     assert exit_code("tables", "--format", "json") == 0
     found = {table["table"]: table for table in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert list(found) == list(tables.TABLES)
+    assert list(found) == list(structure.TABLES)
     conv1 = next(row for row in found["alexnet-figure2"]["rows"] if row["layer"] == "conv1")
     assert conv1["neurons"] == {
         "ours": 290_400, "paper": 253_440, "printed": "253440", "agreement": "✗ +36,960",
@@ -65,7 +65,7 @@ def test_json_is_one_table_a_line_with_numbers_as_numbers(capsys):
 def test_csv_is_one_value_a_line_for_all_tables(capsys):
     assert exit_code("tables", "--format", "csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert {row["table"] for row in rows} == set(tables.TABLES)
+    assert {row["table"] for row in rows} == set(structure.TABLES)
     assert all(None not in row and None not in row.values() for row in rows)
     vgg19 = next(row for row in rows if (row["row"], row["quantity"]) == ("vgg19", "parameters"))
     assert vgg19 == {
@@ -75,7 +75,7 @@ def test_csv_is_one_value_a_line_for_all_tables(capsys):
 
 
 def test_precision_is_computed_only_when_named(capsys, monkeypatch):
-    from jaxcnn.analysis import precision
+    from jaxcnn.papers import precision
 
     monkeypatch.setattr(precision, "errors", lambda name, seed: precision.Errors(0.01, 0.02 + seed))
     assert exit_code("tables", "precision", "--model", "resnet20", "--model", "vgg11", "--seed", "1") == 0

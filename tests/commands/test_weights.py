@@ -13,8 +13,8 @@ import safetensors
 import sklearn.datasets
 
 from jaxcnn import cli
-from jaxcnn.commands.run import open_run
 from jaxcnn.models import create_model
+from jaxcnn.training.trained import open_run
 from jaxcnn.weights.entries import to_paths
 from jaxcnn.weights.files import read_state_dict, write_safetensors
 from jaxcnn.weights.torchvision import to_state_dict

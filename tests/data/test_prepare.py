@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from jaxcnn import UserError
-from jaxcnn.data import imagenet
-from jaxcnn.data import prepare as prepare_module
-from jaxcnn.data.prepare import prepare
-from jaxcnn.data.sources import eval_split, make_source, split_sizes
+from jaxcnn.data.prepare import tfds as prepare_module
+from jaxcnn.data.prepare.tfds import prepare
+from jaxcnn.data.sources import eval_split, imagenet, make_source, split_sizes
 
 COUNTS = {"train": 30, "t10k": 20}
 
@@ -96,12 +95,12 @@ class TestBuild:
         """Stopped halfway, by an error or for good, it leaves nothing that passes for a data set."""
         code = f"""
 import os, sys
-from jaxcnn.data import prepare
+from jaxcnn.data.prepare import tfds
 def stop(images, labels):
     yield 0, {{"image": images[0], "label": 0}}
     {{"error": lambda: 1 / 0, "kill": lambda: os.kill(os.getpid(), 9)}}[sys.argv[1]]()
-prepare._examples = stop
-prepare.prepare("fashion_mnist", {str(tmp_path / "tfds")!r}, {str(folder)!r})
+tfds._examples = stop
+tfds.prepare("fashion_mnist", {str(tmp_path / "tfds")!r}, {str(folder)!r})
 """
         for how in ("error", "kill"):
             result = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=False)

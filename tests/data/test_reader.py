@@ -14,13 +14,13 @@ from sklearn.datasets import load_sample_images
 from jaxcnn import UserError
 from jaxcnn.config import base_config
 from jaxcnn.configfile import set_key
-from jaxcnn.data.augment import parse
-from jaxcnn.data.base import BadExample
+from jaxcnn.data.batches import eval_batches, train_batches
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.decode import read_image
-from jaxcnn.data.pipeline import eval_batches, train_batches
+from jaxcnn.data.images.augment_host import parse
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import make_source
+from jaxcnn.data.sources.base import BadExample
 
 COUNT = {"train": 12, "val": 5}
 

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tiny_experiment import experiment_text
 
-from jaxcnn.training import integrity
+from jaxcnn.training import checksums
 
 TOTAL = 300
 UNFINISHED = "checkpoints/*.orbax-checkpoint-tmp*"
@@ -156,8 +156,8 @@ def assert_whole(workdir: Path) -> None:
     """No checkpoint that is to be seen lacks anything, and the newest opens."""
     for step in steps(workdir):
         folder = workdir / "checkpoints" / str(step)
-        assert (folder / integrity.MANIFEST).exists()
-        assert integrity.fault(folder) == ""
+        assert (folder / checksums.MANIFEST).exists()
+        assert checksums.fault(folder) == ""
     if steps(workdir):
         assert arrays(workdir, steps(workdir)[-1])
 

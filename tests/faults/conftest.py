@@ -6,15 +6,12 @@ import platform
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "commands"))
 from campaign import EXPERIMENT, run
 
 SEED = os.environ["JAXCNN_FAULTS_SEED"]

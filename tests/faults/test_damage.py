@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from campaign import TOTAL, assert_same_run, run, start, steps, wait_until
 
-from jaxcnn.training import integrity
+from jaxcnn.training import checksums
 
 pytestmark = pytest.mark.faults
 
@@ -48,7 +48,7 @@ def test_every_kind_of_damage_to_every_file_is_noticed(whole, tmp_path, rng, row
             for _ in range(times):
                 shutil.copytree(good, bad := tmp_path / "bad")
                 damage(bad / name, rng)
-                tried, missed = tried + 1, integrity.fault(bad) == ""
+                tried, missed = tried + 1, checksums.fault(bad) == ""
                 found += not missed
                 assert not missed or (name in harmless and damage is not remove), (damage, name)
                 shutil.rmtree(bad)

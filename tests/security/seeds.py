@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxcnn.config import base_config
 from jaxcnn.configfile import to_json
-from jaxcnn.data.packed import FORMAT, VERSION
+from jaxcnn.data.sources.packed import FORMAT, VERSION
 
 
 def config() -> dict[str, Any]:

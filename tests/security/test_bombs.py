@@ -19,11 +19,11 @@ from PIL import Image
 
 from jaxcnn import UserError
 from jaxcnn.configfile import from_json
-from jaxcnn.data.decode import decode, read_image
-from jaxcnn.data.packed import read_manifest
-from jaxcnn.data.prepare import _check_archives, read_idx
-from jaxcnn.training.log import read_metrics
-from jaxcnn.untrusted import MAX_JSON, read_json
+from jaxcnn.data.images.decode import decode, read_image
+from jaxcnn.data.prepare.tfds import _check_archives, read_idx
+from jaxcnn.data.sources.packed import read_manifest
+from jaxcnn.safe_files import MAX_JSON, read_json
+from jaxcnn.training.run_log import read_metrics
 from jaxcnn.weights.files import read_state_dict
 
 IMAGES = seeds.images()
@@ -89,7 +89,7 @@ def test_an_image_that_claims_too_much_is_refused_in_words(name):
 READ = """
 import resource, sys
 from pathlib import Path
-from jaxcnn.data.decode import decode
+from jaxcnn.data.images.decode import decode
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).iterdir()):

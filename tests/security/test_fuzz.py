@@ -16,18 +16,18 @@ from linear import Linear
 from mutate import damaged, damaged_json
 
 from jaxcnn import UserError, cli, models
-from jaxcnn.commands.run import open_run
 from jaxcnn.commands.weights import _exported
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, to_json
-from jaxcnn.data import jpeg
-from jaxcnn.data.decode import MAX_PIXELS, Box, crop_resize, decode, read_image, size_of
-from jaxcnn.data.packed import read_manifest
-from jaxcnn.data.prepare import read_idx
-from jaxcnn.data.stored import _check_names
+from jaxcnn.data.images import jpeg
+from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, read_image, size_of
+from jaxcnn.data.prepare.tfds import read_idx
+from jaxcnn.data.sources.packed import read_manifest
+from jaxcnn.data.sources.tfds import _check_names
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.log import read_metrics
+from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.state import init_variables
+from jaxcnn.training.trained import open_run
 from jaxcnn.weights.files import read_state_dict
 
 fuzz = settings.get_profile("fuzz")

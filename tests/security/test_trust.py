@@ -16,11 +16,11 @@ import seeds
 from linear import Linear
 
 from jaxcnn import UserError, cli, models
-from jaxcnn.commands.run import open_run
 from jaxcnn.config import base_config
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.sources import make_source
-from jaxcnn.training import integrity
+from jaxcnn.training import checksums
+from jaxcnn.training.trained import open_run
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +232,7 @@ class TestCheckpoint:
         manifest = json.loads((folder / "checksums.json").read_text())
         manifest[name.format(run.parent)] = [1, zlib.crc32(b"x")]
         (folder / "checksums.json").write_text(json.dumps(manifest))
-        assert integrity.fault(folder) == "checksums.json names a file outside of the folder"
+        assert checksums.fault(folder) == "checksums.json names a file outside of the folder"
         assert outside.exists()
 
     def test_nothing_in_it_is_unpickled(self, run, monkeypatch):

@@ -404,7 +404,7 @@ def test_a_save_that_fails_on_its_way_leaves_nothing_behind(state, tmp_path, mon
     def fail(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jaxcnn.training.integrity.seal", fail)
+    monkeypatch.setattr("jaxcnn.training.checksums.seal", fail)
     checkpoints.save(state, info(2), {})
     with pytest.raises(UserError, match=r"failed, earlier checkpoints are intact: No space left on device$"):
         checkpoints.wait()

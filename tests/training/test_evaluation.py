@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny import Blobs, Tiny, build, steps, tiny_config
 
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.training.evaluate import evaluate, means
-from jaxcnn.training.mesh import make_mesh
+from jaxcnn.training.evaluation import evaluate, means
+from jaxcnn.training.sharding import make_mesh
 
 
 def scores(program: Any, variables: Any, data: Any) -> dict[str, float]:

@@ -16,11 +16,11 @@ import pytest
 from tiny import Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, tiny_config
 
 from jaxcnn import UserError
+from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.training import loop
 from jaxcnn.training.checkpoint import Checkpoints, save_variables
-from jaxcnn.training.evaluate import evaluate
-from jaxcnn.training.guard import Interrupted
-from jaxcnn.training.start import restore_or_init
+from jaxcnn.training.evaluation import evaluate
+from jaxcnn.training.initial_state import restore_or_init
 
 METRIC = "eval/top1"
 # 12 steps, 5 an epoch: lines of the log at 4, 8, 12; evaluations at 5, 10, 12; checkpoints at 3, 6, 9, 12.

@@ -18,7 +18,7 @@ from jaxcnn.models.layers import Classifier, Endpoint, FullyConnected, batch_nor
 from jaxcnn.training import placement
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.collectives import collectives
-from jaxcnn.training.mesh import make_mesh
+from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.state import init_variables
 
 # Adam's division by a root near 0 would magnify rounding: here its epsilon is large.

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Tiny, ripple
 
-from jaxcnn.data.base import Source
-from jaxcnn.data.transforms import normalize
-from jaxcnn.data.views import PROTOCOLS, Views, make_views, plan, view_batches
+from jaxcnn.data.images.augment_device import normalize
+from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
+from jaxcnn.data.sources.base import Source
 from jaxcnn.models.layers import Classifier, FullyConnected
 from jaxcnn.tasks import Classification
-from jaxcnn.training.evaluate import evaluate
-from jaxcnn.training.mesh import make_mesh, on_devices, replicated
+from jaxcnn.training.evaluation import evaluate
 from jaxcnn.training.protocols import densely, make_views_step
+from jaxcnn.training.sharding import make_mesh, on_devices, replicated
 
 SIDE, CLASSES = 8, 7
 SIDES = ((9, 12), (12, 9), (8, 8), (5, 30))

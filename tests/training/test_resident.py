@@ -6,9 +6,9 @@ from tiny import Stop, Tiny, assert_same, build, fit, lines, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.training.guard import Interrupted
-from jaxcnn.training.mesh import make_mesh
+from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.training.resident import load, train_feed
+from jaxcnn.training.sharding import make_mesh
 
 MODEL = Tiny(num_classes=10, dropout=0.3)
 

@@ -1,1 +1,0 @@
-"""Costs, tables and pictures, computed from the code and from recorded runs."""

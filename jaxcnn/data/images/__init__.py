@@ -1,0 +1,1 @@
+"""Image bytes to pixels, and the random changes to them."""

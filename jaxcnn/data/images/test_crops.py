@@ -1,0 +1,246 @@
+"""The views of an image that the papers average over in their tests: crops at several places and scales.
+
+Scales and crops are told for networks of 224 pixels, and are in proportion for others. Images are resized bilinearly
+with antialiasing, as Pillow and torchvision do; what the papers used they do not say. The mirrored half of the views is
+made on the device.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from jaxcnn import UserError
+from jaxcnn.data.batches import WHOLE, Batch, Slice, read_ahead, usable_cores
+from jaxcnn.data.images.decode import MAX_PIXELS, resize, shorter_to, size_of
+from jaxcnn.data.sources.base import Source
+
+_GRID = 32  # dense: the aspect of an image is rounded to 32nds of its shorter side, by 1.6 % at most
+
+
+def one_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
+    """The centre of an image whose shorter side is `scale`: torchvision's Resize and CenterCrop, to the bit."""
+    return [_centre(_shorter_to(image, scale), size)]
+
+
+def ten_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
+    """Krizhevsky et al. 2012, section 4.1: the four corners and the centre; with their mirror images, ten.
+
+    Of the central square, 256 pixels wide, which is all that the paper keeps of an image (section 2). torchvision's
+    TenCrop takes the corners of the whole rectangle.
+    """
+    return _five(_centre(_shorter_to(image, scale), scale), size)
+
+
+def multi_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
+    """Szegedy et al. 2015, section 7: 18 of the 36 crops at one of four scales, the others are their mirror images.
+
+    Of the left, central and right square, or the top, central and bottom one of a portrait: the four corners, the
+    centre, and the square itself resized to `size`.
+    """
+    scaled = _shorter_to(image, scale)
+    last = [side - scale for side in scaled.shape[:2]]  # 0 along the shorter side
+    starts = [(0, 0), (round(last[0] / 2), round(last[1] / 2)), (last[0], last[1])]
+    squares = [scaled[top : top + scale, left : left + scale] for top, left in starts]
+    return [view for square in squares for view in (*_five(square, size), resize(square, (size, size)))]
+
+
+_CROPS: dict[str, Callable[[np.ndarray, int, int], list[np.ndarray]]] = {
+    "1crop": one_crop,
+    "10crop": ten_crop,
+    "144crop": multi_crop,
+}
+_NUMBERS = {"1crop": 1, "10crop": 5, "144crop": 18, "dense": 1}  # of views at a scale, without mirror images
+_SCALES = {"1crop": (256,), "10crop": (256,), "144crop": (256, 288, 320, 352), "dense": (256, 384, 512)}
+PROTOCOLS = tuple(_NUMBERS)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A protocol for a network of `size` pixels.
+
+    `dense` is Simonyan and Zisserman 2015, section 3.2: the whole image at each scale. Its aspect is rounded to 32nds
+    of the shorter side, so that programs are compiled for tens of shapes and not for thousands.
+
+    Attributes:
+      protocol: one of PROTOCOLS.
+      size: side of a crop in pixels.
+      scales: lengths in pixels that an image's shorter side is brought to.
+    """
+
+    protocol: str
+    size: int
+    scales: tuple[int, ...]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether each view counts a second time, mirrored left to right."""
+        return self.protocol != "1crop"
+
+    @property
+    def count(self) -> int:
+        """Views of an image, mirror images included."""
+        return _NUMBERS[self.protocol] * len(self.scales) * (1 + self.mirrored)
+
+    def shape(self, scale: int, aspect: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the views at a scale of an image of `aspect` (of no matter to crops)."""
+        if self.protocol != "dense":
+            return self.size, self.size
+        height, width = (round(scale * side / _GRID) for side in aspect)
+        return height, width
+
+    def aspect(self, height: int, width: int) -> tuple[int, int]:
+        """What images whose views have the same shapes share: height and width, the shorter one 32; crops, nothing."""
+        if self.protocol != "dense":
+            return _GRID, _GRID
+        short = min(height, width)
+        return round(_GRID * height / short), round(_GRID * width / short)
+
+    def pixels(self, aspect: tuple[int, int]) -> int:
+        """Pixels of all views of an image."""
+        areas = sum(math.prod(self.shape(scale, aspect)) for scale in self.scales)
+        return areas * self.count // len(self.scales)
+
+    def check(self, where: str, height: int, width: int) -> None:
+        """Raise a UserError about the image `where` if it would have more than MAX_PIXELS when it is resized."""
+        if (largest := max(self.scales)) ** 2 * max(height, width) / min(height, width) > MAX_PIXELS:
+            mend = "take smaller --scales, or leave it out" if self.protocol == "dense" else "leave it out"
+            raise UserError(
+                f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {mend}"
+            )
+
+    def cut(self, image: np.ndarray) -> list[np.ndarray]:
+        """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops."""
+        if self.protocol == "dense":
+            aspect = self.aspect(*image.shape[:2])
+            return [resize(image, self.shape(scale, aspect))[None] for scale in self.scales]
+        crops = _CROPS[self.protocol]
+        return [np.stack([view for scale in self.scales for view in crops(image, self.size, scale)])]
+
+
+def make_views(protocol: str, image_shape: Sequence[int], scales: Sequence[int] = (), resize: int = 0) -> Views:
+    """The protocol for a network whose images are `image_shape` (H, W, C).
+
+    Args:
+      scales: instead of the paper's; for "dense" alone.
+      resize: the shorter side before "1crop" and "10crop" (0: 256 for 224 pixels).
+
+    Raises:
+      UserError: the images are not square, or a scale is below their side.
+    """
+    height, width = image_shape[:2]
+    if height != width:
+        raise UserError(f"--protocol {protocol} is for networks of square images, this one takes {height}×{width}")
+    if resize and protocol in ("1crop", "10crop"):
+        scales = (resize,)
+    scales = tuple(scales) or tuple(round(scale * height / 224) for scale in _SCALES[protocol])
+    if min(scales) < height:
+        raise UserError(
+            f"--protocol {protocol} at scale {min(scales)}: the network sees {height}×{height} pixels, "
+            f"take scales of {height} or more"
+        )
+    return Views(protocol, height, scales)
+
+
+def _shorter_to(image: np.ndarray, scale: int) -> np.ndarray:
+    """The image with its shorter side brought to `scale`."""
+    return resize(image, shorter_to((image.shape[0], image.shape[1]), scale))
+
+
+def _centre(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre (size, size, C); half a pixel is rounded to the even one, as in torchvision."""
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def _five(square: np.ndarray, size: int) -> list[np.ndarray]:
+    """Top left, top right, bottom left, bottom right, centre, each (size, size, C)."""
+    last = len(square) - size
+    corners = [square[top : top + size, left : left + size] for top in (0, last) for left in (0, last)]
+    return [*corners, _centre(square, size)]
+
+
+class Rows(NamedTuple):
+    """The examples of a global batch, whose views have the same shapes; where there are too few, the last fills up."""
+
+    aspect: tuple[int, int]
+    examples: np.ndarray  # int (n,)
+    mask: np.ndarray  # float32 (n,), 0 where it fills up
+
+
+def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1) -> list[Rows]:
+    """Every example of `source` once, in batches of about as many pixels as `global_batch_size` ordinary images.
+
+    The number of rows divides by `devices` and is at least that. For `dense` the size of every image is read, where
+    they differ: from its header, but the file is read for it.
+
+    Raises:
+      BadExample: an example cannot be read.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, aspect in enumerate(_aspects(source, views)):
+        groups.setdefault(aspect, []).append(i)
+    batches = []
+    for aspect, examples in sorted(groups.items()):
+        rows = global_batch_size * views.size**2 // views.pixels(aspect)
+        rows = max(1, min(rows // devices, math.ceil(len(examples) / devices))) * devices
+        for start in range(0, len(examples), rows):
+            part = np.array(examples[start : start + rows])
+            missing = rows - len(part)
+            mask = np.pad(np.ones(len(part), np.float32), (0, missing))
+            batches.append(Rows(aspect, np.pad(part, (0, missing), "edge"), mask))
+    return batches
+
+
+def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
+    height, width, _ = source.image_shape
+    if height and width:
+        views.check(source.where(0), height, width)
+    if views.protocol != "dense" or (height and width):
+        return [views.aspect(height or 1, width or 1)] * len(source)
+
+    def read(i: int) -> tuple[int, int]:
+        image, _ = source.record(i)
+        try:
+            size = size_of(image)
+        except ValueError as error:
+            raise source.bad(i, error) from error
+        views.check(source.where(i), *size)
+        return views.aspect(*size)
+
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        return list(threads.map(read, range(len(source))))
+
+
+def view_batches(
+    source: Source, views: Views, batches: Sequence[Rows], *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 2
+) -> Iterator[Batch]:
+    """The batches that `plan` made, this process's rows: "label" int32 (n,), "mask" float32 (n,) and the views.
+
+    These are "views0" …, uint8 (n, views, H, W, C), one array for each shape that the views of an image have.
+
+    Raises:
+      BadExample: an example cannot be read: it is to be counted, so none is left out.
+    """
+    return read_ahead(grain.MapDataset.source(batches).map(partial(_batch, source, views, part)), workers, prefetch)
+
+
+def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
+    local = part.local_batch(len(rows.examples))
+    mine = slice(part.process * local, (part.process + 1) * local)
+    examples = rows.examples[mine].tolist()
+    made = {i: _example(source, views, i) for i in dict.fromkeys(examples)}
+    labels, cuts = zip(*(made[i] for i in examples), strict=True)
+    stacks = {f"views{k}": np.stack(arrays) for k, arrays in enumerate(zip(*cuts, strict=True))}
+    return stacks | {"label": np.array(labels, np.int32), "mask": rows.mask[mine]}
+
+
+def _example(source: Source, views: Views, index: int) -> tuple[int, list[np.ndarray]]:
+    example = source[index]
+    views.check(source.where(index), *example["image"].shape[:2])
+    return example["label"], views.cut(example["image"])

@@ -1,0 +1,1 @@
+"""Data sets made on the disk; the only code that loads TensorFlow."""

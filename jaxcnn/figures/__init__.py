@@ -1,0 +1,1 @@
+"""Pictures; no numbers are computed here."""

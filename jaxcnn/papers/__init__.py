@@ -1,0 +1,1 @@
+"""The papers' published values beside ours."""

@@ -1,0 +1,205 @@
+"""The papers' tables, rebuilt from the code: what `cost` counts, the published value beside it."""
+
+import difflib
+import itertools
+import math
+from collections.abc import Callable
+
+from jaxcnn import UserError
+from jaxcnn.papers.cost import Layer, paper_layers, total
+from jaxcnn.papers.published import figure, of_model
+from jaxcnn.papers.stacks import stacks
+from jaxcnn.papers.tabular import Cell, Table, count, scaled, size, text
+
+
+def build(name: str) -> Table:
+    """The table called `name`.
+
+    Raises:
+      UserError: there is none of that name; the nearest are listed.
+    """
+    if name not in TABLES:
+        near = difflib.get_close_matches(name.lower(), TABLES, n=3, cutoff=0.4)
+        words = "the nearest are" if near else "there are"
+        raise UserError(f"there is no table '{name}': {words} " + ", ".join(sorted(near) or TABLES))
+    return TABLES[name]()
+
+
+def _stages(name: str, stage_of: Callable[[str], str]) -> dict[str, list[Layer]]:
+    """The layers of the model `name` by stage: what `stage_of` makes of a layer's name, "" for none."""
+    stages: dict[str, list[Layer]] = {}
+    for row in paper_layers(name):
+        if stage := stage_of(row.name):
+            stages.setdefault(stage, []).append(row)
+    return stages
+
+
+def _alexnet_figure2() -> Table:
+    def row(name: str, shape: tuple[int, ...], parameters: int, macs: int) -> list[Cell]:
+        neurons = math.prod(shape)
+        return [
+            text(name), text(size(shape), figure("alexnet", "sizes", name)),
+            count(neurons, figure("alexnet", "neurons", name)), count(parameters), scaled(macs, 1e6, 1),
+        ]  # fmt: skip
+
+    kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
+    rows = [row(layer.name, layer.shape, layer.parameters, layer.macs) for layer in kept]
+    whole = [
+        text("total"), text(""), count(sum(cells[2].ours for cells in rows)), count(total(kept, "parameters")),
+        scaled(total(kept, "macs"), 1e6, 1),
+    ]  # fmt: skip
+    return Table(
+        "alexnet-figure2", "AlexNet, Figure 2 and its caption: sizes of the layers", 1,
+        ("layer", "output", "neurons", "parameters", "MMACs"), [row("images", (224, 224, 3), 0, 0), *rows, whole],
+        ("The figure draws each layer as two halves, one for a GPU (55×55×48 …): here they are side by side.",
+         "The caption's 253,440 neurons of conv1 are not those of the 55×55×96 that the figure draws (290,400).",
+         "The total leaves the image out."),
+    )  # fmt: skip
+
+
+def _alexnet_abstract() -> Table:
+    kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
+    neurons = sum(math.prod(layer.shape) for layer in kept)
+    rows = [
+        [text("parameters"), count(total(kept, "parameters"), of_model("alexnet")["parameters"])],
+        [text("neurons"), count(neurons, figure("alexnet", "all_neurons", "alexnet"))],
+    ]
+    return Table("alexnet-abstract", "AlexNet, abstract: the whole network", 1, ("what", "ours"), rows)
+
+
+_VGG = ("vgg11", "vgg11_lrn", "vgg13", "vgg16_c", "vgg16", "vgg19")
+
+
+def _vgg_stage(name: str) -> str:
+    names = {"fc6": "fc", "fc7": "fc", "head": "fc", "lrn": "stage1"}
+    return names.get(name, name.split("_")[0] if "conv" in name else "")
+
+
+def _vgg_layers(rows: list[Layer]) -> str:
+    """Table 1's words for a stage: "2 conv3-512 conv1-512"."""
+    words = []
+    for row in rows:
+        kernel = row.kind.removeprefix("conv ").split("×")[0]
+        kinds = {"dense": f"FC-{row.shape[-1]}", "LRN": "LRN"}
+        words.append(kinds.get(row.kind, f"conv{kernel}-{row.shape[-1]}"))
+    runs = [(word, len(list(run))) for word, run in itertools.groupby(words)]
+    return " ".join(f"{times} {word}" if times > 1 else word for word, times in runs)
+
+
+def _vgg_table1() -> Table:
+    rows = []
+    for name in _VGG:
+        stages = _stages(name, _vgg_stage)
+        for stage, inside in stages.items():
+            rows.append([
+                text(name), text(stage), text(_vgg_layers(inside), figure("vgg", "layers", name, stage)),
+                text(size(inside[-1].shape)), count(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
+            ])  # fmt: skip
+    return Table(
+        "vgg-table1", "VGG, Table 1: the configurations A, A-LRN, B, C, D and E", 2,
+        ("network", "stage", "layers", "output", "parameters", "GMACs"), rows,
+        ("The output is that of the stage's last layer; 2×2 max pooling follows each stage of convolutions.",),
+    )  # fmt: skip
+
+
+def _vgg_table2() -> Table:
+    rows = []
+    for name in _VGG:
+        kinds = [layer.kind for layer in paper_layers(name)]
+        weights = sum(kind.startswith(("conv", "dense")) for kind in kinds)
+        rows.append([
+            text(name), count(weights, figure("vgg", "weight_layers", name)),
+            count(total(paper_layers(name), "parameters"), of_model(name)["parameters"]),
+            scaled(total(paper_layers(name), "macs"), 1e9, 3),
+        ])  # fmt: skip
+    title = "VGG, Table 2: number of parameters; the weight layers are those of Table 1"
+    return Table("vgg-table2", title, 1, ("network", "weight layers", "parameters", "GMACs"), rows)
+
+
+def _googlenet_stage(name: str) -> str:
+    names = {"conv2_reduce": "conv2", "global_avg_pool": "avg pool", "head": "linear"}
+    top = name.split("/")[0]
+    return names.get(top, "" if top.startswith("lrn") else top.removeprefix("inception").replace("max_pool", "pool"))
+
+
+def _googlenet_table1() -> Table:
+    rows = []
+    for stage, inside in _stages("googlenet", _googlenet_stage).items():
+        # An inception module joins its four branches; each ends in a layer that is not a reduction.
+        ends = [row for row in inside if row.kind.startswith("conv") and "reduce" not in row.name] or inside
+        shape = (*ends[-1].shape[:-1], sum(row.shape[-1] for row in ends))
+        weights = total(inside, "macs") > 0
+        key = [stage] if weights else []
+        rows.append([
+            text(stage), text(size(shape if len(shape) == 3 else (1, 1, *shape)), figure("googlenet", "sizes", stage)),
+            count(total(inside, "parameters"), figure("googlenet", "table1_parameters", *key) if key else None),
+            scaled(total(inside, "macs"), 1e6, 1, figure("googlenet", "table1_macs", *key) if key else None),
+        ])  # fmt: skip
+    everything = paper_layers("googlenet")
+    auxiliary = total(paper_layers("googlenet", train=True), "parameters") - total(everything, "parameters")
+    whole = [text("total"), text(""), count(total(everything, "parameters")), scaled(total(everything, "macs"), 1e6, 1)]
+    return Table(
+        "googlenet-table1", "GoogLeNet, Table 1: the incarnation of the Inception architecture", 1,
+        ("layer", "output", "parameters", "MMACs"), [*rows, whole],
+        ("The paper's ops are those of its architecture, the first convolution and 5a aside. Its parameters are not: "
+         "the first convolution has 7·7·3·64 = 9,408 weights, where 2.7K is printed.",
+         "K is read as 1,024: the linear layer's 1000K are 1,024,000 weights. Ours count the biases, too.",
+         f"Two auxiliary classifiers, in training only, add {auxiliary:,} parameters."),
+    )  # fmt: skip
+
+
+def _resnet_stage(name: str) -> str:
+    if name.startswith("stage"):
+        return f"conv{int(name[5]) + 1}_x"
+    return {"stem_conv": "conv1", "stem_norm": "conv1", "max_pool": "conv2_x"}.get(name, "fc")
+
+
+def _resnet_table1() -> Table:
+    rows = []
+    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
+        for stage, inside in _stages(name, _resnet_stage).items():
+            shape = inside[-1].shape[:2] if stage != "fc" else (1, 1)
+            rows.append([
+                text(name), text(stage), text(size(shape), figure("resnet", "sizes", stage)),
+                count(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
+            ])  # fmt: skip
+        for form in (name, f"{name}_a")[: 2 if name in ("resnet18", "resnet34") else 1]:
+            everything = paper_layers(form)
+            rows.append([
+                text(form), text("total"), text(""), count(total(everything, "parameters")),
+                scaled(total(everything, "macs"), 1e9, 3, of_model(form)["macs"]),
+            ])  # fmt: skip
+    return Table(
+        "resnet-table1", "ResNet, Table 1: architectures for ImageNet", 2,
+        ("network", "stage", "output", "parameters", "GMACs"), rows,
+        ("The paper prints FLOPs and means multiply-adds. It does not say which shortcuts its 18 and 34 layers have: "
+         "no letter is option B (projections where the size changes), _a is option A (none).",),
+    )  # fmt: skip
+
+
+def _resnet_table6() -> Table:
+    rows = []
+    for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"):
+        kept, paper = paper_layers(name), of_model(name)
+        depth = sum(layer.kind.startswith(("conv", "dense")) for layer in kept)
+        rows.append([
+            text(name), count(depth), count(total(kept, "parameters"), paper["parameters"]),
+            scaled(total(kept, "macs"), 1e6, 2), text(paper["error"].printed),
+        ])  # fmt: skip
+    return Table(
+        "resnet-table6", "ResNet, Table 6: networks for CIFAR-10", 1,
+        ("network", "layers", "parameters", "MMACs", "paper's error %"), rows,
+        ("The error is the paper's, on the test set; of 110 layers it is the best of five runs.",),
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "alexnet-abstract": _alexnet_abstract,
+    "alexnet-figure2": _alexnet_figure2,
+    "vgg-table1": _vgg_table1,
+    "vgg-table2": _vgg_table2,
+    "googlenet-table1": _googlenet_table1,
+    "resnet-table1": _resnet_table1,
+    "resnet-table6": _resnet_table6,
+    "stacks": stacks,
+}

@@ -1,0 +1,1 @@
+"""A training step compiled for devices that are not here: its costs, and its predicted speed."""

@@ -1,0 +1,245 @@
+"""The rows of `jaxcnn scaling` as JSON, CSV and Markdown. Every figure is labelled compiled, predicted or measured."""
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jaxcnn.scaling.chips import CHIPS
+from jaxcnn.scaling.prediction import PREDICTED
+from jaxcnn.scaling.series import labels, series
+
+Row = dict[str, Any]
+
+COMPILED = (
+    *("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "memory", "temp_bytes", "hbm_bytes"),
+    *("fits", "collectives", "collective_groups", "compile_seconds"),
+)
+_GIB = 2**30
+
+
+def label(rows: Iterable[Row]) -> None:
+    """Set "labels" of compiled rows: which figures are the compiler's, and which are predictions."""
+    for row in rows:
+        row["labels"] = dict.fromkeys(COMPILED, "compiled") | dict.fromkeys(PREDICTED, "predicted")
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The list of rows; what is unknown is null."""
+    return json.dumps(rows, indent=1) + "\n"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line a row; a column's name says what its figures are, and lists and tables are spread over columns."""
+    flat = [dict(_flat(row)) for row in rows]
+    columns = list(dict.fromkeys(column for line in flat for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: Row) -> Iterable[tuple[str, Any]]:
+    for key, value in row.items():
+        said = f" [{row['labels'][key]}]" if key in row.get("labels", {}) else ""
+        if key in ("labels", "collective_groups", "published"):
+            continue
+        if key == "notes":
+            yield key, "; ".join(value)
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                if isinstance(inner, dict):
+                    yield from ((f"{key} {name} {what}{said}", number) for what, number in inner.items())
+                elif not isinstance(inner, list):
+                    yield f"{key} {name}{said}", inner
+        elif isinstance(value, list):
+            yield from ((f"{key} {end}{said}", number) for end, number in zip(("low", "high"), value, strict=True))
+        else:
+            yield key + said, value
+
+
+def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[str], made: str) -> str:
+    """What was compiled, what is predicted of it, how that compares with what was published, and the figures used."""
+    compiled = [row for row in rows if "measured_images_per_sec" not in row]
+    measured = [row for row in rows if "measured_images_per_sec" in row]
+    parts = [f"# {title}", about.strip(), made]
+    parts += [f"![{name}]({name})" for name in pictures]
+    if compiled:
+        parts += ["## Compiled", _compiled_words(compiled), _table(compiled, _COMPILED)]
+        parts += ["## Predicted", _PREDICTED_WORDS, _table(compiled, _PREDICTED)]
+    if measured:
+        parts += ["## Measured", *_unique(row["notes"] for row in measured), _table(measured, _MEASURED)]
+    if published := [row for row in compiled if row.get("published")]:
+        parts += ["## Predicted against published", _validation(published)]
+    if any(row.get("collective_groups") for row in rows):
+        parts += ["## Collectives (compiled)", _collectives(rows)]
+    if chips := list(dict.fromkeys(row["chip"] for row in compiled)):
+        parts += ["## Ceilings and their sources", *(_ceilings(chip) for chip in chips)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _unique(notes: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(note for row in notes for note in row))
+
+
+def _compiled_words(rows: Sequence[Row]) -> str:
+    words = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
+    return " ".join([words, *(f"{note}." for note in _unique(row["notes"] for row in rows))])
+
+
+_PREDICTED_WORDS = (
+    "Not measured. Intervals: from no overlap of arithmetic, memory and network, each at its ceiling, to full overlap. "
+    "Efficiency is images/s a chip against the fewest chips of the same series."
+)
+
+
+def _number(value: float | None, unit: float = 1, digits: int = 0) -> str:
+    return "–" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _interval(values: Sequence[float] | None, unit: float = 1, digits: int = 0) -> str:
+    return "–" if not values else "–".join(_number(value, unit, digits) for value in values)
+
+
+def _memory(row: Row, *kinds: str) -> str:
+    return _number(sum(row["memory"][kind] for kind in kinds) if row["memory"] else None, _GIB, 2)
+
+
+def _fits(row: Row) -> str:
+    over = (row["hbm_bytes"] - row["hbm_limit_bytes"]) / _GIB
+    return "yes" if row["fits"] else f"**no**, by {over:.2f}"
+
+
+_Columns = dict[str, Callable[[Row], str]]
+_PLACE: _Columns = {
+    "slice": lambda row: row["topology"],
+    "chips": lambda row: f"{row['chips']:,}",
+    "a chip": lambda row: f"{row['batch_per_chip']:g}",
+}
+_COMPILED: _Columns = _PLACE | {
+    "GFLOP an image": lambda row: _number(row["flops_per_image"], 1e9, 2),
+    "MB accessed": lambda row: _number(row["bytes_per_image"], 1e6, 1),
+    "of it HBM": lambda row: _number(row["hbm_traffic_per_image"], 1e6, 1),
+    "FLOP/byte": lambda row: _number(row["intensity"], 1, 1),
+    "parameters, GiB": lambda row: _memory(row, "parameters"),
+    "optimizer": lambda row: _memory(row, "optimizer"),
+    "batch, other": lambda row: _memory(row, "batch", "other"),
+    "activations": lambda row: _memory(row, "activations"),
+    "temporaries": lambda row: _memory(row, "temporaries"),
+    "peak": lambda row: _number(row["hbm_bytes"], _GIB, 2),
+    "of": lambda row: _number(row["hbm_limit_bytes"], _GIB, 2),
+    "fits": _fits,
+    "compile s": lambda row: _number(row["compile_seconds"]),
+}
+_PREDICTED: _Columns = _PLACE | {
+    "images/s a chip": lambda row: _interval(row["predicted_images_per_sec_per_chip"]),
+    "efficiency, %": lambda row: _interval(row["predicted_efficiency"], 0.01, 1),
+    "step, ms": lambda row: _interval(row["predicted_step_seconds"], 1e-3, 2),
+    "compute, ms": lambda row: _number(row["compute_seconds"], 1e-3, 2),
+    "memory, ms": lambda row: _number(row["memory_seconds"], 1e-3, 2),
+    "HBM alone": lambda row: _number(row["hbm_seconds"], 1e-3, 2),
+    "network, ms": lambda row: _number(row["network_seconds"], 1e-3, 3),
+    "of it latency": lambda row: _number(row["latency_seconds"], 1e-3, 3),
+    "MB sent": lambda row: _number(row["wire_bytes"], 1e6, 2),
+    "bound": lambda row: row["bound"] or "–",
+}
+_MEASURED: _Columns = _PLACE | {
+    "images/s": lambda row: _spread(row["measured_images_per_sec"], 1, 1),
+    "efficiency, %": lambda row: _spread(row["measured_efficiency"], 0.01, 1),
+    "step, ms": lambda row: _spread(row["measured_step_seconds"], 1e-3, 1),
+    "collectives, ms a step": lambda row: (
+        ", ".join(f"{kind} {_number(seconds, 1e-3, 2)}" for kind, seconds in row["collective_seconds"].items()) or "–"
+    ),
+    "collectives that ran": lambda row: (
+        ", ".join(f"{count:g} × {kind}" for kind, count in row["collective_counts"].items()) or "–"
+    ),
+}
+
+
+def _spread(values: dict[str, Any], unit: float, digits: int) -> str:
+    median, low, high = (_number(values[key], unit, digits) for key in ("median", "min", "max"))
+    return f"{median} ({low}–{high})"
+
+
+def _table(rows: Sequence[Row], columns: _Columns) -> str:
+    names = labels(list(rows), drop={"chips", "batch", "chip"})
+    names = ["" if name == "as configured" else name for name in names]
+    head = ["what", *columns] if any(names) else list(columns)
+    body = [
+        [*([name] if any(names) else []), *(cell(row) for cell in columns.values())]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return markdown_table(head, body)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table; columns whose cells begin with a digit are set to the right."""
+    right = [all(row[i][:1].isdigit() or row[i] == "–" for row in body) for i in range(len(head))]
+    lines = [head, ["--:" if is_right else "---" for is_right in right], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _collectives(rows: Sequence[Row]) -> str:
+    body = []
+    for name, row in zip(labels(list(rows), drop={"batch", "chip", "chips"}), rows, strict=True):
+        groups: dict[tuple[str, int, int], list[int]] = {}
+        for entry in row.get("collective_groups", ()):
+            sums = groups.setdefault((entry["kind"], entry["groups"], entry["group_size"]), [0, 0])
+            sums[0] += entry["count"]
+            sums[1] += entry["count"] * entry["bytes"]
+        for (kind, parts, size), (count, total) in groups.items():
+            place = [row["topology"], f"{row['batch_per_chip']:g}"]
+            body.append([*place, name, kind, str(count), _number(total, 1e6, 3), f"{parts} × {size}"])
+    return markdown_table(["slice", "a chip", "what", "kind", "count", "MB, results", "groups × devices"], body)
+
+
+def _validation(rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        interval = row["predicted_images_per_sec_per_chip"]
+        for figure in row["published"]:
+            rate, verdict = figure["images_per_sec_per_chip"], "–"
+            if interval:
+                low, high = interval
+                verdict = "inside" if low <= rate <= high else f"{rate / (low if rate < low else high) - 1:+.0%}"
+            cells = [row["topology"], f"{row['batch_per_chip']:g}", _interval(interval), _number(rate), verdict]
+            body.append([*cells, figure["source"], figure.get("why", "")])
+    head = ["slice", "a chip", "predicted images/s a chip", "published", "against the nearer end", "source", "remark"]
+    return markdown_table(head, body)
+
+
+def _ceilings(chip: str) -> str:
+    figures = CHIPS[chip].figures()
+    return markdown_table(
+        [CHIPS[chip].name, "value", "source"], [[name, f"{f.value:g}", f.source] for name, f in figures.items()]
+    )
+
+
+def in_terminal(rows: Sequence[Row]) -> str:
+    """The rows in 80 columns: what fits, how fast, how well it scales, and what bounds it; or what was measured."""
+    lines = []
+    for name, points in series(list(rows)).items():
+        timed = "measured_images_per_sec" in points[0]
+        heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
+        lines += [
+            name,
+            f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {'' if timed else 'bound'}",
+        ]
+        lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
+        notes = _unique(row["notes"] for row in points if row.get("simulated"))
+        lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
+    if any("measured_images_per_sec" not in row for row in rows):
+        lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
+    return "\n".join(lines)
+
+
+def _terminal_cells(row: Row) -> str:
+    if "measured_images_per_sec" in row:
+        rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
+        return f"{rate:>17} {step * 1e3:>19,.1f} {100 * row['measured_efficiency']['median']:>7.0f}"
+    memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
+    rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
+    return f"{memory:>17} {rates:>19} {share:>7} {row['bound'] if row['fits'] else 'too big'}"

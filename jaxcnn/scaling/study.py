@@ -1,0 +1,206 @@
+"""What `jaxcnn scaling` is asked for, spelled out: one request for each program that is to be compiled."""
+
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxcnn import UserError
+from jaxcnn.config import KEYS, Config, flatten, unknown_key
+from jaxcnn.configfile import from_json, load_config, to_json
+from jaxcnn.scaling.topology import Topology, parse
+
+# Compiling takes the shapes of the data and not the data: what stands in for data sets that need not be there.
+STAND_INS = {
+    "tfds:imagenet2012": "synthetic:1000:1281167",
+    "tfds:cifar10": "synthetic:10:50000",
+    "tfds:cifar100": "synthetic:100:50000",
+}
+_RUN = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
+_STUDY = {"title": str, "about": str, "unfit": bool, "run": list}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config on some slices: topologies × batches × what is swept.
+
+    Attributes:
+      batches: images a chip; empty keeps the config's global batch whatever the slice, which is strong scaling.
+      sweep: config key -> values, as texts.
+      published: figures to put beside the prediction, {"images_per_sec_per_chip", "source"}.
+    """
+
+    config: str
+    topologies: Sequence[str]
+    batches: Sequence[int] = ()
+    overrides: Sequence[tuple[str, str]] = ()
+    sweep: Mapping[str, Sequence[str]] | None = None
+    published: Sequence[Mapping[str, Any]] = ()
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One program to compile, and what its row says of it."""
+
+    config: Config
+    topology: Topology
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file: its title, what it is about, what it runs, and whether a program that does not fit is expected."""
+
+    title: str
+    about: str
+    runs: list[Run]
+    unfit: bool = False
+
+
+def read_study(path: Path) -> Study:
+    """The study in a TOML file; its configs are Python and are executed when the study is run.
+
+    Raises:
+      UserError: a missing or broken file, an unknown key or a wrong type, named.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"study {path} cannot be read: {error.strerror}: experiments/scaling/ has some") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"study {path} is no TOML: {error}") from error
+    _check(path, values, _STUDY, "run")
+    runs = [_run(path, table) for table in values["run"]]
+    return Study(values.get("title", path.stem), values.get("about", ""), runs, values.get("unfit", False))
+
+
+def _run(path: Path, table: Any) -> Run:
+    _check(path, table, _RUN, "config", "topology")
+    for batch in table.get("batch_per_chip", ()):
+        _expect(path, "batch_per_chip", type(batch) is int and batch > 0, "a list of whole numbers, 1 or more")
+    sweep = table.get("sweep", {})
+    for swept in sweep.values():
+        _expect(path, "sweep", isinstance(swept, list) and swept, '"KEY" = [VALUE, …], dotted keys in quotes')
+    for key, value in table.get("set", {}).items():
+        _expect(path, "set", not isinstance(value, dict), f"\"KEY\" = VALUE, dotted keys in quotes: '{key}' is a table")
+    for figure in table.get("published", ()):
+        rate = figure.get("images_per_sec_per_chip") if isinstance(figure, dict) else None
+        sound = type(rate) in (int, float) and all(isinstance(figure.get(key, ""), str) for key in ("source", "why"))
+        words = "{ images_per_sec_per_chip = NUMBER, source = TEXT }, and why = TEXT where one is due"
+        _expect(path, "published", sound and figure.keys() <= {"images_per_sec_per_chip", "source", "why"}, words)
+        _expect(path, "published", "source" in figure, words)
+    return Run(
+        config=str(path.parent / table["config"]),
+        topologies=[str(name) for name in table["topology"]],
+        batches=table.get("batch_per_chip", ()),
+        overrides=[(key, _text(value)) for key, value in table.get("set", {}).items()],
+        sweep={_full(key): [_text(value) for value in swept] for key, swept in sweep.items()},
+        published=table.get("published", ()),
+    )
+
+
+def _expect(path: Path, key: str, sound: Any, words: str) -> None:
+    if not sound:
+        raise UserError(f"study {path}: '{key}' must be {words}")
+
+
+def _check(path: Path, values: Any, known: dict[str, type], *due: str) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"study {path}: '{values}' should be a table, [[run]]")
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"study {path} has no key '{key}': {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise UserError(f"study {path}: '{key}' must be of type {known[key].__name__}")
+    if missing := [key for key in due if not values.get(key)]:
+        raise UserError(f"study {path} lacks '{missing[0]}'")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _full(key: str) -> str:
+    """A key of `mesh` goes by its last name, too."""
+    return f"mesh.{key}" if f"mesh.{key}" in KEYS else key
+
+
+def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
+    """["model=1,2"] -> {"mesh.model": ["1", "2"]}; a key of `mesh` goes by its last name.
+
+    Raises:
+      UserError: an unknown key, or no values.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        key = _full(key)
+        if key not in KEYS and not key.startswith("model.overrides."):
+            raise unknown_key(key)
+        if key in found or not all(values.split(",")):
+            raise UserError(f"--sweep {text}: write each key once, as --sweep {key}=VALUE,VALUE")
+        found[key] = values.split(",")
+    return found
+
+
+def requests_of(run: Run, number: int = 0) -> list[Request]:
+    """The programs of a run, that `number` of a study, checked: nothing is compiled before all of them are sound.
+
+    Raises:
+      UserError: an unknown slice, a bad config, a batch that does not divide.
+    """
+    found: dict[str, Request] = {}
+    sweep = run.sweep or {}
+    _check_keys(run, [*sweep, *(key for key, _ in run.overrides)])
+    slices = [parse(name) for name in run.topologies]
+    for values in itertools.product(*sweep.values()):
+        variant = dict(zip(sweep, values, strict=True))
+        for batch, topology in itertools.product(run.batches or [None], slices):
+            overrides = [*run.overrides, *variant.items()]
+            if batch is not None:
+                overrides.append(("global_batch_size", _text(batch * topology.chips)))
+            load = from_json if run.json else load_config
+            request = _request(run, number, load(run.config, overrides), variant, topology)
+            found.setdefault(topology.name + to_json(request.config), request)  # what is asked for twice is one row
+    return list(found.values())
+
+
+def _check_keys(run: Run, keys: Sequence[str]) -> None:
+    """Raise a UserError for a key that would be without effect."""
+    if "mesh.data" in keys:
+        raise UserError("config.mesh.data follows from the slice: set config.mesh.model, or another --topology")
+    if "global_batch_size" in keys and run.batches:
+        raise UserError("config.global_batch_size follows from the images a chip: give one of the two")
+
+
+def _request(run: Run, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
+    from jax.sharding import AbstractMesh
+
+    from jaxcnn.training.sharding import AXES, check_batch
+    from jaxcnn.training.step import group_size
+
+    devices, model = topology.chips * topology.chip.devices, config.mesh.model
+    model = devices if model == -1 else model  # the rest, where the file itself says so
+    if devices % model:
+        raise UserError(f"{topology.name} has {devices} devices: config.mesh.model={model} must divide them")
+    config.mesh.data, config.mesh.model = devices // model, model
+    mesh = AbstractMesh((devices // model, model), AXES)
+    check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
+    group_size(config, devices // model)
+    config.data.name = STAND_INS.get(config.data.name, config.data.name)
+    notes = ["data.resident=False: one step is compiled"] if config.data.resident else []
+    config.data.resident = False
+    batch = config.global_batch_size / topology.chips
+    texts = {key: value for key, value in flatten(config).items() if key in variant}
+    row = {
+        "run": number, "config": run.config, "model": config.model.name, "dtype": config.dtype, "variant": texts,
+        "topology": topology.name, "chip": topology.version, "chips": topology.chips,
+        "mesh": {"data": devices // model, "model": model},
+        "batch_per_chip": int(batch) if batch.is_integer() else batch, "global_batch_size": config.global_batch_size,
+        "remat": config.remat, "placement": config.mesh.placement,
+        "published": [dict(figure) for figure in run.published], "notes": notes,
+    }  # fmt: skip
+    return Request(config, topology, row)

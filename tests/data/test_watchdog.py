@@ -1,0 +1,111 @@
+"""Batches that are waited for."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+import pytest
+
+from jaxcnn.data import watchdog
+from jaxcnn.data.batches import read_ahead
+from jaxcnn.data.watchdog import ReadingFault, attended
+
+
+def numbers(closed: list[str], hang: threading.Event | None = None, error: Exception | None = None) -> Iterator[int]:
+    try:
+        yield from range(3)
+        if hang:
+            hang.wait()
+        if error:
+            raise error
+    finally:
+        closed.append(threading.current_thread().name)
+
+
+def test_all_come_in_order_and_the_source_is_closed_in_its_thread():
+    closed: list[str] = []
+    assert list(attended(numbers(closed), 60)) == [0, 1, 2]
+    assert closed == ["jaxcnn-data"]
+
+
+def test_a_consumer_that_ends_early_closes_the_source():
+    closed: list[str] = []
+    batches: Any = attended(numbers(closed), 60)
+    assert next(batches) == 0
+    batches.close()
+    assert closed == ["jaxcnn-data"]
+
+
+def test_no_more_is_read_than_is_wanted_soon():
+    read = []
+    batches = attended((read.append(i) or i for i in range(100)), 60)
+    assert next(batches) == 0
+    time.sleep(0.2)
+    assert len(read) <= 3
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_of_the_source_is_the_consumers():
+    batches = attended(numbers([], error=ValueError("broken image")), 60)
+    with pytest.raises(ValueError, match="broken image"):
+        list(batches)
+
+
+def test_a_source_that_hangs_is_said_soon_an_error_later_and_left_behind(monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, "_CLOSING", 0.1)
+    monkeypatch.setattr(watchdog, "LEFT_BEHIND", [])
+    batches, hang = [], threading.Event()
+    with pytest.raises(ReadingFault, match=r"^no batch for 1 s, which is config\.data\.timeout: ") as caught:
+        batches.extend(attended(numbers([], hang), 1.0))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "waiting    no batch for 0.1 s\n"
+    assert len(watchdog.LEFT_BEHIND) == 1
+    hang.set()
+    watchdog.LEFT_BEHIND[0].join(30)
+    assert not watchdog.LEFT_BEHIND[0].is_alive()
+
+
+def rows(index: int) -> dict[str, np.ndarray]:
+    return {"image": np.full((4, 4), index % 256, np.uint8)}
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "ended by SIGKILL"), (signal.SIGSTOP, "for 3 s")])
+def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, words, monkeypatch):
+    monkeypatch.setattr(watchdog, "_CLOSING", 1.0)
+    before = set(multiprocessing.active_children())
+    batches = read_ahead(grain.MapDataset.range(100_000).map(rows), workers=2, prefetch=2, timeout=3.0)
+    for _ in range(4):
+        next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    victim = sorted(workers, key=lambda worker: worker.pid or 0)[-1]
+    os.kill(victim.pid or 0, number)
+    with pytest.raises(ReadingFault, match=words) as caught:
+        for _ in batches:
+            pass
+    assert str(victim.pid) in str(caught.value)
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode is not None
+
+
+def test_a_worker_that_dies_before_its_first_batch_is_noticed():
+    before = set(multiprocessing.active_children())
+
+    def kill_the_first() -> None:
+        while not (workers := set(multiprocessing.active_children()) - before):
+            time.sleep(0.001)
+        os.kill(workers.pop().pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    began = time.monotonic()
+    with pytest.raises(ReadingFault, match=r"that reads? the data, was ended by SIGKILL"):
+        list(read_ahead(grain.MapDataset.range(10**6).map(rows), workers=2, prefetch=2, timeout=600.0))
+    assert time.monotonic() - began < 60
+    killer.join()

@@ -1,0 +1,32 @@
+"""The text of experiment files on the tiny network, which compiles in no time.
+
+An experiment file is Python and is executed: it brings the network along, and puts it into the registry.
+"""
+
+from pathlib import Path
+
+_HELPERS = Path(__file__).parent
+_TEXT = f"""
+import sys
+sys.path.insert(0, {str(_HELPERS)!r})
+from jaxcnn import models
+from jaxcnn.config import base_config
+from tiny import Tiny
+
+models._REGISTRY["tiny"] = Tiny
+
+
+def get_config():
+    config = base_config()
+    config.dtype = "float32"
+    config.model.name = "tiny"
+    config.ema.decay = 0.9
+SETTINGS
+    return config
+"""
+
+
+def experiment_text(**settings: object) -> str:
+    """An experiment file that sets the keys given, `__` for the dots in them."""
+    lines = [f"    config.{key.replace('__', '.')} = {value!r}" for key, value in settings.items()]
+    return _TEXT.replace("SETTINGS", "\n".join(lines))
