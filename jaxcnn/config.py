@@ -81,7 +81,11 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
         _between(0, 8193),
         "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
     ),
-    "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see jaxcnn/data/images/augment_host.py"),
+    "data.augment": (
+        "none",
+        _ANY,
+        "random changes to training images, joined by commas; see jaxcnn/data/images/augment_host.py",
+    ),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
     "data.interpolation": (
         "bilinear",

@@ -194,7 +194,7 @@ class TestPack:
         code = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2] / "helpers")!r}]
 from test_packed import Slow
 from jaxcnn.data.prepare import pack
 if __name__ == "__main__":

@@ -1,0 +1,150 @@
+"""The protocol of a task: what a batch means, what is minimised, what is measured, what is printed and drawn.
+
+A new task is one file that subclasses `Task`, one line in `jaxcnn.tasks.TASKS` and its keys' rows in `jaxcnn.config`.
+Every method has a default that is right for classification; step, loop, checkpoints, log and plots ask the task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, tuple[Any, Any]]  # {name: (sum, weight)}: added over batches, micro-batches and shards, divided once
+Terms = dict[str, tuple[jax.Array, jax.Array | None]]  # the same of the objective; weight None: the undivided sum
+Rows = dict[str, np.ndarray]  # one row an example, in the order of the evaluation set
+Variables = Any
+
+
+class Images(Protocol):
+    """What a task may ask of a data set to say what its targets are."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]  # (H, W, C) of one batch shape
+
+
+class Group(NamedTuple):
+    """How the optimizer treats a parameter.
+
+    Attributes:
+      multiplier: factor on the learning rate.
+      decay: whether weight decay applies.
+      frozen: no gradient, no optimizer state, not part of `grad_norm`.
+    """
+
+    multiplier: float = 1.0
+    decay: bool = False
+    frozen: bool = False
+
+
+class Headline(NamedTuple):
+    """A score that the progress bar, the log lines, result.json and the plots show.
+
+    Attributes:
+      name: of the score, without "train/" or "eval/".
+      format: of its value, such as "top-1 {:.2%}".
+      axis: label of its axis in a plot; "" where it is not plotted.
+      error: whether the plot shows 1 - value.
+    """
+
+    name: str
+    format: str
+    axis: str = ""
+    error: bool = False
+
+
+class Parts(Protocol):
+    """What `make_step` builds an unusual update from; the spine's own code, not copies of it."""
+
+    def gradients(self, state: Any, batch: Batch, objective: Callable[..., Any] | None = None, player: str = "") -> Any:
+        """Gradients of one objective with respect to one player, over micro-batches, shards and devices."""
+        ...
+
+    def update(self, state: Any, result: Any, player: str = "") -> Any:
+        """The state after the player's optimizer has taken a step along `result`, what `gradients` gave."""
+        ...
+
+
+class Task:
+    """One kind of work; the defaults are those of image classification."""
+
+    best: tuple[str, str] = ("top1", "max")  # the score that picks the best checkpoint, and "max" or "min"
+    headline: tuple[Headline, ...] = ()
+    players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
+    constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
+    fixed_weights: frozenset[str] = frozenset()  # terms whose weight is known before the forward pass, by `weights`
+
+    def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
+        return {"label": jax.ShapeDtypeStruct((), np.int32)}
+
+    def forward(
+        self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
+    ) -> tuple[Any, Variables]:
+        """Apply the model to a batch.
+
+        Args:
+          rngs: in training one key a stream ("dropout", "latent", "sampling"), functions of (seed, step); in
+            evaluation "example" alone, (N,) keys, each a function of (seed, example).
+
+        Returns:
+          The model's outputs, and its new `batch_stats` under that name ({} in evaluation).
+        """
+        if not train:
+            return model.apply(variables, batch["image"], train=False), {}
+        return model.apply(variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs)
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Terms, Sums]:
+        """Return the terms of the objective, and the sums that the log shows, of the rows whose "mask" is 1.
+
+        The objective is the sum over terms of global sum / global weight: padded rows, uneven shards and micro-batches
+        are exact. Terms of one weight share the array.
+        """
+        raise NotImplementedError
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return the weights of `fixed_weights`, of a batch, where `loss` would know them after the forward pass only."""
+        return {}
+
+    def measure(self, outputs: Any, batch: Batch) -> Sums:
+        """Return the sums of evaluation; leaves may be arrays, and counts are int32."""
+        return self.loss(outputs, batch)[1]
+
+    def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array] | None:
+        """Return rows (N, …) that go to the host for scores that do not add up, or None."""
+        return None
+
+    def scores(self, sums: Sums, rows: Rows) -> dict[str, float]:
+        """Return {name: score} of a finished evaluation; a score that does not exist is left out.
+
+        Args:
+          sums: totals over all examples, int64 or float64.
+          rows: what `collect` gave, one row an example in the order of "example", which is among them.
+        """
+        return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if weight}
+
+    def parameters(self, path: str) -> Group:
+        """Return the optimizer group of the parameter at `path`, names joined by "/"; kernels alone decay."""
+        return Group(decay=path.rpartition("/")[2] == "kernel")
+
+    def averaged(self, path: str) -> bool:
+        """Return whether the moving average keeps the variable at `path`, such as "params/head/kernel"."""
+        return True
+
+    def make_step(self, parts: Parts) -> Callable[[Any, Batch], tuple[Any, jax.Array]] | None:
+        """Return None, or (state, batch) -> (state, loss) built from `parts` for an unusual update."""
+        return None
+
+    def predict(self, outputs: Any) -> dict[str, jax.Array]:
+        """Return what a prediction keeps of the model's outputs, (N, …) arrays."""
+        raise NotImplementedError
+
+    def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """Return one image's prediction as a JSON object, and as the words of a line."""
+        raise NotImplementedError
+
+    def draw(self, images: Sequence[np.ndarray], predictions: dict[str, np.ndarray], names: Sequence[str]) -> Any:
+        """Return a matplotlib figure of images (H, W, C) uint8 with their predictions."""
+        raise NotImplementedError
