@@ -105,7 +105,7 @@ class Task:
         raise NotImplementedError
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the weights of `fixed_weights`, of a batch, where `loss` would know them after the forward pass only."""
+        """Return the weights of the terms in `fixed_weights`, known from the batch alone."""
         return {}
 
     def measure(self, outputs: Any, batch: Batch) -> Sums:
