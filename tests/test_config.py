@@ -584,7 +584,7 @@ def test_an_experiments_step_keeps_the_shapes_of_the_state(path):
     data = Shapes(config)
     model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
     program = build_program(config, model, data, make_mesh(1))
-    state, loss = jax.eval_shape(program.train_step, program.state, program.batch)
+    state, loss = jax.eval_shape(program.train_step, program.state, program.largest_batch)
     assert loss.shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), program.state

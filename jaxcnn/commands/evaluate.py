@@ -107,7 +107,7 @@ def _score(run: Any, data: Any, program: Any, step: Any, batches: Any) -> dict[s
     from jaxcnn.training.evaluation import evaluate
 
     return evaluate(
-        step, run.variables, batches, mesh=run.mesh, metrics=program.task.metrics, examples=data.eval_examples,
+        step, run.variables, batches, task=program.task, mesh=run.mesh, examples=data.eval_examples,
         broken=lambda: data.eval_broken,
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
 
     from jaxcnn.data.images.augment_device import normalize
     from jaxcnn.data.images.test_crops import make_views, plan, view_batches
-    from jaxcnn.training.protocols import densely, make_views_step
+    from jaxcnn.training.evaluation import densely, make_crops_step
     from jaxcnn.training.sharding import replicated
 
     size, batch = data.image_shape[0], run.config.global_batch_size
@@ -131,12 +131,12 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
     shapes = len({rows.aspect for rows in batches})
     compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
     print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
-    step = make_views_step(
+    step = make_crops_step(
         densely(run.model) if protocol == "dense" else run.model, program.task,
         partial(normalize, mean=data.mean, std=data.std), batch * size * size, views.mirrored,
     )  # fmt: skip
     scores = _score(
-        run, data, program, jax.jit(step, donate_argnums=1, out_shardings=replicated(run.mesh)),
+        run, data, program, jax.jit(step, out_shardings=replicated(run.mesh)),
         view_batches(data.eval, views, batches, part=data.part, workers=run.config.data.workers),
     )  # fmt: skip
     return {"protocol": protocol, "views": views.count, "scales": views.scales} | scores

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn.config import Config
 
@@ -41,7 +42,12 @@ def kernels_only(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+def groups(config: Config, params: Any, task: Any) -> dict[str, Any]:
+    """Return the optimizer group of each parameter."""
+    return {path: task.parameters(path) for path in flatten_dict(params, sep="/")}
+
+
+def make_optimizer(config: Config, schedule: optax.Schedule, groups: Any) -> optax.GradientTransformation:
     """Clipping, then Adam, AdamW or SGD at `schedule`.
 
     Adam and SGD add the weight decay to the gradient (L2); AdamW decouples it (Loshchilov and Hutter 2019).
@@ -56,3 +62,21 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
     }
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     return optax.chain(*clip, *rules[optimizer.name], optax.scale_by_learning_rate(schedule))
+
+
+def split_params(params: Any, groups: Any) -> tuple[Any, Any]:
+    """Return the parameters that train, and the frozen ones."""
+    frozen = {path for path, group in groups.items() if group.frozen}
+    if not frozen:
+        return params, {}
+    flat = flatten_dict(params, sep="/")
+    trained = {path: x for path, x in flat.items() if path not in frozen}
+    rest = {path: x for path, x in flat.items() if path in frozen}
+    return unflatten_dict(trained, sep="/"), unflatten_dict(rest, sep="/")
+
+
+def merge_params(trained: Any, frozen: Any) -> Any:
+    """Return the parameters put back together."""
+    if not frozen:
+        return trained
+    return unflatten_dict(flatten_dict(trained, sep="/") | flatten_dict(frozen, sep="/"), sep="/")

@@ -14,9 +14,9 @@ import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
 from jaxcnn.training.collectives import collectives
-from jaxcnn.training.placement import describe
-from jaxcnn.training.program import Data, Program
+from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.run_log import read_metrics
+from jaxcnn.training.sharding import describe
 from jaxcnn.training.state import count_params
 
 
@@ -117,14 +117,15 @@ def _heads(name: str, lines: list[str]) -> list[str]:
     return [f"{name if i == 0 else '':<11}{line}" for i, line in enumerate(lines)]
 
 
-def compiled(executable: Any, seconds: float) -> str:
-    """The line after compilation: its time, the memory that the step takes on each device, and what it sends."""
+def compiled(program: ByBucket, seconds: float) -> str:
+    """Return the line after compilation: its time, memory on each device and collectives, of the largest bucket."""
     text = f"compiled   in {seconds:.1f} s"
+    executable = max(program.programs.values(), key=lambda x: getattr(x.memory_analysis(), "temp_size_in_bytes", 0))
     if memory := executable.memory_analysis():
         held, temporary = _size(memory.argument_size_in_bytes), _size(memory.temp_size_in_bytes)
         text += f"; each device holds {held} of state and batch, {temporary} of temporaries"
     sent = [f"{count} × {kind} of {_size(size)}" for kind, (count, size) in collectives(executable).items()]
-    return text + (f"; it meets the others in {', '.join(sent)}" if sent else "")
+    return text + (f"; collectives per step: {', '.join(sent)}" if sent else "")
 
 
 def _size(count: float) -> str:
@@ -147,13 +148,14 @@ def result(
     final: dict[str, Any] = {}
     for line in lines:
         final |= line
-    scores = [line["eval/top1"] for line in lines if "eval/top1" in line]
+    best, direction = program.task.best
+    scores = [line[f"eval/{best}"] for line in lines if f"eval/{best}" in line]
     devices = program.mesh.devices.flatten()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "model": config.model.name,
         **final,
-        "best/eval/top1": max(scores, default=None),
+        f"best/eval/{best}": {"max": max, "min": min}[direction](scores, default=None),
         "parameters": count_params(program.state.params),
         "config_hash": config_hash(config),
         "commit": commit,

@@ -67,7 +67,7 @@ def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -
     anywhere = [*alone.items(), ("optimizer.accumulate", "1")]
     config = from_json(workdir / "config.json", [*anywhere, *overrides])
     mesh = make_mesh(config.mesh.data, config.mesh.model)
-    checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")
+    checkpoints = Checkpoints(workdir, create_task(config).best)
     step = checkpoints.resolve(checkpoint)
     info = checkpoints.info(step)
     try:
