@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from jaxcnn.config import Config
 from jaxcnn.tasks import Classification, create_task
+from jaxcnn.tasks.base import Task
 from jaxcnn.training import resident
-from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
+from jaxcnn.training.optimizer import groups, make_optimizer, make_schedule, total_steps
 from jaxcnn.training.placement import layout
 from jaxcnn.training.sharding import check_batch, over_rows, replicated
-from jaxcnn.training.state import TrainState, init_state
+from jaxcnn.training.state import TrainState, init_state, init_variables
 from jaxcnn.training.step import group_size, make_eval_step, make_train_step
 
 Tree = Any
@@ -111,7 +112,8 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     task = create_task(config)
     schedule = make_schedule(config, data.steps_per_epoch)
-    tx = make_optimizer(config, schedule)
+    params = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))["params"]
+    tx = make_optimizer(config, schedule, groups(config, params, Task()))
     metrics = (*task.metrics, "learning_rate", "grad_norm")
     everywhere, rows = replicated(mesh), over_rows(mesh)
 
