@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parse(parser, argv)
 
     config = config_of(arguments, overrides)
-    set_up_jax()
+    set_up_jax(config)
     import jax
 
     if arguments.profile:

@@ -50,9 +50,9 @@ def count(text: str) -> int:
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     """Declare `name` and --config-json, of which exactly one is due."""
     group = parser.add_mutually_exclusive_group(required=True)
-    words = "experiment file; it is Python and is executed: trust where it is from"
+    words = "experiment file, with the argument of its get_config; it is Python and is executed: trust where it is from"
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
-    group.add_argument(name, metavar="FILE", help=words, **may_lack)
+    group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed"
     group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
 
@@ -68,11 +68,17 @@ def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -
     return load_config(arguments.config, overrides)
 
 
-def set_up_jax() -> None:
+def set_up_jax(config: Any = None) -> None:
     """Keep compiled programs on the disk, so that the second start of a run does not compile again.
 
     JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+
+    Args:
+      config: with `deterministic`, XLA is asked for deterministic GPU operations; other devices ignore the flag.
     """
+    flag, given = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
+    if config is not None and config.deterministic and flag not in given.split():
+        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()  # XLA reads it once, when JAX starts its backend below
     import jax
     from absl import logging
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from jaxcnn.distributed.interrupt import Interrupt, Interrupted
 
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt, _one_run(team, config, workdir):
-        set_up_jax()
+        set_up_jax(config)
         import jax.numpy as jnp
 
         from jaxcnn.data.batches import Slice
