@@ -106,7 +106,11 @@ KEYS: dict[str, Row] = {
     "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
     "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
     "reset_head": (False, _ANY, "init_from: give the head fresh weights where the number of classes differs"),
-    "task.name": ("classification", _one_of(*TASK_KEYS), "what a batch means: its loss, its scores and its own keys"),
+    "task.name": (
+        "classification",
+        Rule(lambda v: v in TASK_KEYS, " | ".join(TASK_KEYS)),
+        "what a batch means: its loss, its scores and its own keys",
+    ),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
     "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),

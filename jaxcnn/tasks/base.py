@@ -83,7 +83,7 @@ class Task:
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config | None = None):
         """Take what the task needs of a validated config."""
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcnn.config import base_config
 from jaxcnn.models import create_model
-from jaxcnn.tasks import Classification
+from jaxcnn.tasks import create_task
 
 # Option B has a projection with its norm only where a stage begins. Option C has one in the other blocks too: `more` of
 # them at each width, counted in Table 1. A plain network is an option A one without its shortcuts, which cost nothing.
@@ -145,7 +146,8 @@ def training(name: str) -> Callable[[jax.Array], tuple[Any, Any, list[tuple[jax.
             outputs, _ = model.apply(
                 {"params": params} | rest, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
             )
-        return Classification().loss(outputs, batch)[0], (outputs, drops)
+        terms, _ = create_task(base_config()).loss(outputs, batch)
+        return sum(total / weight for total, weight in terms.values()), (outputs, drops)
 
     params, rest = variables(name)["params"], {k: v for k, v in variables(name).items() if k != "params"}
     program = quick(jax.value_and_grad(run, has_aux=True))

@@ -102,7 +102,7 @@ class Blobs:
 
 def tiny_config(**values: Any) -> Config:
     """12 steps of 16 on one device, float32; dots in the keys of `values` are written `__`."""
-    config = base_config()
+    config = base_config(values.pop("task__name", "classification"))
     small = {"steps": 12, "global_batch_size": 16, "dtype": "float32", "log_every": 4, "mesh__data": 1}
     small |= {"optimizer__schedule": "constant", "optimizer__learning_rate": 0.01}
     for key, value in (small | values).items():

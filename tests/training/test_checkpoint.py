@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxcnn.training.init_from import load_variables
 from tiny import Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.training.checkpoint import Checkpoints, save_variables
+from jaxcnn.training.checkpoint import FORMAT, Checkpoints, save_variables
+from jaxcnn.training.initial_state import load_variables
 from jaxcnn.training.state import check_tree
 
-METRIC = ("top1", "max")
+BEST = ("top1", "max")
 ADAM = {"ema__decay": 0.9, "optimizer__weight_decay": 1e-3}
 
 
@@ -26,9 +26,9 @@ def info(step: int) -> dict[str, Any]:
 
 def write(workdir: Path, state: Any, scores: dict[int, float | None], keep_last: int = 2) -> Checkpoints:
     """Save `state` at each step of `scores`, which has the metric or None."""
-    checkpoints = Checkpoints(workdir, METRIC, keep_last)
+    checkpoints = Checkpoints(workdir, BEST, keep_last)
     for step, score in scores.items():
-        checkpoints.save(state, info(step), {} if score is None else {METRIC: score, "eval/loss": 1.0})
+        checkpoints.save(state, info(step), {} if score is None else {"eval/top1": score, "eval/loss": 1.0})
     checkpoints.wait()
     return checkpoints
 
@@ -56,7 +56,7 @@ def folder(state, tmp_path_factory) -> Path:
 
 
 def test_all_of_the_state_comes_back_to_the_bit_and_so_does_what_was_said_with_it(program, state, folder):
-    checkpoints = Checkpoints(folder, METRIC)
+    checkpoints = Checkpoints(folder, BEST)
     assert checkpoints.steps == [3]
     assert checkpoints.info(3) == info(3)
     restored = checkpoints.restore(3, program.state)
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_restored_onto_other_devices_bit_for_bit_and_trains_on_t
     saved, _ = steps(build(tiny_config(mesh__data=there, **ADAM)), 2)
     write(tmp_path, saved, {2: 0.5}).close()
     other = build(tiny_config(mesh__data=here, **ADAM))
-    restored = Checkpoints(tmp_path, METRIC).restore(2, other.state)
+    restored = Checkpoints(tmp_path, BEST).restore(2, other.state)
     assert_same(restored, saved)
     assert [x.sharding for x in jax.tree.leaves(restored)] == [x.sharding for x in jax.tree.leaves(other.state)]
     assert {len(x.devices()) for x in jax.tree.leaves(restored)} == {here}
@@ -87,7 +87,7 @@ def test_what_is_saved_is_the_state_of_that_moment_though_its_buffers_are_donate
     state = program.init().replace(batch_stats={"big": big})
     expected = jax.tree.map(np.array, state)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)
-    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    checkpoints = Checkpoints(tmp_path, BEST, 1)
     checkpoints.save(state, info(1), {})
     for _ in range(5):
         state = overwrite(state)
@@ -99,7 +99,7 @@ def test_what_is_saved_is_the_state_of_that_moment_though_its_buffers_are_donate
 
 
 def test_saving_returns_while_the_writing_goes_on(state, tmp_path):
-    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    checkpoints = Checkpoints(tmp_path, BEST, 1)
     big = state.replace(batch_stats={"big": jnp.ones(4_000_000)})
     writing = []
     for step in range(1, 6):  # one that is quick to write proves nothing
@@ -126,7 +126,7 @@ def test_saving_returns_while_the_writing_goes_on(state, tmp_path):
 def test_the_newest_and_the_best_are_kept_and_have_names(scores, kept, best, state, tmp_path):
     checkpoints = write(tmp_path, state, scores)
     checkpoints.close()
-    for opened in (checkpoints, Checkpoints(tmp_path, METRIC)):
+    for opened in (checkpoints, Checkpoints(tmp_path, BEST)):
         assert opened.steps == kept
         assert opened.resolve("last") == kept[-1]
         assert opened.resolve("best") == best
@@ -146,16 +146,16 @@ def test_of_equal_scores_the_newest_kept_is_the_best_also_after_a_restart(state,
 @pytest.mark.parametrize("name", ["7", "-3", "3.0", "newest", "", "²", "٣"])
 def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(name, folder):
     with pytest.raises(UserError, match=r"no checkpoint .* best, last, \[3\]"):
-        Checkpoints(folder, METRIC).resolve(name)
+        Checkpoints(folder, BEST).resolve(name)
 
 
 def test_a_folder_without_checkpoints_is_an_error_and_stays_as_it_is(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints"):
-        Checkpoints(tmp_path / "none", METRIC)
+        Checkpoints(tmp_path / "none", BEST)
     assert not (tmp_path / "none").exists()
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint yet"):
-        Checkpoints(tmp_path, METRIC).resolve("best")
+        Checkpoints(tmp_path, BEST).resolve("best")
 
 
 def test_what_a_killed_save_left_is_never_listed_and_the_next_trainer_removes_it(state, folder, tmp_path):
@@ -164,12 +164,12 @@ def test_what_a_killed_save_left_is_never_listed_and_the_next_trainer_removes_it
     shutil.copytree(folder, run)
     half = run / "checkpoints" / "4.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / "3", half)
-    reader = Checkpoints(run, METRIC)
+    reader = Checkpoints(run, BEST)
     assert reader.steps == [3]
     assert half.exists()
     with pytest.raises(UserError, match="there is no checkpoint '4'"):
         reader.resolve("4")
-    trainer = Checkpoints(run, METRIC, 2)
+    trainer = Checkpoints(run, BEST, 2)
     assert trainer.steps == [3]
     trainer.save(state, info(5), {})
     trainer.close()
@@ -182,7 +182,7 @@ def test_a_reader_beside_a_writer_changes_nothing_and_sees_what_is_finished(prog
     half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     half.mkdir()
     before = snapshot(tmp_path)
-    reader = Checkpoints(tmp_path, METRIC)
+    reader = Checkpoints(tmp_path, BEST)
     assert reader.steps == [1, 2]
     assert_same(reader.restore_variables(2, program.variables), state.ema)
     assert reader.info(1) == info(1)
@@ -191,14 +191,14 @@ def test_a_reader_beside_a_writer_changes_nothing_and_sees_what_is_finished(prog
     half.rmdir()
     writer.save(state, info(3), {})
     writer.close()
-    assert Checkpoints(tmp_path, METRIC).steps == [1, 2, 3]
+    assert Checkpoints(tmp_path, BEST).steps == [1, 2, 3]
 
 
 def test_evaluation_takes_the_moving_average_where_there_is_one(program, state, folder, tmp_path):
-    assert_same(Checkpoints(folder, METRIC).restore_variables(3, program.variables), state.ema)
+    assert_same(Checkpoints(folder, BEST).restore_variables(3, program.variables), state.ema)
     bare = state.replace(ema={})
     write(tmp_path, bare, {3: 0.5}).close()
-    found = Checkpoints(tmp_path, METRIC).restore_variables(3, program.variables)
+    found = Checkpoints(tmp_path, BEST).restore_variables(3, program.variables)
     assert_same(found, {"params": state.params, "batch_stats": state.batch_stats})
     with pytest.raises(AssertionError):
         assert_same(found, state.ema)
@@ -214,7 +214,7 @@ def test_evaluation_takes_the_moving_average_where_there_is_one(program, state, 
 )
 def test_a_checkpoint_of_another_model_is_one_line_that_names_the_arrays(model, named, folder):
     other = build(tiny_config(**ADAM), model)
-    checkpoints = Checkpoints(folder, METRIC)
+    checkpoints = Checkpoints(folder, BEST)
     for restore, like in ((checkpoints.restore, other.state), (checkpoints.restore_variables, other.variables)):
         with pytest.raises(UserError, match=named) as error:
             restore(3, like)
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_model_is_one_line_that_names_the_arrays(model, 
 def test_a_checkpoint_of_another_optimizer_does_not_resume(folder):
     other = build(tiny_config(**ADAM, optimizer__name="sgd"))
     with pytest.raises(UserError, match="another model or optimizer: opt_state"):
-        Checkpoints(folder, METRIC).restore(3, other.state)
+        Checkpoints(folder, BEST).restore(3, other.state)
 
 
 def test_a_deeper_network_is_another_model_though_it_has_all_that_is_asked_for():
@@ -243,12 +243,12 @@ def test_a_deeper_network_is_another_model_though_it_has_all_that_is_asked_for()
 
 def test_weights_to_start_from_are_those_of_the_best_checkpoint_or_of_the_one_named(program, state, tmp_path):
     later = steps(program, 2, state=jax.tree.map(jnp.copy, state))[0]
-    checkpoints = Checkpoints(tmp_path, METRIC, 2)
+    checkpoints = Checkpoints(tmp_path, BEST, 2)
     for step, it, score in ((3, state, 0.9), (5, later, 0.2)):
-        checkpoints.save(it, info(step), {METRIC: score})
+        checkpoints.save(it, info(step), {"eval/top1": score})
     checkpoints.close()
-    best, _ = load_variables(tmp_path, program.variables, METRIC)
-    named, _ = load_variables(tmp_path / "checkpoints" / "5", program.variables, METRIC)
+    best, _ = load_variables(tmp_path, program.variables, BEST)
+    named, _ = load_variables(tmp_path / "checkpoints" / "5", program.variables, BEST)
     assert_same(best, state.ema)
     assert_same(named, later.ema)
 
@@ -263,7 +263,7 @@ def test_weights_to_start_from_are_those_of_the_best_checkpoint_or_of_the_one_na
 )
 def test_weights_that_are_not_there_are_an_error(path, message, program, folder):
     with pytest.raises(UserError, match=message):
-        load_variables(folder / path, program.variables, METRIC)
+        load_variables(folder / path, program.variables, BEST)
 
 
 def variables(classes: int, side: int = 4, fill: float = 1.0) -> Any:
@@ -282,42 +282,42 @@ def imported(tmp_path) -> Path:
 
 def test_saved_variables_come_back_as_the_last_and_the_best(imported):
     for path in (imported, imported / "checkpoints" / "0"):
-        assert_same(load_variables(path, variables(5, fill=0.0), METRIC)[0], variables(5))
-    checkpoints = Checkpoints(imported, METRIC)
+        assert_same(load_variables(path, variables(5, fill=0.0), BEST)[0], variables(5))
+    checkpoints = Checkpoints(imported, BEST)
     assert checkpoints.resolve("last") == checkpoints.resolve("best") == 0
 
 
 def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
     fresh = variables(7, fill=0.0)
     with pytest.raises(UserError, match=r"has 5 classes, this run 7: config\.reset_head=True takes"):
-        load_variables(imported, fresh, METRIC)
-    loaded, words = load_variables(imported, fresh, METRIC, reset_head=True)
+        load_variables(imported, fresh, BEST)
+    loaded, words = load_variables(imported, fresh, BEST, reset_head=True)
     assert words == f"the head starts afresh: 5 classes in {imported}, 7 here"
     assert_same(loaded, variables(7, fill=0.0) | {"params": fresh["params"] | {"fc6": variables(5)["params"]["fc6"]}})
-    assert load_variables(imported, variables(5), METRIC, reset_head=True)[1] == ""
+    assert load_variables(imported, variables(5), BEST, reset_head=True)[1] == ""
 
 
 @pytest.mark.parametrize("classes", [5, 7])
 @pytest.mark.parametrize("reset_head", [False, True])
 def test_weights_of_other_images_are_refused_whatever_the_head(classes, reset_head, imported):
     with pytest.raises(UserError, match=r"fc6/kernel is .*Its images are 32×32×3, this run's 40×40×3"):
-        load_variables(imported, variables(classes, side=5), METRIC, (40, 40, 3), reset_head)
+        load_variables(imported, variables(classes, side=5), BEST, (40, 40, 3), reset_head)
     with pytest.raises(UserError) as caught:
-        load_variables(imported, variables(classes, side=5), METRIC, (32, 32, 3), reset_head)
+        load_variables(imported, variables(classes, side=5), BEST, (32, 32, 3), reset_head)
     assert "Its images" not in str(caught.value)
 
 
 def test_a_file_of_weights_is_to_be_imported_first(tmp_path):
     (path := tmp_path / "resnet18.pth").touch()
     with pytest.raises(UserError, match=r"is a file: .*`jaxcnn weights import --model NAME .*resnet18\.pth OUT`"):
-        load_variables(path, variables(5), METRIC)
+        load_variables(path, variables(5), BEST)
 
 
 def test_a_damaged_file_of_scores_is_named(state, tmp_path):
     write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
     (tmp_path / "checkpoints" / "3" / "metrics" / "metrics").write_text("")
     with pytest.raises(UserError, match=r"checkpoints/STEP/metrics/metrics, is damaged .* remove that STEP"):
-        Checkpoints(tmp_path, METRIC)
+        Checkpoints(tmp_path, BEST)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads, cut short
@@ -327,7 +327,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program,
     damaged = tmp_path / "checkpoints" / "4" / lost
     shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "state" / "ocdbt.process_0", ignore_errors=True)
-    checkpoints = Checkpoints(tmp_path, METRIC)
+    checkpoints = Checkpoints(tmp_path, BEST)
     with pytest.raises(UserError, match=r"checkpoints/4 cannot be read .* go on from step 3$"):
         checkpoints.info(4) if "info" in lost else checkpoints.restore(4, program.state)
     assert_same(checkpoints.restore(3, program.state), state)
@@ -345,7 +345,7 @@ def test_a_save_that_fails_says_that_what_was_saved_is_intact(error, state, tmp_
     monkeypatch.setattr(checkpoints.manager, "save", fail)
     with pytest.raises(UserError, match=r"earlier checkpoints are intact: .*(full|No space left on device)$"):
         checkpoints.save(state, info(2), {})
-    assert Checkpoints(tmp_path, METRIC).steps == [1]
+    assert Checkpoints(tmp_path, BEST).steps == [1]
 
 
 def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
@@ -358,7 +358,7 @@ def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"1 cannot be read \(state/\S*d/\w+ has other bytes than were written\)"):
-        Checkpoints(tmp_path, METRIC).restore_variables(1, arrays)
+        Checkpoints(tmp_path, BEST).restore_variables(1, arrays)
 
 
 def test_a_trainer_goes_on_from_the_checkpoint_before_one_that_is_damaged_and_saves_its_step_again(
@@ -366,21 +366,22 @@ def test_a_trainer_goes_on_from_the_checkpoint_before_one_that_is_damaged_and_sa
 ):
     write(tmp_path, state, {3: 0.1, 4: 0.9}).close()
     (tmp_path / "checkpoints" / "4" / "info" / "metadata").unlink()
-    checkpoints = Checkpoints(tmp_path, METRIC, 2)
+    checkpoints = Checkpoints(tmp_path, BEST, 2)
     assert checkpoints.steps == [3]
-    assert checkpoints.best_score == 0.1
+    assert checkpoints.is_better({"eval/top1": 0.2})
+    assert not checkpoints.is_better({"eval/top1": 0.1})
     assert "4 is damaged (info/metadata is missing): now damaged-4, going on from step 3" in capsys.readouterr().err
-    checkpoints.save(state, info(4), {METRIC: 0.9, "eval/loss": 1.0})
+    checkpoints.save(state, info(4), {"eval/top1": 0.9, "eval/loss": 1.0})
     checkpoints.close()
-    assert Checkpoints(tmp_path, METRIC).resolve("best") == 4
-    assert Checkpoints(tmp_path, METRIC).info(4) == info(4)
+    assert Checkpoints(tmp_path, BEST).resolve("best") == 4
+    assert Checkpoints(tmp_path, BEST).info(4) == info(4) | {"format": FORMAT}
 
 
 def test_a_step_that_is_saved_again_replaces_what_was_there(state, tmp_path):
     checkpoints = write(tmp_path, state, {1: 0.5, 2: None}, keep_last=3)
-    checkpoints.save(state, info(2) | {"more": 1}, {METRIC: 0.7, "eval/loss": 1.0})
+    checkpoints.save(state, info(2) | {"more": 1}, {"eval/top1": 0.7, "eval/loss": 1.0})
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, METRIC)
+    checkpoints = Checkpoints(tmp_path, BEST)
     assert checkpoints.steps == [1, 2]
     assert checkpoints.resolve("best") == 2
     assert checkpoints.info(2)["more"] == 1
@@ -388,12 +389,12 @@ def test_a_step_that_is_saved_again_replaces_what_was_there(state, tmp_path):
 
 
 def test_one_that_is_kept_no_longer_leaves_in_one_move(state, tmp_path):
-    checkpoints = Checkpoints(tmp_path, METRIC, 1)
+    checkpoints = Checkpoints(tmp_path, BEST, 1)
     for step in (1, 2):
         checkpoints.save(state, info(step), {})
         checkpoints.manager.wait_until_finished()  # as a kill right after would find it
     assert [p.name for p in (tmp_path / "checkpoints" / ".deleted").iterdir()] == ["1"]
-    assert Checkpoints(tmp_path, METRIC).steps == [2]
+    assert Checkpoints(tmp_path, BEST).steps == [2]
     checkpoints.close()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
@@ -415,4 +416,37 @@ def test_checkpoints_that_are_a_file_are_an_error(tmp_path):
     (tmp_path / "checkpoints").touch()
     for keep_last in (None, 1):
         with pytest.raises(UserError, match="checkpoints is a file, where a run has a folder"):
-            Checkpoints(tmp_path, METRIC, keep_last)
+            Checkpoints(tmp_path, BEST, keep_last)
+
+
+@pytest.mark.parametrize(
+    ("direction", "scores", "best"),
+    [
+        ("min", {1: 3.0, 2: 0.5, 3: 2.0}, 2),
+        ("max", {1: -3.0, 2: -7.0, 3: -5.0}, 1),
+        ("min", {1: None, 2: 40.0, 3: None}, 2),  # an absent score is no score of 0 or -1
+        ("max", {1: None, 2: -40.0, 3: None}, 2),
+        ("max", {1: None, 2: None}, 2),  # the newest
+    ],
+)
+def test_the_best_checkpoint_is_that_of_the_smallest_or_the_largest_score(state, tmp_path, direction, scores, best):
+    checkpoints = Checkpoints(tmp_path, ("top1", direction), keep_last=1)
+    for step, score in scores.items():
+        measured = {} if score is None else {"eval/top1": score}
+        known = [s for n, s in scores.items() if n < step and s is not None]
+        better = score is not None and all(score < s if direction == "min" else score > s for s in known)
+        assert checkpoints.is_better(measured) == better
+        checkpoints.save(state, info(step), measured)
+    checkpoints.close()
+    kept = Checkpoints(tmp_path, ("top1", direction))
+    assert kept.resolve("best") == best
+    assert kept.steps == sorted({best, max(scores)})
+
+
+@pytest.mark.parametrize("found", [{}, {"format": FORMAT + 1}, {"format": "x"}])
+def test_a_checkpoint_of_another_format_is_refused_with_its_place(state, tmp_path, monkeypatch, found):
+    monkeypatch.setattr("jaxcnn.training.checkpoint.FORMAT", found.get("format"))
+    write(tmp_path, state, {1: 0.5}).close()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"checkpoints/1 has format"):
+        Checkpoints(tmp_path, BEST).info(1)

@@ -22,7 +22,7 @@ from jaxcnn.training.checkpoint import Checkpoints, save_variables
 from jaxcnn.training.evaluation import evaluate
 from jaxcnn.training.initial_state import restore_or_init
 
-METRIC = ("top1", "max")
+BEST = ("top1", "max")
 # 12 steps, 5 an epoch: lines of the log at 4, 8, 12; evaluations at 5, 10, 12; checkpoints at 3, 6, 9, 12.
 EVERYTHING: dict[str, Any] = {
     "checkpoint_every": 3, "ema__decay": 0.9, "optimizer__accumulate": 2,
@@ -66,7 +66,7 @@ def run(workdir: Path, stop_after: int | None = None, crash_after: int | None = 
 
 def final(workdir: Path, step: int = 12, **values: Any) -> Any:
     program = build(tiny_config(**EVERYTHING | values), MODEL)
-    return Checkpoints(workdir, METRIC).restore(step, program.state)
+    return Checkpoints(workdir, BEST).restore(step, program.state)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_log_has_a_line_where_it_should(whole):
     assert set(every[1]) == {"step", "epoch"} | {f"eval/{name}" for name in ("loss", "top1", "top5", "examples")}
     assert all(line["eval/examples"] == 37 for line in every if "eval/loss" in line)
     assert every[0]["train/images_per_sec"] > 0
-    assert Checkpoints(whole, METRIC).steps == sorted({3, 6, 9, 12} | improving(whole))
+    assert Checkpoints(whole, BEST).steps == sorted({3, 6, 9, 12} | improving(whole))
 
 
 def test_a_line_is_of_the_steps_since_the_one_before(whole):
@@ -117,7 +117,7 @@ def test_stopped_after_any_step_and_run_again_it_is_the_run_never_stopped(after,
     with pytest.raises(Interrupted, match=f"SIGTERM: stopped at step {after} of 12, saved in") as stop:
         run(tmp_path, stop_after=after)
     assert stop.value.code == 143
-    assert Checkpoints(tmp_path, METRIC).resolve("last") == after
+    assert Checkpoints(tmp_path, BEST).resolve("last") == after
     assert not (tmp_path / "result.json").exists()
     run(tmp_path)
     assert_is_the_whole(tmp_path, whole)
@@ -147,7 +147,7 @@ def test_a_signal_before_the_first_step_of_a_process_loses_nothing_and_has_nothi
     for after, reached, words in ((0, 0, "nothing to save yet"), (4, 4, "saved in"), (0, 4, "saved in")):
         with pytest.raises(Interrupted, match=f"stopped at step {reached} of 12, {words}"):
             run(tmp_path, stop_after=after)
-        assert Checkpoints(tmp_path, METRIC).steps == [3, 4][: reached // 2]
+        assert Checkpoints(tmp_path, BEST).steps == [3, 4][: reached // 2]
     run(tmp_path)
     assert_is_the_whole(tmp_path, whole)
 
@@ -172,12 +172,12 @@ def test_an_evaluation_that_a_signal_cuts_short_is_made_first_next_time(evaluati
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 12, saved in"):
         fit(tiny_config(**EVERYTHING), tmp_path, data, MODEL, stop)
     assert [line for line in lines(tmp_path) if line["step"] == step and "eval/loss" in line] == []
-    assert Checkpoints(tmp_path, METRIC).info(step)["evaluation_due"]
+    assert Checkpoints(tmp_path, BEST).info(step)["evaluation_due"]
     with contextlib.suppress(Interrupted):
         run(tmp_path, stop_after=0)  # and is not told twice, though the run stops again right after
     run(tmp_path)
     assert_is_the_whole(tmp_path, whole)
-    assert Checkpoints(tmp_path, METRIC).resolve("best") == Checkpoints(whole, METRIC).resolve("best")
+    assert Checkpoints(tmp_path, BEST).resolve("best") == Checkpoints(whole, BEST).resolve("best")
 
 
 class Failing(Blobs):
@@ -191,7 +191,7 @@ class Failing(Blobs):
 def test_what_was_done_before_reading_failed_is_saved(whole, tmp_path):
     with pytest.raises(UserError, match="reading hangs"):
         fit(tiny_config(**EVERYTHING), tmp_path, Failing(augment="pad_crop_flip"), MODEL)
-    assert Checkpoints(tmp_path, METRIC).steps[-1] > 6
+    assert Checkpoints(tmp_path, BEST).steps[-1] > 6
     run(tmp_path)
     assert_is_the_whole(tmp_path, whole)
 
@@ -216,7 +216,7 @@ def test_the_result_of_a_run_that_was_shorter_is_not_taken_for_that_of_the_longe
 def test_resumed_on_other_devices_it_is_the_same_run_to_rounding_and_its_result_counts_all_of_it(whole, tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, stop_after=7)
-    before = Checkpoints(tmp_path, METRIC).info(7)["spent"]
+    before = Checkpoints(tmp_path, BEST).info(7)["spent"]
     result = run(tmp_path, mesh__data=8)
     for a, b in zip(lines(tmp_path), lines(whole), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
@@ -272,12 +272,12 @@ def test_intervals_that_do_not_divide_the_run_still_end_with_its_last_step(value
     found = lines(tmp_path)
     assert [line["step"] for line in found if "train/loss" in line] == logged
     assert [line["step"] for line in found if "eval/loss" in line] == evaluated
-    assert Checkpoints(tmp_path, METRIC).steps == sorted({*saved} | improving(tmp_path))[-3:]
+    assert Checkpoints(tmp_path, BEST).steps == sorted({*saved} | improving(tmp_path))[-3:]
 
 
 def test_the_best_is_kept_although_nothing_else_is_saved_where_it_was_evaluated(tmp_path):
     fit(tiny_config(eval_every=2, checkpoint_every=11, keep_last=1), tmp_path)
-    checkpoints = Checkpoints(tmp_path, METRIC)
+    checkpoints = Checkpoints(tmp_path, BEST)
     scores = {line["step"]: line["eval/top1"] for line in lines(tmp_path) if "eval/top1" in line}
     best = max(improving(tmp_path))
     assert scores[best] == max(scores.values())
@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(d
     with pytest.raises(UserError, match=message) as error:
         fit(tiny_config(checkpoint_every=2, keep_last=9), tmp_path, Blobs(damaged=(damaged,)))
     assert "\n" not in str(error.value)
-    checkpoints = Checkpoints(tmp_path, METRIC)
+    checkpoints = Checkpoints(tmp_path, BEST)
     assert checkpoints.steps == sorted({*range(2, damaged + 1, 2)} | improving(tmp_path))
     for step in checkpoints.steps:
         assert all(np.isfinite(x).all() for x in leaves(checkpoints.restore(step, build(tiny_config()).state)).values())
@@ -332,13 +332,13 @@ class Inflating(nn.Module):
 def test_a_state_lost_between_two_finite_losses_is_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"stopped at step 2: .* the weights after it are not finite.*checkpoints/1\."):
         fit(tiny_config(checkpoint_every=1), tmp_path, model=Inflating())
-    assert Checkpoints(tmp_path, METRIC).steps == [1]
+    assert Checkpoints(tmp_path, BEST).steps == [1]
 
 
 def test_a_signal_after_a_loss_that_is_not_finite_does_not_save_it(tmp_path):
     with pytest.raises(UserError, match=r"stopped at step 2: the loss is nan .* Last good checkpoint: none yet\."):
         fit(tiny_config(), tmp_path, Blobs(damaged=(1,)), stop=Stop(2))
-    assert Checkpoints(tmp_path, METRIC).steps == []
+    assert Checkpoints(tmp_path, BEST).steps == []
 
 
 class Leaky(Blobs):
@@ -367,7 +367,7 @@ def test_the_network_learns_and_its_best_checkpoint_stays_when_the_run_goes_on(t
     loss = [line["train/loss"] for line in lines(tmp_path) if "train/loss" in line]
     assert max(loss[1:]) < loss[0]
     scores = {line["step"]: line["eval/top1"] for line in lines(tmp_path) if "eval/top1" in line}
-    checkpoints = Checkpoints(tmp_path, METRIC)
+    checkpoints = Checkpoints(tmp_path, BEST)
     best = checkpoints.resolve("best")
     assert scores[best] == max(scores.values())
     assert checkpoints.steps == sorted({best, 30})
@@ -407,8 +407,8 @@ def test_evaluation_in_the_loop_is_of_the_moving_average(whole):
     program, state = build(config, MODEL, blobs()), final(whole)
 
     def scores(variables: Any) -> dict[str, float]:
-        return evaluate(program.eval_step, variables, Blobs().eval_batches(), mesh=program.mesh,
-                        metrics=program.task.metrics, examples=37)  # fmt: skip
+        return evaluate(program.eval_step, variables, Blobs().eval_batches(), task=program.task,
+                        mesh=program.mesh, examples=37)  # fmt: skip
 
     logged = {k: v for k, v in lines(whole)[-1].items() if k.startswith("eval/")}
     assert scores(state.ema) == pytest.approx(logged, rel=1e-6)
@@ -418,15 +418,15 @@ def test_evaluation_in_the_loop_is_of_the_moving_average(whole):
 def test_init_from_starts_with_the_weights_of_a_run_but_with_a_fresh_optimizer(whole, tmp_path):
     config = tiny_config(**EVERYTHING | {"init_from": str(whole)})
     data, program = blobs(), build(config, MODEL)
-    start, state, spent = restore_or_init(config, program, data, Checkpoints(tmp_path, METRIC, 1))
-    source = Checkpoints(whole, METRIC)
+    start, state, spent = restore_or_init(config, program, data, Checkpoints(tmp_path, BEST, 1))
+    source = Checkpoints(whole, BEST)
     assert (start, spent, int(state.step)) == (0, {}, 0)
     assert_same(state.ema, final(whole, source.resolve("best")).ema)
     assert_same({"params": state.params, "batch_stats": state.batch_stats}, state.ema)
     assert_same(state.opt_state, program.init().opt_state)
     run(tmp_path, init_from=str(whole / "checkpoints" / "3"), steps=2)
     run(tmp_path, init_from=str(whole / "checkpoints" / "3"), steps=3)  # resumes: it does not start from there again
-    assert Checkpoints(tmp_path, METRIC).resolve("last") == 3
+    assert Checkpoints(tmp_path, BEST).resolve("last") == 3
 
 
 @pytest.mark.parametrize(("model", "message"), [(Tiny(7), "reset_head"), (Tiny(norm=False), "missing")])
@@ -439,9 +439,9 @@ def test_a_head_of_other_classes_starts_afresh_where_that_is_asked_for_and_resum
     config = tiny_config(**EVERYTHING | {"init_from": str(whole), "reset_head": True, "steps": 2})
     data = blobs()
     program = build(config, Tiny(9), data)
-    _, state, _ = restore_or_init(config, program, data, Checkpoints(tmp_path, METRIC, 1))
+    _, state, _ = restore_or_init(config, program, data, Checkpoints(tmp_path, BEST, 1))
     assert capsys.readouterr().err == f"the head starts afresh: 6 classes in {whole}, 9 here\n"
-    best = final(whole, Checkpoints(whole, METRIC).resolve("best")).ema
+    best = final(whole, Checkpoints(whole, BEST).resolve("best")).ema
     assert_same(state.params["conv"], best["params"]["conv"])
     assert_same(state.batch_stats, best["batch_stats"])
     assert_same(state.params["head"], program.init().params["head"])

@@ -1,0 +1,246 @@
+"""What the spine promises every task, shown on a toy task that only the tests know (tests/helpers/toy.py)."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CLASSES, Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, steps, tiny_config
+from toy import MODEL, TOYS, Two, Values
+
+from jaxcnn import UserError, config, tasks
+from jaxcnn.config import Rule
+from jaxcnn.distributed.interrupt import Interrupted
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluation import evaluate
+from jaxcnn.training.sharding import on_devices
+
+SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__momentum": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    """All that a new task is besides its file: its line in the registry and its keys' rows."""
+    rows = {"task.share": (0.5, Rule(lambda v: v >= 0, "0 or more"), "weight of the second term")}
+    for name, task in TOYS.items():
+        monkeypatch.setitem(tasks.TASKS, name, task)
+        monkeypatch.setitem(config.TASK_KEYS, name, rows)
+
+
+def toy_config(task: str = "toy", **values: Any) -> Any:
+    return tiny_config(task__name=task, **SGD | values)
+
+
+def one_step(task: str, **values: Any) -> tuple[float, dict[str, np.ndarray], float]:
+    """Loss, parameters and the gradient's norm after one step of 32 rows, masked unequally."""
+    data = Values(32)
+    made = toy_config(task, global_batch_size=32, **values)
+    state, (loss,) = steps(build(made, MODEL, data), 1, data)
+    return loss, leaves(state.params), float(state.metrics["grad_norm"][0])
+
+
+SPLITS = [
+    {"mesh__data": devices, "optimizer__accumulate": parts, "norm__scope": scope}
+    for devices in (1, 8) for parts in (1, 4) for scope in ("global", "shard")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", SPLITS[1:], ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("task", ["toy", "undivided"])
+def test_parts_with_rows_masked_unequally_have_the_loss_and_gradients_of_the_undivided_batch(task, split):
+    loss, params, norm = one_step(task, **split)
+    expected_loss, expected, expected_norm = one_step(task)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert norm == pytest.approx(expected_norm, rel=1e-5)
+    for path, x in params.items():
+        np.testing.assert_allclose(x, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("split", SPLITS[1:], ids=lambda s: "-".join(map(str, s.values())))
+def test_and_so_has_classification_whose_terms_share_a_weight(split):
+    def run(**values: Any) -> Any:
+        data = Values(32)
+        return steps(build(tiny_config(**SGD, global_batch_size=32, **values), MODEL, data), 1, data)
+
+    (state, losses), (whole, expected) = run(**split), run()
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for (path, x), y in zip(leaves(state.params).items(), leaves(whole.params).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_the_objective_is_the_sum_over_terms_of_sum_by_weight():
+    data = Values(32)
+    rows = data.rows(1000, 32)
+    program = build(toy_config(global_batch_size=32), MODEL, data)
+    logits: Any = MODEL.apply(program.init().variables, data.preprocess(rows, None)["image"])
+    logits = np.asarray(logits["logits"], np.float64)
+    mask, known = rows["mask"], rows["mask"] * rows["known"]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    error = (((logits[:, :2] - rows["value"]) ** 2).sum(-1) * mask).sum()
+    nll = -0.5 * (log_p[np.arange(32), rows["label"]] * known).sum() / known.sum()
+    assert one_step("toy")[0] == pytest.approx(error / mask.sum() + nll, rel=1e-5)
+    assert one_step("undivided")[0] == pytest.approx(error + nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("split", [{"optimizer__accumulate": 4}, {"mesh__data": 8, "norm__scope": "shard"}])
+def test_a_weight_of_the_forward_pass_needs_the_undivided_batch_or_a_fixed_weight(split):
+    with pytest.raises(UserError, match=r"class .*config\.optimizer\.accumulate=1"):
+        one_step("late", **split)
+    one_step("late", mesh__data=8)
+    fixed = one_step("late", task__share=2.0, **split)
+    assert fixed[0] == pytest.approx(one_step("late", task__share=2.0)[0], rel=1e-5)
+
+
+def evaluation(batch: int, devices: int, seed: int = 0) -> tuple[dict[str, float], Any, Any]:
+    """Scores, sums and rows of 37 examples."""
+    data = Values(batch)
+    program = build(toy_config(global_batch_size=batch, mesh__data=devices, seed=seed), MODEL, data)
+    task: Any = program.task
+    scores = evaluate(
+        program.eval_step, program.init().variables, data.eval_batches(), task=task, mesh=program.mesh, examples=37
+    )
+    return scores, *task.seen
+
+
+@pytest.mark.parametrize(("batch", "devices"), [(5, 1), (16, 8), (64, 4)])
+def test_array_sums_are_exact_and_rows_come_once_an_example_in_order(batch, devices):
+    scores, sums, rows = evaluation(batch, devices)
+    data = Values()
+    labels = data.rows(1, 37)["label"]
+    assert sums["confusion"][0].dtype == np.int64
+    guesses = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(guesses, (labels, rows["guess"]), 1)
+    np.testing.assert_array_equal(sums["confusion"][0], guesses)
+    assert sums["large"] == (37 * (2**25 + 1), 37)
+    np.testing.assert_array_equal(rows["example"], np.arange(37))
+    expected, _, expected_rows = evaluation(37, 1)
+    assert scores == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(rows["draw"], expected_rows["draw"])  # a function of (seed, example)
+    assert len(set(rows["draw"].tolist())) == 37
+
+
+def test_draws_of_evaluation_depend_on_the_seed():
+    assert not np.isin(evaluation(16, 1, seed=1)[2]["draw"], evaluation(16, 1)[2]["draw"]).any()
+
+
+def test_a_run_of_a_task_keeps_the_checkpoint_with_the_smallest_score_and_shows_its_headline(tmp_path, capsys):
+    data = Values()
+    result = fit(toy_config(optimizer__learning_rate=0.02, eval_every=3), tmp_path, data, MODEL)
+    errors = {line["step"]: line["eval/error"] for line in lines(tmp_path) if "eval/error" in line}
+    best = min(errors, key=lambda step: errors[step])
+    assert Checkpoints(tmp_path, ("error", "min")).resolve("best") == best
+    assert result["best/eval/error"] == errors[best]
+    assert "eval/top1" not in json.dumps(result)
+    assert "error " in (said := capsys.readouterr().err)
+    assert "top-1" not in said
+
+
+def test_frozen_parameters_stay_have_no_optimizer_state_and_are_not_in_the_gradients_norm():
+    values: dict[str, Any] = {"optimizer__name": "adam", "global_batch_size": 32}
+    data = Values(32)
+    program = build(toy_config("frozen", **values), MODEL, data)
+    before = leaves(program.init().params)
+    state, _ = steps(program, 2, data)
+    after = leaves(state.params)
+    assert {path for path in after if (after[path] == before[path]).all()} == {path for path in after if "conv" in path}
+    assert not any("conv" in path for path in leaves(state.opt_state))
+    # The user may freeze the same by its name, whatever the task says.
+    named = build(toy_config(**values, optimizer__freeze="conv", optimizer__multipliers="head/bias=2"), MODEL, data)
+    assert_same(steps(named, 2, data)[0].params, state.params)
+    everything = one_step("toy")[2]
+    assert one_step("frozen")[2] < everything
+
+
+def test_frozen_parameters_are_the_same_over_eight_devices():
+    loss, params, norm = one_step("frozen", mesh__data=8, mesh__placement="fsdp", ema__decay=0.9)
+    expected = one_step("frozen", ema__decay=0.9)
+    assert (loss, norm) == (pytest.approx(expected[0], rel=1e-5), pytest.approx(expected[2], rel=1e-5))
+    for path, x in params.items():
+        np.testing.assert_allclose(x, expected[1][path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("split", [{}, {"mesh__data": 8}, {"optimizer__accumulate": 4}, SPLITS[5]])
+def test_players_take_turns_each_with_an_optimizer_of_its_own(split):
+    data = Values(32)
+    program = build(toy_config("players", global_batch_size=32, ema__decay=0.5, **split), Two(), data)
+    state = program.init()
+    assert set(state.opt_state) == {"judge", "maker"}
+    assert set(state.ema) == {"params"}
+    assert set(state.ema["params"]) == {"maker"}
+    begin = jax.device_get(state.params)
+    state, _ = steps(program, 1, data)
+    rows = data.rows(1000, 32)
+    images, mask = data.preprocess(rows, None)["image"], rows["mask"]
+
+    def mean_logit(params: Any) -> Any:
+        out: Any = Two().apply({"params": params}, images)
+        return jnp.sum(out["logits"] * mask) / mask.sum()
+
+    judge = jax.grad(mean_logit)(begin)["judge"]
+    middle = begin | {"judge": jax.tree.map(lambda x, g: x + 0.1 * g, begin["judge"], judge)}
+    maker = jax.grad(mean_logit)(middle)["maker"]
+    expected = middle | {"maker": jax.tree.map(lambda x, g: x - 0.1 * g, begin["maker"], maker)}
+    for (path, x), y in zip(leaves(expected).items(), leaves(state.params).values(), strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert {"judge_grad_norm", "maker_grad_norm", "sum-1", "sum+1"} <= set(state.metrics)
+
+
+def test_a_run_with_players_constants_and_a_partial_average_resumes_to_the_bit(tmp_path):
+    made: dict[str, Any] = {"ema__decay": 0.5, "checkpoint_every": 6, "eval_every": 6, "optimizer__name": "adam"}
+    fit(toy_config("players", **made), tmp_path / "one", Values(), Two())
+    with pytest.raises(Interrupted):
+        fit(toy_config("players", **made), tmp_path / "two", Values(), Two(), Stop(7))
+    fit(toy_config("players", **made), tmp_path / "two", Values(), Two())
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+    program = build(toy_config("players", **made), Two(), Values())
+    first, second = (Checkpoints(tmp_path / name, ("gap", "max")) for name in ("one", "two"))
+    assert_same(first.restore(12, program.state), second.restore(12, program.state))
+    kept = first.restore_variables(12, program.variables)
+    state = first.restore(12, program.state)
+    assert_same(kept["params"], state.params | state.ema["params"])
+    assert all(score < 0 for score in (line.get("eval/gap", -1) for line in lines(tmp_path / "one")))
+    best = max((line["eval/gap"], line["step"]) for line in lines(tmp_path / "one") if "eval/gap" in line)[1]
+    assert first.resolve("best") == best
+
+
+def test_constants_are_arguments_of_the_program_and_no_part_of_a_checkpoint():
+    data = Values()
+    program = build(toy_config("players"), Two(), data)
+    text = program.train_step.lower(program.state, program.largest_batch).as_text()
+    assert "dense<[0.000000e+00, 1.000000e+00, 2.000000e+00" not in text
+    state = program.init()
+    np.testing.assert_array_equal(state.constants["offset"], np.arange(7))
+    assert "constants" not in state.saved()
+    batch = next(on_devices(data.train_batches(0, 1), program.mesh))
+    np.testing.assert_array_equal(program.train_step(state, batch)[0].constants["offset"], np.arange(7))
+
+
+class TwoShapes(Blobs):
+    """Blobs of two shapes in turn."""
+
+    def __post_init__(self) -> None:
+        self.buckets = self.eval_buckets = ((5, 4), (4, 6))
+
+    def train_batches(self, start: int, stop: int) -> Any:
+        for step in range(start, stop):
+            self.image_shape = (*self.buckets[step % 2], 3)
+            yield self.rows(1000 + step, self.batch)
+
+    def eval_batches(self) -> Any:
+        for height, width in self.eval_buckets:
+            self.image_shape = (height, width, 3)
+            yield self.rows(1, 16) | {"mask": (np.arange(16) < 10).astype(np.float32)}
+
+
+def test_buckets_are_compiled_before_the_first_batch_and_resume_to_the_bit(tmp_path):
+    made: dict[str, Any] = {"eval_every": 6, "checkpoint_every": 6}
+    result = fit(tiny_config(**made), tmp_path / "one", TwoShapes(eval_examples=20), Tiny())
+    assert result["eval/examples"] == 20
+    with pytest.raises(Interrupted):
+        fit(tiny_config(**made), tmp_path / "two", TwoShapes(eval_examples=20), Tiny(), Stop(7))
+    fit(tiny_config(**made), tmp_path / "two", TwoShapes(eval_examples=20), Tiny())
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+    train_step, _ = build(tiny_config(), Tiny(), TwoShapes()).compile()
+    assert set(train_step.programs) == {(5, 4), (4, 6)}
