@@ -294,8 +294,8 @@ def typed(key: str, value: Any, keys: Mapping[str, Row] = KEYS) -> Any:
         raise UserError(f"config.{key}={shown(value)}: an integer has 64 bits at most")
     if float in types and type(value) is int:
         return float(value)
-    if tuple in types and type(value) is list:
-        return tuple(value)
+    if tuple in types and isinstance(value, list | tuple):
+        return tuple(tuple(v) if type(v) is list else v for v in value)
     if type(value) not in types:
         names = " or ".join(each.__name__ for each in types)
         raise UserError(

@@ -21,9 +21,9 @@ from jaxcnn import UserError
 from jaxcnn.config import (
     OPEN,
     RESUMABLE,
+    TASK_KEYS,
     Config,
     base_config,
-    every_key,
     flatten,
     group_of,
     keys_of,
@@ -136,11 +136,13 @@ def _config_file_error(path: Path, error: Exception) -> str:
     text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
     if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
         missing, groups = text.split('"')[1], {}
-        for key in every_key():
-            groups.setdefault(key.rpartition(".")[0], []).append(f"'{key.rpartition('.')[2]}'")
-        # The message lists the other keys at that place, and so tells the group.
-        group = next((g for g, leaves in groups.items() if all(leaf in text for leaf in leaves)), "")
-        text = str(unknown_key(f"{group}.{missing}".lstrip(".")))
+        for task in TASK_KEYS:
+            for key in keys_of(task):
+                groups.setdefault((task, key.rpartition(".")[0]), []).append(f"'{key.rpartition('.')[2]}'")
+        # The message lists the other keys at that place, and so says which group of which task it is.
+        fits = (place for place, leaves in groups.items() if all(leaf in text for leaf in leaves))
+        task, group = next(fits, ("", ""))
+        text = str(unknown_key(f"{group}.{missing}".lstrip("."), keys_of(task) if task else None))
     return f"{path}:{line}: {type(error).__name__}: {text}"
 
 

@@ -290,6 +290,11 @@ def test_a_config_of_one_task_cannot_become_another(counting):
         base_config("sorting")
 
 
+def test_a_misspelt_key_of_a_task_in_a_file_names_its_nearest(counting, experiment):
+    assert "'task.most'" in load_error(experiment(f"config = base_config('{counting}')", "config.task.mots = 1"))
+    assert "'task.label_smoothing'" in load_error(experiment("config.task.label_smoothin = 0.1"))
+
+
 def test_config_json_says_its_task(counting, tmp_path):
     config = base_config(counting)
     config.epochs, config.task.most = 1, 4

@@ -50,7 +50,7 @@ def count(text: str) -> int:
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     """Declare `name` and --config-json, of which exactly one is due."""
     group = parser.add_mutually_exclusive_group(required=True)
-    words = "experiment file, with the argument of its get_config; it is Python and is executed: trust where it is from"
+    words = "experiment file; it is Python and is executed: trust where it is from (ARG: what its get_config is given)"
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
     group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed"

@@ -121,7 +121,7 @@ def test_help_says_which_of_the_two_is_executed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--config FILE experiment file; it is Python and is executed" in words
+    assert "--config FILE[:ARG] experiment file; it is Python and is executed" in words
     assert "nothing in it is executed" in words
 
 
