@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxcnn import UserError
 from jaxcnn.safe_files import shown
@@ -49,9 +49,20 @@ def _ascending(values: Iterable[float]) -> bool:
     return all(isinstance(v, int | float) and _finite(v) and v > 0 for v in values) and values == sorted(set(values))
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and 0 < n <= _SIDE for n in value)
+
+
 _ANY = Rule(lambda v: True, "anything")
 _RISING = Rule(_ascending, "positive numbers that rise")
 _FLOATS = Rule(lambda v: all(isinstance(x, int | float) and _finite(x) for x in v), "a list of numbers")
+_SIDE = 4096  # pixels, at most
+_SIDES = Rule(
+    lambda v: 0 <= v <= _SIDE if isinstance(v, int) else _is_size(v), f"0 … {_SIDE}, or (height, width) of 1 … {_SIDE}"
+)
+_SIZES = Rule(
+    lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … {_SIDE}, such as ((192, 256), (256, 192))"
+)
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
 
 # key: (default, legal values, meaning with its unit)
@@ -75,11 +86,22 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
-    "data.image_size": (0, _between(0, 4097), "side in pixels of the images that the network is given (0: as stored)"),
+    "data.image_size": (
+        0,
+        _SIDES,
+        "pixels of the images that the network is given: a side, or (height, width) (0: as stored)",
+    ),
+    "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size)"),
+    "data.buckets": (
+        (),
+        _SIZES,
+        "instead of image_size, several (height, width): an image goes where the aspect is nearest, a batch has one",
+    ),
     "data.resize": (
         0,
         _between(0, 8193),
-        "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
+        "shorter side of photographs before their centre is cut out for evaluation (0: eval_size × 256/224); of sizes "
+        "that are no square, the longer side of what the photograph must cover",
     ),
     "data.augment": (
         "none",
@@ -143,6 +165,7 @@ RESUMABLE = frozenset(
     ]
 )
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}
+SIZES = frozenset(["data.image_size", "data.eval_size"])  # keys that hold a side or (height, width)
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 
 
@@ -153,7 +176,7 @@ def base_config() -> Config:
         group, _, leaf = key.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        group_of(config, key)[leaf] = default
+        group_of(config, key)[leaf] = FieldReference(default, field_type=object) if key in SIZES else default
     config.model.overrides = ConfigDict()
     config.lock()
     config.model.overrides.unlock()
@@ -198,14 +221,19 @@ def typed(key: str, value: Any) -> Any:
         raise UserError(f"config.{key}={shown(value)}: an integer has 64 bits at most")
     if type(default) is float and type(value) is int:
         return float(value)
-    if type(default) is tuple and type(value) is list:
-        return tuple(value)
+    if isinstance(value, list | tuple) and (type(default) is tuple or key in SIZES):
+        return tuple(tuple(v) if type(v) is list else v for v in value)
     if type(value) is not type(default):
         raise UserError(
             f"config.{key}={shown(value)} is of type {type(value).__name__}: "
             f"it must be {type(default).__name__}, such as {default!r}"
         )
     return value
+
+
+def height_width(value: int | tuple[int, int]) -> tuple[int, int] | None:
+    """Return the (height, width) that the value of a key in `SIZES` means; None for 0."""
+    return (value, value) if isinstance(value, int) and value else value or None  # type: ignore[return-value]
 
 
 def validate(config: Config) -> None:
@@ -229,10 +257,20 @@ def validate(config: Config) -> None:
         _, rule, _ = KEYS[key]
         if not rule.accepts(typed(key, value)):
             raise UserError(f"config.{key}={shown(value)}: it must be {rule.words}")
-    if config.data.resize and config.data.resize < config.data.image_size:
+    data = config.data
+    if data.buckets and data.image_size:
+        raise UserError("config.data.buckets and config.data.image_size: set one of the two, the other stays () or 0")
+    if len({height / width for height, width in data.buckets}) < len(data.buckets):
         raise UserError(
-            f"config.data.resize={config.data.resize} is less than config.data.image_size={config.data.image_size}: "
-            "the centre is cut out of what it was resized to"
+            f"config.data.buckets={data.buckets}: two have one aspect, and an image goes by its aspect alone"
+        )
+    largest = max(
+        (max(size) for size in (height_width(data.eval_size or data.image_size), *data.buckets) if size), default=0
+    )
+    if data.resize and data.resize < largest:
+        raise UserError(
+            f"config.data.resize={data.resize} is less than config.data.image_size={data.image_size}, .eval_size="
+            f"{data.eval_size} or .buckets={data.buckets}: the centre is cut out of what it was resized to"
         )
     if config.mesh.data == config.mesh.model == -1:
         raise UserError("config.mesh.data and config.mesh.model: one of the two can be -1, the rest of the devices")

@@ -70,13 +70,14 @@ def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
             "memory there are: set it to False"
         )
     began = time.monotonic()
-    images, labels, mask = data.resident(training)
+    arrays, mask = data.resident(training)
+    images = arrays["image"]
     if jax.process_index() == 0:
         seconds = time.monotonic() - began
         print(
             f"resident   {len(images):,} images, {images.nbytes / 1e6:.3g} MB, read in {seconds:.1f} s", file=sys.stderr
         )
-    return {"images": on_all(mesh, images), "labels": on_all(mesh, labels)}, mask
+    return {"images": on_all(mesh, images), "labels": on_all(mesh, arrays["label"])}, mask
 
 
 def train_feed(
