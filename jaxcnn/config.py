@@ -81,9 +81,22 @@ def _positive_factors(text: str) -> bool:
         return False
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and 0 < n <= _SIDE for n in value)
+
+
 _ANY = Rule(lambda v: True, "anything")
 _RISING = Rule(_ascending, "positive numbers that rise")
 _FLOATS = Rule(lambda v: all(isinstance(x, int | float) and _finite(x) for x in v), "a list of numbers")
+_SIDE = 4096  # pixels, at most
+_SIDES = Rule(
+    lambda v: 0 <= v <= _SIDE if isinstance(v, int) else _is_size(v),
+    f"0 … {_SIDE}, or (height, width) of 1 … {_SIDE}",
+    (int, tuple),
+)
+_SIZES = Rule(
+    lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … {_SIDE}, such as ((192, 256), (256, 192))"
+)
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
 
 # The keys of each task, which only a config of that task has.
@@ -117,11 +130,22 @@ KEYS: dict[str, Row] = {
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
-    "data.image_size": (0, _between(0, 4097), "side in pixels of the images that the network is given (0: as stored)"),
+    "data.image_size": (
+        0,
+        _SIDES,
+        "pixels of the images that the network is given: a side, or (height, width) (0: as stored)",
+    ),
+    "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size)"),
+    "data.buckets": (
+        (),
+        _SIZES,
+        "instead of image_size, several (height, width): an image goes where the aspect is nearest, a batch has one",
+    ),
     "data.resize": (
         0,
         _between(0, 8193),
-        "shorter side of photographs before their centre is cut out for evaluation (0: image_size × 256/224)",
+        "shorter side of photographs before their centre is cut out for evaluation (0: eval_size × 256/224); of sizes "
+        "that are no square, the longer side of what the photograph must cover",
     ),
     "data.augment": (
         "none",
@@ -213,6 +237,7 @@ RESUMABLE = frozenset(
     ]
 )
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}
+SIZES = frozenset(["data.image_size", "data.eval_size"])  # keys that hold a side or (height, width)
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 
 
@@ -304,6 +329,16 @@ def typed(key: str, value: Any, keys: Mapping[str, Row] = KEYS) -> Any:
     return value
 
 
+def height_width(value: int | tuple[int, int]) -> tuple[int, int] | None:
+    """Return the (height, width) that a value of `data.image_size` or `.eval_size` means; None for 0."""
+    return (value, value) if isinstance(value, int) and value else value or None  # type: ignore[return-value]
+
+
+def _largest_side(config: Config) -> int:
+    sizes = (height_width(config.data.eval_size or config.data.image_size), *config.data.buckets)
+    return max((max(size) for size in sizes if size), default=0)
+
+
 # What two keys must not be together, and what to do: {c.KEY} is a value of the config.
 _CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (
@@ -311,9 +346,17 @@ _CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "config.steps and config.epochs: set exactly one of the two, the other stays 0",
     ),
     (
-        lambda c: 0 < c.data.resize < c.data.image_size,
-        "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}: "
-        "the centre is cut out of what it was resized to",
+        lambda c: bool(c.data.buckets and c.data.image_size),
+        "config.data.buckets and config.data.image_size: set one of the two, the other stays () or 0",
+    ),
+    (
+        lambda c: len({height / width for height, width in c.data.buckets}) < len(c.data.buckets),
+        "config.data.buckets={c.data.buckets}: two have one aspect, and an image goes by its aspect alone",
+    ),
+    (
+        lambda c: 0 < c.data.resize < _largest_side(c),
+        "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}, .eval_size="
+        "{c.data.eval_size} or .buckets={c.data.buckets}: the centre is cut out of what it was resized to",
     ),
     (
         lambda c: c.mesh.data == c.mesh.model == -1,

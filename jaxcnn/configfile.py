@@ -214,7 +214,9 @@ def check_resume(config: Config, workdir: Path) -> None:
     if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return
     before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
-    if (kind := _kind_of_files(before)) and kind == _kind_of_files(now):
+    from jaxcnn.data.sources import path_kind
+
+    if (kind := path_kind(before["data.name"])) and kind == path_kind(now["data.name"]):
         before["data.name"] = now["data.name"]  # files may have moved: their checkpoint knows their classes and number
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
     if changed:
@@ -222,9 +224,3 @@ def check_resume(config: Config, workdir: Path) -> None:
         raise UserError(
             f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
         )
-
-
-def _kind_of_files(values: dict[str, Any]) -> str:
-    """What `data.name` begins with, if the rest of it is a path."""
-    kind = values["data.name"].partition(":")[0]
-    return kind if kind in ("folder", "packed") else ""

@@ -19,7 +19,7 @@ ANYONE = {"", "config", "configfile", "safe_files"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "config": set(),
-    "configfile": set(),
+    "configfile": {"data"},
     "safe_files": set(),
     "data": set(),
     "distributed": set(),

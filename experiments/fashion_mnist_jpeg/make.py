@@ -12,8 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from jaxcnn.data.sources import make_source
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source, make_source
 
 SIDE, QUALITY = 96, 90
 FOLDERS = {"train": "train", "test": "val"}

@@ -32,7 +32,7 @@ def load(name: str) -> Any:
 
 def jaxcnn(folder: str, how: str, batch: int, cores: int, workers: int = 0) -> Batches:
     """Ours: the pipeline of `jaxcnn train`, in threads or in worker processes."""
-    from jaxcnn.data import batches as pipeline
+    from jaxcnn.data.batches import eval_batches, train_batches
     from jaxcnn.data.images.augment_host import parse
     from jaxcnn.data.reader import Reader
     from jaxcnn.data.sources import make_source
@@ -41,11 +41,11 @@ def jaxcnn(folder: str, how: str, batch: int, cores: int, workers: int = 0) -> B
     options: Any = {"workers": workers, "prefetch": AHEAD}
     if how == "eval":
         reader = Reader(source, size, RESIZE, parse("none"))
-        epochs = (pipeline.eval_batches(reader, batch, **options) for _ in itertools.count())
+        epochs = (eval_batches([reader], batch, **options) for _ in itertools.count())
         batches = itertools.chain.from_iterable(epochs)
     else:
         reader = Reader(source, size, RESIZE, parse("random_area(0.08,1)"), how)
-        batches = pipeline.train_batches(reader, batch, 0, 10**9, **options)
+        batches = train_batches([reader], batch, 0, 10**9, **options)
     return (rows["image"] for rows in batches)
 
 

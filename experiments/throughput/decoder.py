@@ -20,9 +20,9 @@ import numpy as np
 import photographs
 import simplejpeg
 
-from jaxcnn.data.images import jpeg
+from jaxcnn.data.images import decode
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.decode import crop_resize, size_of
+from jaxcnn.data.images.crop import crop_resize
 
 SIDE, BLOCK = 224, 16
 
@@ -80,17 +80,19 @@ def main() -> None:
         files = [path.read_bytes() for path in photographs.make(Path(folder), options.files)]
     geometry, size = parse("random_area(0.08,1)").geometry, (SIDE, SIDE)
     assert geometry
-    boxes = [geometry(*size_of(data), SIDE, np.random.default_rng(i)) for i, data in enumerate(files)]
-    headers = [header for data in files if (header := jpeg.read_header(data))]
+    boxes = [geometry(decode.size_of(data), size, np.random.default_rng(i)) for i, data in enumerate(files)]
+    headers = [header for data in files if (header := decode.read_header(data))]
     edges = [tuple(map(round, (b.top, b.left, b.top + b.height, b.left + b.width))) for b in boxes]
     crops = [(top, left, bottom - top, right - left) for top, left, bottom, right in edges]
-    scales = [jpeg.scale_for(crop[2:], size) for crop in crops]
+    scales = [decode.scale_for(crop[2:], size) for crop in crops]
     ways: dict[str, Callable[[int], object]] = {
         "the whole image (simplejpeg)": lambda i: simplejpeg.decode_jpeg(files[i]),
-        "the whole image at 1/8: little but entropy decoding": lambda i: jpeg.decode(files[i], headers[i], 3, 0, 8),
-        "ours: header": lambda i: jpeg.read_header(files[i]),
-        "ours: rows down to the crop": lambda i: jpeg.decode(files[i], headers[i], 3, crops[i][0] + crops[i][2]),
-        "the same, by 1/2 … 1/8 where the crop is large": lambda i: jpeg.decode(
+        "the whole image at 1/8: little but entropy decoding": lambda i: decode.decode_jpeg(
+            files[i], headers[i], 3, 0, 8
+        ),
+        "ours: header": lambda i: decode.read_header(files[i]),
+        "ours: rows down to the crop": lambda i: decode.decode_jpeg(files[i], headers[i], 3, crops[i][0] + crops[i][2]),
+        "the same, by 1/2 … 1/8 where the crop is large": lambda i: decode.decode_jpeg(
             files[i], headers[i], 3, crops[i][0] + crops[i][2], scales[i]
         ),
         "ours: all of it, crop_resize": lambda i: crop_resize(files[i], 3, boxes[i], size),

@@ -56,7 +56,8 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
     import jax.numpy as jnp
 
     from jaxcnn.configfile import config_hash
-    from jaxcnn.data.batches import Slice, usable_cores
+    from jaxcnn.data import usable_cores
+    from jaxcnn.data.batches import Slice
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.models import create_model
     from jaxcnn.training import report, throughput

@@ -77,12 +77,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _add_pack(command: argparse.ArgumentParser) -> None:
     command.description = """Write a data set as packed:OUT. Upright JPEGs, grey or RGB, within --max-side keep their
-        bytes; all others are written anew. Stopped and run again with the same arguments, it goes on."""
+        bytes; all others are re-encoded. Stopped and run again with the same arguments, it goes on."""
     command.add_argument("source", metavar="SOURCE", help=_SOURCES)
     command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     words = "shrink images whose LONGER side has more pixels (default: 400, a 3:2 photo is then 400×267; 0: keep all)"
     command.add_argument("--max-side", type=_number(0), default=400, metavar="PIXELS", help=words)
-    words = "of the JPEGs written anew, 1 to 100 (default: 95)"
+    words = "of the JPEGs that are re-encoded, 1 to 100 (default: 95)"
     command.add_argument("--quality", type=_number(1, 100), default=95, metavar="N", help=words)
     words = "the splits to pack (default: all that have labels)"
     command.add_argument("--split", nargs="+", action="extend", default=[], metavar="NAME", help=words)
@@ -107,17 +107,16 @@ def _number(least: int, most: int = 2**31) -> Callable[[str], int]:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from jaxcnn.data.prepare.pack import pack
-    from jaxcnn.data.sources.pack_files import Options
+    from jaxcnn.data.prepare.pack import Options, pack
 
     options = Options(**{key: getattr(arguments, key) for key in Options._fields})
     name, out = data_check.source_name(arguments.source, arguments.data_dir), arguments.out
     with data_check.counted("packing", "examples") as progress:
         manifest, built = pack(name, out, options, arguments.split, arguments.data_dir, arguments.workers, progress)
     print(f"{'packed' if built else 'already packed, nothing to do:'} {out}")
-    for split, told in manifest["splits"].items():
-        size = sum(shard["bytes"] for shard in told["shards"])
-        print(f"  {split}: {told['examples']:,} examples, {size / 1e6:,.1f} MB in {len(told['shards'])} files")
-        for skipped in told["skipped"]:
+    for split, about in manifest["splits"].items():
+        size = sum(shard["bytes"] for shard in about["shards"])
+        print(f"  {split}: {about['examples']:,} examples, {size / 1e6:,.1f} MB in {len(about['shards'])} files")
+        for skipped in about["skipped"]:
             print(f"left out: {skipped['error']}", file=sys.stderr)
     print(f"look at it with: jaxcnn data check {shlex.quote(f'packed:{out}')}")

@@ -86,7 +86,9 @@ def _verify(name: str) -> None:
     total = sum(shard.bytes for shards in read_manifest(name).shards.values() for shard in shards)
     with counted("verifying checksums", "bytes") as progress:
         if damaged := verify(name, lambda done: progress(done, total)):
-            raise UserError(f"{name} has damaged shards, get them again or pack anew: {'; '.join(damaged)}")
+            raise UserError(
+                f"{name} has damaged shards, get them again or pack the data set again: {'; '.join(damaged)}"
+            )
 
 
 @contextlib.contextmanager
@@ -96,15 +98,15 @@ def counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    terminal, told = sys.stderr.isatty(), -1
+    terminal, said = sys.stderr.isatty(), -1
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
         task = bar.add_task(description)
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal said
             bar.update(task, completed=done, total=total)
-            if not terminal and (tenth := 10 * done // max(1, total)) > told:
-                told = tenth
+            if not terminal and (tenth := 10 * done // max(1, total)) > said:
+                said = tenth
                 print(f"{description}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
 
         yield progress
@@ -112,10 +114,11 @@ def counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]
 
 def source_name(name: str, data_dir: str) -> str:
     """`name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
+    from jaxcnn.data.sources import KINDS
     from jaxcnn.data.sources.tfds import STATISTICS, data_root
 
     base = re.split("[/:]", name)[0]
-    is_source = base in ("", "digits", "synthetic", "tfds", "folder", "packed")
+    is_source = base in ("", *KINDS)
     return f"tfds:{name}" if not is_source and (base in STATISTICS or (data_root(data_dir) / base).is_dir()) else name
 
 

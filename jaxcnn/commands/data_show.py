@@ -40,7 +40,7 @@ def show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     count = min(arguments.examples, len(data.train))
     examples = [i * len(data.train) // count for i in range(count)]
     columns = [_whole(data, examples), *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
-    labels = [data.train.record(i)[1] for i in examples]
+    labels = [data.train.read(i)["label"] for i in examples]
     titles = [class_title(label, data.class_names)[:40] for label in labels]
     contact_sheet(list(zip(titles, map(list, zip(*columns, strict=True)), strict=True)), _TILE).save(
         arguments.out, format="PNG"
@@ -50,7 +50,7 @@ def show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
 
 def _whole(data: "Dataset", examples: list[int]) -> "list[np.ndarray]":
-    return [data.reader.eval(example).image for example in examples]
+    return [data.train_readers[0].eval(example)["image"] for example in examples]
 
 
 def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":
@@ -58,10 +58,10 @@ def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.nda
     import jax.numpy as jnp
     import numpy as np
 
-    rows = [data.reader.train(epoch, example) for example in examples]
+    rows = [data.train_readers[0].train(epoch, example) for example in examples]
     batch = {
-        "image": jnp.asarray(np.stack([row.image for row in rows])),
-        "label": jnp.asarray([row.label for row in rows]),
+        "image": jnp.asarray(np.stack([row["image"] for row in rows])),
+        "label": jnp.asarray([row["label"] for row in rows]),
         "epoch": jnp.full(len(rows), epoch),
         "example": jnp.asarray(examples),
     }

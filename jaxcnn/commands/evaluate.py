@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,17 @@ def _score_views(run: Any, data: Any, program: Any, protocol: str, scales: list[
     from jaxcnn.training.evaluation import densely, make_crops_step
     from jaxcnn.training.sharding import replicated
 
-    size, batch = data.image_shape[0], run.config.global_batch_size
-    trained = round(run.input.get("resize", 0) * size / run.input["image_shape"][0])
+    size, batch = data.eval_image_shape[:2], run.config.global_batch_size
+    trained = round(run.input.get("resize", 0) * max(size) / max(run.input["image_shape"][:2]))
     resize = data.input.get("resize", trained)
-    views = make_views(protocol, data.image_shape, scales, resize)
+    views = make_views(protocol, data.eval_image_shape, scales, resize)
     batches = plan(data.eval, views, batch, run.mesh.size)
     shapes = len({rows.aspect for rows in batches})
     compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
     print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
     step = make_crops_step(
         densely(run.model) if protocol == "dense" else run.model, program.task,
-        partial(normalize, mean=data.mean, std=data.std), batch * size * size, views.mirrored,
+        partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored,
     )  # fmt: skip
     scores = _score(
         run, data, program, jax.jit(step, out_shardings=replicated(run.mesh)),

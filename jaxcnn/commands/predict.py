@@ -181,7 +181,7 @@ def _printable(path: Path) -> str:
 
 
 def _read(path: Path, input: dict[str, Any]) -> Result:
-    from jaxcnn.data.images.decode import read_image
+    from jaxcnn.data.images.crop import read_image
 
     try:
         return Result(path, image=read_image(path, input["image_shape"], input.get("resize")))

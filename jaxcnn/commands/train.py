@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     config = config_of(arguments, overrides)
     workdir: Path = arguments.workdir
 
-    from jaxcnn.data import watchdog
+    from jaxcnn.data import read_ahead
     from jaxcnn.distributed.interrupt import Interrupt, Interrupted
 
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt, _one_run(team, config, workdir):
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
                 print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
             return stop.code
         finally:
-            if watchdog.LEFT_BEHIND:
+            if read_ahead.LEFT_BEHIND:
                 ENDS.append(end_at_once)
     if team.process == 0:
         _print_result(workdir, result)

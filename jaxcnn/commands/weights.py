@@ -82,7 +82,7 @@ def _config(file: Path, name: str, classes: int, path: Path, overrides: Override
 
     Else that of torchvision's weights: ImageNet's size, statistics and names. `path` is where the config is to be.
     """
-    from jaxcnn.config import base_config
+    from jaxcnn.config import SIZES, base_config, height_width
     from jaxcnn.configfile import from_json, to_json
     from jaxcnn.data.sources.imagenet import class_names
     from jaxcnn.weights.inputs import input_of
@@ -92,16 +92,19 @@ def _config(file: Path, name: str, classes: int, path: Path, overrides: Override
         given = input_of(name, class_names() if classes == 1000 else tuple(map(str, range(classes))))
         config = base_config()
         config.model.name, config.dtype, config.steps = name, "float32", 1
-        config.data.name, config.data.image_size = "tfds:imagenet2012", given["image_shape"][0]
+        height, width, _ = given["image_shape"]
+        config.data.name = "tfds:imagenet2012"
+        config.data.image_size = height if height == width else (height, width)
         config.data.mean, config.data.std = given["mean"], given["std"]
         text = to_json(config)
     path.write_text(text)
     config = from_json(path, overrides)
     keys = {key for key, _ in overrides}
-    if "data.image_size" in keys and config.data.image_size:
+    size = height_width(config.data.eval_size or config.data.image_size)
+    if keys & SIZES and size:
         if "resize" in given:  # the crop keeps its share of the image
-            given["resize"] = round(given["resize"] * config.data.image_size / given["image_shape"][0])
-        given["image_shape"] = (config.data.image_size,) * 2 + (given["image_shape"][2],)
+            given["resize"] = round(given["resize"] * max(size) / max(given["image_shape"][:2]))
+        given["image_shape"] = (*size, given["image_shape"][2])
     given |= {leaf: getattr(config.data, leaf) for leaf in ("mean", "std") if f"data.{leaf}" in keys}
     return config, given
 

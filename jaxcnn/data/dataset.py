@@ -2,25 +2,36 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data import batches as pipeline
+from jaxcnn.config import height_width
+from jaxcnn.data import batches, usable_cores
+from jaxcnn.data.batches import WHOLE, Places, Slice, nearest_bucket
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.order import Order
-from jaxcnn.data.reader import Reader
-from jaxcnn.data.sources import eval_split, make_source
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.read_ahead import Batch
+from jaxcnn.data.reader import LABEL, PLACED, Reader, Specs
+from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
 
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
+_EVALUATION = -1  # among the epochs of `Dataset.broken`
+_MIXES = ("mixup", "cutmix")
+
+
+class Images(NamedTuple):
+    """What the targets of a task may depend on; `image_shape` is (H, W, C) of one bucket."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
 
 
 class Dataset:
@@ -28,22 +39,28 @@ class Dataset:
 
     Attributes:
       num_classes: width of the head, `config.model.num_classes` or the data set's own.
-      image_shape: (H, W, C) of a batch's images.
+      buckets, eval_buckets: (H, W) of the images of a batch; training and evaluation have one or several.
+      image_shape, eval_image_shape: (H, W, C) of the first of them.
+      train_readers, eval_readers: one for each bucket.
       steps_per_epoch: batches in one pass over the training examples, a fraction.
       input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
     Args:
       training: False where nothing is trained: then a batch may be larger than the training set.
+      targets: what a task wants besides the image, `Task.targets`: (Images) -> {name: anything with the shape and dtype
+        of one example's}; None: the label, int32.
 
     Raises:
-      UserError: the data is missing, or does not fit the config.
+      UserError: the data is missing, or does not fit the config or the task.
     """
 
-    def __init__(self, config: Any, part: pipeline.Slice = pipeline.WHOLE, training: bool = True):
+    def __init__(
+        self, config: Any, part: Slice = WHOLE, training: bool = True,
+        targets: Callable[[Any], Any] | None = None,
+    ):  # fmt: skip
         data = config.data
-        self.config, self.part = config, part
-        self.augmentation = augment_host.parse(data.augment)
+        self.config, self.part, self.targets = config, part, targets
         self.train = make_source(data.name, data.train_split, data_dir=data.dir)
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
@@ -55,44 +72,111 @@ class Dataset:
             )
         spare = range(self.train.num_classes, self.num_classes)  # a wider head than the data needs
         self.class_names = (*self.train.class_names, *map(str, spare))
-        height, width, channels = self.train.image_shape
-        photographs = height is None or width is None  # of which evaluation sees the centre
-        if data.image_size:
-            height = width = data.image_size
-        if height is None or width is None:
-            raise UserError(f"images of {data.name} differ in size: set config.data.image_size, such as 224")
-        self.image_shape = (height, width, channels)
-        self.buckets: tuple[tuple[int, int], ...] = ((height, width),)
-        self.eval_buckets = self.buckets
-        resize = data.resize or round(max(height, width) * 256 / 224)
+        sizes, eval_sizes = self._sizes()
+        self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
-        batch = config.global_batch_size if training else 1
-        self.steps_per_epoch = pipeline.steps_per_epoch(len(self.train), batch)
+        self.augmentation, mirror = self._augmentation()
+        self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
+        # A bigger or smaller image has a frame in proportion.
+        resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        make = partial(self._readers, largest=max(eval_sizes[0]), resize=resize, mirror=mirror)
+        self.train_readers = make(self.train, sizes, known=training)
+        self.eval_readers = make(self.eval, eval_sizes)
+        self.buckets, self.eval_buckets = (
+            tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
+        )
+        photographs = None in self.train.image_shape  # of which evaluation sees the centre
         self.input = {
-            "image_shape": self.image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
+            "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
         } | ({"resize": resize} if photographs else {})  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
             "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
-        }  # fmt: skip
-        self.reader = Reader(
-            self.train, (height, width), resize, self.augmentation, data.interpolation, data.on_error == "skip",
-            config.seed,
-        )  # fmt: skip
-        self.broken: dict[int, set[int]] = defaultdict(set)  # epoch: examples; -1 is evaluation
+        } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
+        self.broken: dict[int, set[int]] = defaultdict(set)  # epoch: examples
         self.said = set[int]()  # those of the evaluation that a line has named
         if data.resident and (self.augmentation.geometry or self.augmentation.pixels):
             raise UserError(
                 f"config.data.augment={data.augment} works on the host, image by image: config.data.resident takes "
                 "what works on the device, flip, pad_crop, mixup and cutmix"
             )
+        if data.resident and max(len(self.buckets), len(self.eval_buckets)) > 1:
+            raise UserError(
+                "config.data.resident holds images of one size: set config.data.buckets to (), or it to False"
+            )
+
+    def _sizes(self) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
+        """Return the sizes of training and of evaluation images, one or several each."""
+        data, (height, width, _) = self.config.data, self.train.image_shape
+        stored = (height, width) if height and width else None
+        sizes = data.buckets or tuple(filter(None, [height_width(data.image_size) or stored]))
+        if not sizes:
+            raise UserError(f"images of {data.name} differ in size: set config.data.image_size, such as 224")
+        eval_size = height_width(data.eval_size)
+        return sizes, (eval_size,) if eval_size else sizes
+
+    def _augmentation(self) -> tuple[augment_host.Augmentation, bool]:
+        """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
+        wanted = augment_host.parse(self.config.data.augment)
+        names, specs = {name for name, _ in wanted.device}, self._specs(self.image_shape)
+        if "label" not in specs and (mixes := names & {*_MIXES}):
+            raise UserError(f"config.data.augment: {mixes.pop()} mixes labels, which this task has not: leave it out")
+        if not specs.keys() & PLACED:
+            return wanted, False
+        if other := names - {"flip"}:
+            raise UserError(
+                f"config.data.augment: {other.pop()} works on the device, where {' and '.join(specs.keys() & PLACED)} "
+                "cannot follow the image: leave it out"
+            )
+        return wanted._replace(device=()), "flip" in names
+
+    def _specs(self, image_shape: tuple[int, int, int]) -> Specs:
+        """Return shape and type of each target of an example; workers that read have no JAX, and get no more."""
+        if self.targets is None:
+            return LABEL
+        specs = self.targets(Images(self.num_classes, image_shape))
+        if lacking := specs.keys() - {*self.train.targets, "valid"}:
+            raise UserError(
+                f"the task {self.config.task.name} needs '{min(lacking)}', which {self.config.data.name} lacks: it has "
+                f"{', '.join(self.train.targets) or 'images alone'}; take another data set"
+            )
+        return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
+
+    def _readers(
+        self, source: Source, sizes: Sequence[tuple[int, int]], largest: int, resize: int, mirror: bool,
+        known: bool = True,
+    ) -> tuple[Reader, ...]:  # fmt: skip
+        """Return the readers of a source, one for each size; where there are several, for each that has examples.
+
+        Args:
+          resize: as of `Reader`, of a size whose longer side is `largest`.
+          known: False where it does not matter which examples have which size.
+        """
+        data, skip = self.config.data, self.config.data.on_error == "skip"
+
+        readers = [
+            Reader(
+                source, size, round(resize * max(size) / largest), self.augmentation, data.interpolation, skip,
+                self.config.seed, self._specs((*size, source.image_shape[-1])), mirror,
+            )
+            for size in sizes
+        ]  # fmt: skip
+        if len(sizes) == 1 or not known:
+            return (readers[0],)
+        nearest = nearest_bucket(source.sizes(skip), sizes)
+        members = (replace(reader, members=np.flatnonzero(nearest == b)) for b, reader in enumerate(readers))
+        return tuple(reader for reader in members if len(reader))
+
+    def _digests(self) -> list[str]:
+        """Return a line for each training bucket: its size, and a digest of the examples that it has."""
+        digests = (hashlib.sha256(np.asarray(reader.members, np.int64).tobytes()) for reader in self.train_readers)
+        return [f"{size} {digest.hexdigest()[:12]}" for size, digest in zip(self.buckets, digests, strict=True)]
 
     def _identity(self) -> str:
-        """The name of the data set; of files, which may be moved, the kind and a digest of the classes."""
-        kind = self.config.data.name.partition(":")[0]
-        if kind not in ("folder", "packed"):
+        """Return the name of the data set; of files, which may be moved, the kind and a digest of the classes."""
+        if not (kind := path_kind(self.config.data.name)):
             return self.config.data.name
         return f"{kind} {hashlib.sha256(repr(self.train.class_names).encode()).hexdigest()[:12]}"
 
@@ -106,79 +190,78 @@ class Dataset:
         data = self.config.data
         return {"part": self.part, "workers": data.workers, "prefetch": data.prefetch, "timeout": data.timeout}
 
-    def train_batches(self, start: int, stop: int) -> Iterator[pipeline.Batch]:
-        """This process's share of the batches of steps `start` … `stop` - 1."""
-        batches = pipeline.train_batches(self.reader, self.config.global_batch_size, start, stop, **self._reading())
-        return self._noting(batches, lambda epoch: epoch)
+    def train_batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Return this process's share of the batches of steps `start` … `stop` - 1."""
+        size, note = self.config.global_batch_size, partial(self._note, None)
+        return batches.train_batches(self.train_readers, size, start, stop, note=note, **self._reading())
 
-    def eval_batches(self) -> Iterator[pipeline.Batch]:
-        """This process's share of the evaluation set, every example once."""
-        self.broken[-1] = set()
-        reader = replace(self.reader, source=self.eval)
-        batches = pipeline.eval_batches(reader, self.config.global_batch_size, **self._reading())
-        return self._noting(batches, lambda _: -1)
+    def eval_batches(self) -> Iterator[Batch]:
+        """Return this process's share of the evaluation set, every example once."""
+        self.broken[_EVALUATION] = set()
+        size, note = self.config.global_batch_size, partial(self._note, _EVALUATION)
+        return batches.eval_batches(self.eval_readers, size, note=note, **self._reading())
 
-    def _noting(self, batches: Iterator[pipeline.Batch], where: Callable[[int], int]) -> Iterator[pipeline.Batch]:
-        """Take note of the broken examples, of which the device need not know."""
-        try:
-            for batch in batches:
-                broken = batch.pop("broken")
-                for row in np.flatnonzero(broken >= 0):
-                    self.broken[where(int(batch["epoch"][row]))].add(int(broken[row]))
-                yield batch
-        finally:
-            getattr(batches, "close", int)()  # ends the reader's threads or processes
+    def _note(self, where: int | None, batch: Batch) -> None:
+        """Take note of a batch's broken examples, in their epochs or `where`; the device need not know of them."""
+        broken = batch.pop("broken")
+        for row in np.flatnonzero(broken >= 0):
+            self.broken[int(batch["epoch"][row]) if where is None else where].add(int(broken[row]))
 
     def resident(self, training: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """All examples: images uint8 (N, H, W, C), labels int32 (N,) and mask float32 (N,), 0 where one is broken."""
-        reader = self.reader if training else replace(self.reader, source=self.eval)
-        images = np.empty((len(reader.source), *self.image_shape), np.uint8)
-        labels, mask = np.zeros(len(images), np.int32), np.ones(len(images), np.float32)
+        """Return all examples, {"image": uint8 (N, H, W, C), targets (N, …)}, and mask float32 (N,), 0 if broken."""
+        (reader,) = self.train_readers if training else self.eval_readers
+        count = len(reader.source)
+        arrays = {name: np.zeros((count, *shape), dtype) for name, (shape, dtype) in reader.targets.items()}
+        arrays["image"] = np.empty((count, *reader.size, reader.source.image_shape[-1]), np.uint8)
+        mask = np.ones(count, np.float32)
 
         def read(example: int) -> None:
-            images[example], labels[example], broken = reader.train(0, example) if training else reader.eval(example)
-            mask[example] = training or broken < 0
-            if broken >= 0:
-                self.broken[0 if training else -1].add(broken)
+            row = reader.train(0, example) if training else reader.eval(example)
+            for name, array in arrays.items():
+                array[example] = row[name]
+            mask[example] = training or row["broken"] < 0
+            if row["broken"] >= 0:
+                self.broken[0 if training else _EVALUATION].add(row["broken"])
 
-        with ThreadPoolExecutor(pipeline.usable_cores()) as threads:
-            for _ in threads.map(read, range(len(images))):
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for _ in threads.map(read, range(count)):
                 pass  # what is raised there is raised here
-        return {"image": images, "label": labels}, mask
+        return arrays, mask
 
     def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Epoch and example, int32 (stop - start, global batch) each, of the batches of steps `start` … `stop` - 1."""
-        order, size = Order(len(self.train), self.config.seed), self.config.global_batch_size
-        names = np.array([order[place] for place in range(start * size, stop * size)], np.int32)
-        epochs, examples = names.reshape(stop - start, size, 2).transpose(2, 0, 1)
+        """Return epoch and example, int32 (stop - start, global batch) each, of the batches of those steps."""
+        size = self.config.global_batch_size
+        places = Places(self.train_readers, size)
+        names = np.array([places.names(step, 0, size)[1] for step in range(start, stop)], np.int32)
+        epochs, examples = names.transpose(2, 0, 1)
         return epochs, examples
 
     @property
     def eval_broken(self) -> int:
-        """Examples of the last evaluation that could not be read here and were not counted."""
-        return len(self.broken[-1])
+        """Number of examples of the last evaluation that could not be read here and were not counted."""
+        return len(self.broken[_EVALUATION])
 
     def complaints(self, epoch: float) -> list[str]:
-        """A line for each epoch before `epoch` in which examples could not be read, and for those of the evaluation.
+        """Return a line for each epoch before `epoch` in which examples could not be read, and for the evaluation.
 
         None is said twice, and of the evaluation none that was said before.
         """
         ended = sorted(e for e in self.broken if 0 <= e <= epoch - 1 and self.broken[e])
         lines = [f"epoch {e + 1}: {self._words(self.train, self.broken.pop(e))} replaced" for e in ended]
-        if self.broken[-1] - self.said:
-            self.said |= self.broken[-1]
-            lines.append(f"evaluation: {self._words(self.eval, self.broken[-1])} not counted")
+        if self.broken[_EVALUATION] - self.said:
+            self.said |= self.broken[_EVALUATION]
+            lines.append(f"evaluation: {self._words(self.eval, self.broken[_EVALUATION])} not counted")
         return lines
 
     def _words(self, source: Source, broken: set[int]) -> str:
-        """How many examples of `source` could not be read, and the first of them with the reason."""
+        """Return how many examples of `source` could not be read, and the first of them with the reason."""
         of = f"{source.name}, split '{source.split}', "
         reasons = []
         for index in sorted(broken)[:_NAMED]:
             try:
                 source[index]
             except UserError as error:
-                reasons.append(f"{error}".removeprefix(of).removesuffix(f": {source.mend}"))
+                reasons.append(f"{error}".removeprefix(of).removesuffix(f": {source.fix}"))
             else:
                 reasons.append(f"{source.where(index).removeprefix(of)} can be read now")
         more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
@@ -186,9 +269,9 @@ class Dataset:
         return f"{count} of {of}could not be read ({'; '.join(reasons)}{more}) and {verb}"
 
     def preprocess(self, batch: dict[str, jax.Array], seed: jax.Array | None) -> dict[str, jax.Array]:
-        """The batch with images normalised, float32; where there is a `seed`, changed at random first.
+        """Return the batch with images normalised, float32; where there is a `seed`, changed at random first.
 
-        For the device, in the step. The changes are a function of (seed, epoch, example), not of the row.
+        For the device, within the step. The changes are a function of (seed, epoch, example), not of the row.
         """
         if seed is not None and self.augmentation.device:
             root = jax.random.fold_in(jax.random.key(seed), _STREAM)

@@ -1,31 +1,24 @@
 """One example, from a source to the row of a batch: read, decoded as far as is needed, cropped, changed at random."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from jaxcnn import UserError
 from jaxcnn.data.images.augment_host import Augmentation
-from jaxcnn.data.images.decode import Box, crop_resize, decode, resize, shorter_to, size_of
-from jaxcnn.data.sources.base import BadExample, Source
+from jaxcnn.data.images.crop import Box, Crop, center, resize
+from jaxcnn.data.images.decode import decode, size_of
+from jaxcnn.data.sources import BadExample, Source
 
+Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
+
+PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
+LABEL: Specs = {"label": ((), np.dtype(np.int32))}
 _TRIES = 100  # neighbours that may be broken too, before it is the data set that is
-
-
-class Row(NamedTuple):
-    """A row of a batch.
-
-    Attributes:
-      image: uint8 (H, W, C).
-      label: class.
-      broken: index of the example that could not be read and has another in its place, or -1.
-    """
-
-    image: np.ndarray
-    label: int
-    broken: int = -1
 
 
 @dataclass(frozen=True)
@@ -34,11 +27,15 @@ class Reader:
 
     Attributes:
       size: (height, width) of a row's image.
-      resize: length that the shorter side of a photograph is brought to before its centre is cut out.
+      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `crop.center`.
       augmentation: what happens to a training image here, on the host.
       interpolation: of training crops; evaluation is "antialias" always.
       skip: whether a broken example is replaced, and not an error.
       seed: of all random draws.
+      targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
+        "valid", bool, says which rows are those of boxes that are seen.
+      mirror: whether half of the training images are mirrored here; else that is left to the device.
+      members: int (n,), the examples of the source that are brought to `size`; None: all of them.
     """
 
     source: Source
@@ -48,9 +45,24 @@ class Reader:
     interpolation: str = "bilinear"
     skip: bool = False
     seed: int = 0
+    targets: Specs = field(default_factory=lambda: dict(LABEL))
+    mirror: bool = False
+    members: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.source) if self.members is None else len(self.members)
+
+    def example(self, place: int) -> int:
+        """Return the example at `place` among its own; past the last one, a number that no example has."""
+        if self.members is None:
+            return place
+        return int(self.members[place]) if place < len(self) else len(self.source) + place - len(self)
 
     def train(self, epoch: int, example: int) -> Row:
-        """The row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
+        """Return the row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
+
+        Its "broken" is -1, or `example` where that could not be read and another is in its place.
 
         Raises:
           BadExample: it cannot be read. With `skip` the next example that can be read takes its place.
@@ -58,47 +70,53 @@ class Reader:
         for attempt in range(_TRIES if self.skip else 1):
             index = (example + attempt) % len(self.source)
             try:
-                image, label = self._augmented(epoch, index)
+                row = self._augmented(epoch, index)
             except BadExample:
                 if attempt + 1 == _TRIES or not self.skip:
                     raise
             else:
-                return Row(image, label, example if attempt else -1)
+                return row | {"broken": example if attempt else -1}
         raise AssertionError("the last attempt returns or raises")
 
     def eval(self, example: int) -> Row:
-        """The row of an example in evaluation; past the last example a black one, which must not be counted.
+        """Return the row of an example in evaluation; past the last example a black one, which must not be counted.
 
         Raises:
-          BadExample: it cannot be read. With `skip` the row is black too.
+          BadExample: it cannot be read. With `skip` the row is black too, and its "broken" is `example`.
         """
-        black = np.zeros((*self.size, self.source.image_shape[-1]), np.uint8)
         if example >= len(self.source):
-            return Row(black, 0)
+            return self._black(-1)
         try:
-            image, label = self.source.record(example)
+            raw = self.source.read(example)
             with self._naming(example):
-                return Row(self._whole(image, "antialias"), label)
+                pixels, crop = self._centre(raw["image"], "antialias")
+            return {"image": pixels, **self._placed(raw, crop, example), "broken": -1}
         except BadExample:
             if not self.skip:
                 raise
-            return Row(black, 0, example)
+            return self._black(example)
 
-    def _augmented(self, epoch: int, example: int) -> tuple[np.ndarray, int]:
-        image, label = self.source.record(example)
-        geometry, changes = self.augmentation.geometry, self.augmentation.pixels
+    def _black(self, broken: int) -> Row:
+        targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
+        return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
+
+    def _augmented(self, epoch: int, example: int) -> Row:
+        raw = self.source.read(example)
+        image, geometry, changes = raw["image"], self.augmentation.geometry, self.augmentation.pixels
         with self._naming(example):
-            if not geometry and not changes:
-                return self._whole(image, self.interpolation), label
+            if not geometry and not changes and not self.mirror:
+                pixels, crop = self._centre(image, self.interpolation)
+                return {"image": pixels, **self._placed(raw, crop, example)}
             rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
             if geometry:
-                box = geometry(*size_of(image), self.size[0], rng)
-                pixels = crop_resize(image, self.source.image_shape[-1], box, self.size, self.interpolation)
+                box = geometry(size_of(image), self.size, rng)
+                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5).taken(self.interpolation)
+                pixels = crop.image(image, self.source.image_shape[-1], self.interpolation)
             else:
-                pixels = self._whole(image, self.interpolation)
+                pixels, crop = self._centre(image, self.interpolation, self.mirror and rng.random() < 0.5)
         for change in changes:
             pixels = change(pixels, rng)
-        return pixels, label
+        return {"image": pixels, **self._placed(raw, crop, example)}
 
     @contextmanager
     def _naming(self, example: int) -> Iterator[None]:
@@ -108,26 +126,44 @@ class Reader:
         except ValueError as error:
             raise self.source.bad(example, error) from error
 
-    def _whole(self, image: bytes | np.ndarray, interpolation: str) -> np.ndarray:
-        """The centre of a photograph; all of an image where all images have one size, scaled if it must be."""
+    def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
+        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
         channels = self.source.image_shape[-1]
-        if None not in self.source.image_shape:
-            pixels = decode(image, channels)
-            if pixels.shape != self.source.image_shape:
-                raise ValueError(f"its shape is {pixels.shape}, not {self.source.image_shape}")
-            return resize(pixels, self.size)
-        box = center_box(size_of(image), self.resize, self.size)
-        return crop_resize(image, channels, box, self.size, interpolation)
+        if None in self.source.image_shape:
+            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored).taken(interpolation)
+            return crop.image(image, channels, interpolation), crop
+        pixels = decode(image, channels)
+        if pixels.shape != self.source.image_shape:
+            raise ValueError(f"its shape is {pixels.shape}, not {self.source.image_shape}")
+        crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
+        pixels = resize(pixels, self.size)
+        return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
 
+    def _placed(self, raw: Row, crop: Crop, example: int) -> Row:
+        """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
 
-def center_box(image: tuple[int, int], shorter: int, size: tuple[int, int]) -> Box:
-    """The part of an image of (height, width) that is left when its shorter side is brought to `shorter` and its centre
-    of `size` is cut out, rounded as torchvision rounds. Within the image, if `shorter` is not less than `size`.
-    """
-    scaled = shorter_to(image, shorter)
-    starts = [round((whole - part) / 2) for whole, part in zip(scaled, size, strict=True)]
-    (top, height), (left, width) = (
-        (start * side / whole, part * side / whole)
-        for start, part, side, whole in zip(starts, size, image, scaled, strict=True)
-    )
-    return Box(top, left, height, width)
+        Raises:
+          UserError: there are more boxes than the task has room for.
+        """
+        seen, targets = None, {}
+        if "boxes" in self.targets:
+            boxes, seen = crop.boxes(raw["boxes"])
+            raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}
+        if "label_map" in self.targets:
+            raw = raw | {"label_map": crop.label_map(raw["label_map"])}
+        for name, (shape, dtype) in self.targets.items():
+            value = raw[name]
+            if not shape:
+                targets[name] = value
+                continue
+            value = np.asarray(value)
+            if seen is not None and len(value) == len(seen) and name != "label_map":
+                value = value[seen]  # what belongs to boxes that are not seen is not seen either
+            if len(value) > shape[0]:
+                raise UserError(
+                    f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
+                    "raise their number in config.task"
+                )
+            targets[name] = np.zeros(shape, dtype)
+            targets[name][: len(value)] = value
+        return targets

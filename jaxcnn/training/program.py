@@ -177,9 +177,9 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
         most, rows = resident.rows_of_tables(config, mesh, total, data.eval_examples)
-        targets = task.targets(Images(data.num_classes, data.image_shape))
-        batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data, data.position["examples"], targets)}
-        eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data, targets)}
+        one, eval_one = (one_example(task, data, size) for size in (data.buckets[0], data.eval_buckets[0]))
+        batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data.position["examples"], one)}
+        eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data.eval_examples, eval_one)}
     group = group_size(config, mesh.shape["data"])
     initial = jax.jit(lambda: init(metrics), out_shardings=placed.state.replace(constants={}))
     state = jax.tree.map(with_sharding, shapes, placed.state)
@@ -206,12 +206,17 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     )
 
 
-def batch_shapes(task: Task, data: Data, bucket: Bucket, rows: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the global batch of one bucket: images, the task's targets, the mask and the names of the examples."""
+def one_example(task: Task, data: Data, bucket: Bucket) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of an image of one bucket, uint8, and of the task's targets."""
     image_shape = (*bucket, data.image_shape[-1])
-    one = {"image": jax.ShapeDtypeStruct(image_shape, np.uint8), "mask": jax.ShapeDtypeStruct((), np.float32)}
+    image = {"image": jax.ShapeDtypeStruct(image_shape, np.uint8)}
+    return image | task.targets(Images(data.num_classes, image_shape))
+
+
+def batch_shapes(task: Task, data: Data, bucket: Bucket, rows: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the global batch of one bucket: examples, their mask and their names."""
+    one = one_example(task, data, bucket) | {"mask": jax.ShapeDtypeStruct((), np.float32)}
     one |= {name: jax.ShapeDtypeStruct((), np.int32) for name in ("epoch", "example")}
-    one |= task.targets(Images(data.num_classes, image_shape))
     return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=over_rows(mesh)) for name, x in one.items()}
 
 

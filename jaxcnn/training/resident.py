@@ -25,14 +25,13 @@ _STEPS = 50  # a call: enough to hide the host, few enough to stop soon
 _SHARE = 0.5  # of a device's memory that data may take
 
 
-def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, data: Any, examples: int, targets: Any) -> Feed:
-    """Return shapes, types and shardings of what `train_feed` gives."""
+def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, examples: int, one: Feed) -> Feed:
+    """Return shapes, types and shardings of what `train_feed` gives; `one` has those of one example's arrays."""
     everywhere, columns = replicated(mesh), over_rows(mesh, axis=1)
     table = jax.ShapeDtypeStruct((steps, global_batch_size), np.int32, sharding=columns)
-    one = {"image": jax.ShapeDtypeStruct(data.image_shape, np.uint8), **targets}
     return {
         "examples": {
-            k: jax.ShapeDtypeStruct((examples, *x.shape), x.dtype, sharding=everywhere) for k, x in one.items()
+            name: jax.ShapeDtypeStruct((examples, *x.shape), x.dtype, sharding=everywhere) for name, x in one.items()
         },
         "epoch": table,
         "example": table,
@@ -40,9 +39,9 @@ def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, data: Any, examp
     }
 
 
-def eval_shapes(mesh: Mesh, rows: int, global_batch_size: int, data: Any, targets: Any) -> Feed:
+def eval_shapes(mesh: Mesh, batches: int, global_batch_size: int, examples: int, one: Feed) -> Feed:
     """Return shapes, types and shardings of what `eval_feeds` gives."""
-    feed = feed_shapes(mesh, rows, global_batch_size, data, data.eval_examples, targets)
+    feed = feed_shapes(mesh, batches, global_batch_size, examples, one)
     mask = jax.ShapeDtypeStruct(feed["example"].shape, np.float32, sharding=feed["example"].sharding)
     return {key: feed[key] for key in ("examples", "example")} | {"mask": mask}
 

@@ -18,7 +18,7 @@ from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
 from jaxcnn.commands import bench as command
-from jaxcnn.data import batches as pipeline
+from jaxcnn.data import usable_cores
 from jaxcnn.training import profile, throughput
 
 EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_repeats_and_the_table_tells_them_in_80_col
     result = json.loads(out)
     assert result["images"] == 3 * 32
     assert [result[key] for key in ("steps", "warmup", "repeats", "device_count")] == [3, 2, 2, 4]
-    assert result["cores"] == pipeline.usable_cores()
+    assert result["cores"] == usable_cores()
     data, device, both = (rates(result, name) for name in ("data_only", "device_only", "end_to_end"))
     assert len(data) == len(device) == len(both) == 2
     assert rates(result, "ratio") == [r / min(d, s) for r, d, s in zip(both, data, device, strict=True)]

@@ -14,7 +14,7 @@ from jaxcnn import UserError, cli
 from jaxcnn.commands import data
 from jaxcnn.data import sources
 from jaxcnn.data.prepare import tfds as prepare_module
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source
 
 
 class TestList:
@@ -59,7 +59,7 @@ class Broken(Source):
     def _read(self, index):
         if index in (2, 4, 5, 6):
             raise UserError(f"example {index} is damaged")
-        return np.full((20 + index, 30, 3), index, np.uint8), index % 2
+        return {"image": np.full((20 + index, 30, 3), index, np.uint8), "label": index % 2}
 
 
 class TestPack:

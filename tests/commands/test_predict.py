@@ -14,7 +14,7 @@ from PIL import Image
 from jaxcnn import UserError, cli
 from jaxcnn.commands import predict
 from jaxcnn.commands.predict import Network
-from jaxcnn.data.images.decode import read_image
+from jaxcnn.data.images.crop import read_image
 from jaxcnn.data.sources import make_source
 from jaxcnn.models import create_model
 from jaxcnn.weights.files import write_safetensors

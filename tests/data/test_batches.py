@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jaxcnn import UserError
 from jaxcnn.data.batches import Slice, eval_batches, steps_per_epoch, train_batches
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.decode import resize
+from jaxcnn.data.images.crop import resize
 from jaxcnn.data.reader import Reader
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source
 
 
 class Numbers(Source):
@@ -24,7 +24,7 @@ class Numbers(Source):
         super().__init__("numbers", "all", size, tuple(map(str, range(size))), (2, 2, 1), (0.5,), (0.5,))
 
     def _read(self, index):
-        return np.full((2, 2, 1), index % 256, np.uint8), index
+        return {"image": np.full((2, 2, 1), index % 256, np.uint8), "label": index}
 
 
 def reader(source, seed=0, **kwargs):
@@ -36,7 +36,7 @@ def labels(batches):
 
 
 def train(size, batch, start, stop, seed=0, **kwargs):
-    return labels(train_batches(reader(Numbers(size), seed), batch, start, stop, **kwargs))
+    return labels(train_batches([reader(Numbers(size), seed)], batch, start, stop, **kwargs))
 
 
 sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, 12), st.sampled_from([1, 2, 3, 4])))
@@ -47,7 +47,8 @@ sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1
 def test_evaluation_counts_every_example_once_whatever_the_batch_and_the_processes(case):
     size, local, processes = case
     shares = [
-        list(eval_batches(reader(Numbers(size)), local * processes, part=Slice(p, processes))) for p in range(processes)
+        list(eval_batches([reader(Numbers(size))], local * processes, part=Slice(p, processes)))
+        for p in range(processes)
     ]
     assert len({len(share) for share in shares}) == 1, "a process would wait for the others"
     seen = [int(x) for share in shares for b in share for x in b["label"][b["mask"] == 1]]
@@ -87,7 +88,7 @@ def test_order_is_a_function_of_the_seed_and_neighbouring_seeds_share_none():
 
 
 def test_worker_processes_read_the_same_batches_as_threads():
-    batches: Any = train_batches(reader(Numbers(40)), 8, 2, 9, workers=2)
+    batches: Any = train_batches([reader(Numbers(40))], 8, 2, 9, workers=2)
     assert labels(batches) == train(40, 8, 2, 9)
     batches.close()
     del batches
@@ -95,12 +96,12 @@ def test_worker_processes_read_the_same_batches_as_threads():
 
 
 def test_masks_are_one_in_training_and_zero_for_padding():
-    assert all((b["mask"] == 1).all() for b in train_batches(reader(Numbers(9)), 4, 0, 4))
-    assert [b["mask"].tolist() for b in eval_batches(reader(Numbers(5)), 4)] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert all((b["mask"] == 1).all() for b in train_batches([reader(Numbers(9))], 4, 0, 4))
+    assert [b["mask"].tolist() for b in eval_batches([reader(Numbers(5))], 4)] == [[1, 1, 1, 1], [1, 0, 0, 0]]
 
 
 def test_dtypes_are_those_of_the_step():
-    batch = next(train_batches(reader(Numbers(9)), 4, 0, 1))
+    batch = next(train_batches([reader(Numbers(9))], 4, 0, 1))
     whole = dict.fromkeys(("label", "epoch", "example", "broken"), np.int32)
     assert {k: v.dtype for k, v in batch.items()} == {"image": np.uint8, "mask": np.float32, **whole}
 
@@ -111,7 +112,7 @@ def test_a_damaged_example_is_an_error_that_names_it():
             raise UserError(f"example {index} is damaged")
 
     with pytest.raises(UserError, match=r"example \d+ is damaged"):
-        list(islice(train_batches(reader(Damaged(9)), 3, 0, 3), 1))
+        list(islice(train_batches([reader(Damaged(9))], 3, 0, 3), 1))
 
 
 def test_a_batch_that_does_not_fit_is_refused():

@@ -154,7 +154,7 @@ class TestImageNet:
         assert (train.num_classes, train.class_names, train.mean) == (1000, imagenet.class_names(), imagenet.MEAN)
         read = {}
         for i in range(4):
-            assert train.record(i)[0][:2] == b"\xff\xd8"  # type: ignore[index]  # the PNG too has become a JPEG
+            assert train.read(i)["image"][:2] == b"\xff\xd8"  # the PNG too has become a JPEG
             read.setdefault(train.class_names[train[i]["label"]], []).append(train[i]["image"].mean((0, 1)).round())
         assert sorted(map(tuple, read["tench"])) == [
             pytest.approx((128, 128, 128), abs=2),

@@ -17,10 +17,9 @@ from jaxcnn.configfile import set_key
 from jaxcnn.data.batches import eval_batches, train_batches
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.decode import read_image
+from jaxcnn.data.images.crop import read_image
 from jaxcnn.data.reader import Reader
-from jaxcnn.data.sources import make_source
-from jaxcnn.data.sources.base import BadExample
+from jaxcnn.data.sources import BadExample, make_source
 
 COUNT = {"train": 12, "val": 5}
 
@@ -66,17 +65,17 @@ def dataset(root, **values):
 
 def test_a_row_is_a_function_of_seed_epoch_and_example(photographs):
     a, b = reader(photographs, augment="inception,randaugment(2,9),erase(0.5)"), reader(photographs, augment="none")
-    rows = [a.train(1, i).image for i in range(12)]
+    rows = [a.train(1, i)["image"] for i in range(12)]
     for i in reversed(range(12)):
-        np.testing.assert_array_equal(a.train(1, i).image, rows[i])
-    assert sum((a.train(2, i).image != rows[i]).any() for i in range(12)) == 12
-    assert sum((replace(a, seed=1).train(1, i).image != rows[i]).any() for i in range(12)) == 12
-    np.testing.assert_array_equal(b.train(0, 3).image, b.train(7, 3).image)
+        np.testing.assert_array_equal(a.train(1, i)["image"], rows[i])
+    assert sum((a.train(2, i)["image"] != rows[i]).any() for i in range(12)) == 12
+    assert sum((replace(a, seed=1).train(1, i)["image"] != rows[i]).any() for i in range(12)) == 12
+    np.testing.assert_array_equal(b.train(0, 3)["image"], b.train(7, 3)["image"])
 
 
 def test_batches_do_not_depend_on_the_workers(photographs):
     def digest(workers):
-        batches = train_batches(reader(photographs, augment="resnet,randaugment(2,9)"), 5, 0, 4, workers=workers)
+        batches = train_batches([reader(photographs, augment="resnet,randaugment(2,9)")], 5, 0, 4, workers=workers)
         seen = hashlib.sha256()
         for batch in batches:
             seen.update(batch["image"].tobytes() + batch["example"].tobytes())
@@ -91,24 +90,24 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(photographs):
     for i in range(COUNT["val"]):
         path = plain.source.where(i).rpartition("(")[2].rstrip(")")
         want = read_image(Path(path), shape=(32, 32, 3), resize=37)
-        got = plain.eval(i).image.astype(int)
+        got = plain.eval(i)["image"].astype(int)
         assert np.abs(got - want).max() <= 1
         assert np.abs(got - want).mean() < 0.1  # Pillow rounds otherwise when it is given the part alone
 
 
 def test_a_broken_image_stops_and_is_named_with_its_index(damaged):
     with pytest.raises(BadExample, match=r"train.*example 0 .*flower/1\.jpg.*cannot be read.*"):
-        list(train_batches(reader(damaged), 4, 0, 3))
+        list(train_batches([reader(damaged)], 4, 0, 3))
     with pytest.raises(BadExample, match=r"val.*example 0 .*flower/1\.jpg"):
-        list(eval_batches(reader(damaged, "val"), 4))
+        list(eval_batches([reader(damaged, "val")], 4))
 
 
 def test_skipping_replaces_by_a_neighbour_counts_and_reports(damaged, photographs):
     skipping, sound = reader(damaged, skip=True), reader(photographs)
     row = skipping.train(3, 0)
-    assert row.broken == 0
-    np.testing.assert_array_equal(row.image, sound.train(3, 1).image)
-    assert skipping.train(3, 1).broken == -1
+    assert row["broken"] == 0
+    np.testing.assert_array_equal(row["image"], sound.train(3, 1)["image"])
+    assert skipping.train(3, 1)["broken"] == -1
 
     data = dataset(damaged, **{"data.on_error": "skip"})
     batches = list(data.train_batches(0, 7))  # two epochs of 12, and a part of the third
@@ -138,7 +137,7 @@ def test_in_evaluation_a_broken_image_is_left_out_and_counted(damaged):
 def test_a_pipe_is_no_image(damaged):
     os.mkfifo(damaged / "train" / "flower" / "0.jpg")
     with pytest.raises(BadExample, match=r"0\.jpg.*no regular file"):
-        make_source(f"folder:{damaged}", "train").record(0)
+        make_source(f"folder:{damaged}", "train").read(0)
 
 
 def test_a_set_of_broken_images_is_an_error_even_then(damaged):
@@ -150,12 +149,12 @@ def test_a_set_of_broken_images_is_an_error_even_then(damaged):
 
 def test_resident_photographs_are_those_of_the_stream(damaged):
     data = dataset(damaged, **{"data.on_error": "skip", "data.augment": "flip", "data.resident": "true"})
-    images, labels, mask = data.resident(training=True)
+    arrays, mask = data.resident(training=True)
     for batch in data.train_batches(0, 3):
-        np.testing.assert_array_equal(images[batch["example"]], batch["image"])
-        np.testing.assert_array_equal(labels[batch["example"]], batch["label"])
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(arrays[name][batch["example"]], batch[name])
     assert mask.all()
-    assert data.resident(training=False)[2].sum() == 4
+    assert data.resident(training=False)[1].sum() == 4
 
 
 def test_moved_files_are_the_same_data(photographs, tmp_path):

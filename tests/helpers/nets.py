@@ -147,7 +147,9 @@ def training(name: str) -> Callable[[jax.Array], tuple[Any, Any, list[tuple[jax.
                 {"params": params} | rest, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
             )
         terms, _ = create_task(base_config()).loss(outputs, batch)
-        return sum(total / weight for total, weight in terms.values()), (outputs, drops)
+        (total, weight), *none = terms.values()
+        assert not none
+        return total / jnp.asarray(weight), (outputs, drops)
 
     params, rest = variables(name)["params"], {k: v for k, v in variables(name).items() if k != "params"}
     program = quick(jax.value_and_grad(run, has_aux=True))

@@ -57,7 +57,7 @@ class Toy(Task):
         large = counted.sum() * (2**25 + 1)  # float32 would round it
         return self.loss(outputs, batch)[1] | {"confusion": (confusion, counted.sum()), "large": (large, counted.sum())}
 
-    def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+    def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array] | None:
         return {"guess": outputs["logits"].argmax(-1), "draw": outputs["draw"]}
 
     def scores(self, sums: Sums, rows: Rows) -> dict[str, float]:
@@ -116,7 +116,8 @@ class Players(Toy):
     def make_step(self, parts: Any) -> Any:
         def objective_of(sign: float) -> Any:
             def objective(variables: Any, batch: Batch, rngs: Any) -> Any:
-                logits, mask = Two().apply({"params": variables["params"]}, batch["image"])["logits"], batch["mask"]
+                outputs: Any = Two().apply({"params": variables["params"]}, batch["image"])
+                logits, mask = outputs["logits"], batch["mask"]
                 offset = variables["constants"]["offset"].sum()  # 21, an argument of the step
                 total = sign * jnp.sum(logits * mask) + 0 * offset
                 return {"logits": (total, mask.sum())}, {f"sum{sign:+.0f}": (total, mask.sum())}, {}

@@ -19,8 +19,8 @@ from jaxcnn import UserError, cli, models
 from jaxcnn.commands.weights import _exported
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, to_json
-from jaxcnn.data.images import jpeg
-from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, read_image, size_of
+from jaxcnn.data.images.crop import Box, crop_resize, read_image
+from jaxcnn.data.images.decode import MAX_PIXELS, decode, read_header, size_of
 from jaxcnn.data.prepare.tfds import read_idx
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.data.sources.tfds import _check_names
@@ -112,7 +112,7 @@ def test_image(folder, kind, data):
             continue
         assert pixels.dtype == np.uint8
         assert pixels.size <= MAX_PIXELS * channels
-    jpeg.read_header(image)
+    read_header(image)
     value_of(lambda: read_image(seeds.write(folder / "image", image), (8, 8, 3), 16))
 
 

@@ -17,7 +17,7 @@ from tiny import Tiny, ripple
 from jaxcnn.config import base_config
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source
 from jaxcnn.models.layers import Classifier, FullyConnected
 from jaxcnn.tasks import create_task
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
@@ -35,10 +35,10 @@ class Photographs(Source):
     def __init__(self, size: int):
         super().__init__("photographs", "all", size, tuple("abcdefg"), (None, None, 3), (0.5,) * 3, (0.2,) * 3)
 
-    def _read(self, index: int) -> tuple[bytes, int]:
+    def _read(self, index: int) -> dict[str, Any]:
         noise = np.random.default_rng(index).integers(0, 256, (*SIDES[index % 4], 3), np.uint8)
         Image.fromarray(noise).save(file := io.BytesIO(), "PNG")
-        return file.getvalue(), index * index % CLASSES
+        return {"image": file.getvalue(), "label": index * index % CLASSES}
 
 
 class Connected(nn.Module):

@@ -1,9 +1,11 @@
 """What training images are changed by, named in `config.data.augment`, and the part of it that the host does.
 
 The value joins names of OPS and PRESETS by commas, such as "random_area(0.08,1),flip,randaugment(2,9),mixup(0.2)": a
-crop first, if any; then the host's and the device's operations (`transforms.py`), each in their order. Scales such as
-256 are for crops of 224 pixels, and in proportion for others; a crop lies anywhere, not only at whole pixels of the
-rescaled image. Images are uint8 (H, W, C), grey or RGB, and never changed in place.
+crop first, if any; then the host's and the device's operations (`augment_device.py`), each in their order. Scales such
+as 256 are for crops of 224 pixels, and in proportion for others; a crop lies anywhere, not only at whole pixels of the
+rescaled image. A crop has the shape of the size (height, width) that it is brought to; where that is no square, 224
+pixels are its longer side, and aspects are relative to its own. Images are uint8 (H, W, C), grey or RGB, and never
+changed in place.
 """
 
 import difflib
@@ -19,10 +21,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxcnn import UserError
-from jaxcnn.data.images.decode import Box
+from jaxcnn.data.images.crop import Box
 
 Rng = np.random.Generator
-Geometry = Callable[[int, int, int, Rng], Box]  # (height, width, side in pixels that the crop is brought to, rng)
+Size = tuple[int, int]  # (height, width)
+Geometry = Callable[[Size, Size, Rng], Box]  # (the image's size, the one that the crop is brought to, rng)
 PixelOp = Callable[[np.ndarray, Rng], np.ndarray]
 
 # Columns: principal components of ImageNet's RGB in 0 … 1, and their eigenvalues; as in fb.resnet.torch.
@@ -37,9 +40,9 @@ class Augmentation(NamedTuple):
 
     Attributes:
       text: as in the config.
-      geometry: (height, width, size, rng) -> the part of the image to take, inside it; None where no crop is named.
+      geometry: (image, size, rng) -> the part of the image to take, inside it; None where no crop is named.
       pixels: in order, (uint8 (H, W, C), rng) -> the same shape and type.
-      device: (name, arguments) for `transforms.augment`, in order; an argument that was left out is missing here too.
+      device: (name, arguments) for `augment_device.augment`, in order; an argument that was left out is missing too.
     """
 
     text: str
@@ -49,7 +52,7 @@ class Augmentation(NamedTuple):
 
 
 def parse(text: str) -> Augmentation:
-    """What `text`, a value of `config.data.augment`, asks for.
+    """Read `text`, a value of `config.data.augment`.
 
     Raises:
       UserError: a name is unknown or there twice, arguments are illegal, or a crop is not first or not the only one.
@@ -71,7 +74,7 @@ def parse(text: str) -> Augmentation:
 
 
 def _read(text: str) -> list[tuple[str, dict[str, float]]]:
-    """The operations of `text` with their arguments, presets replaced by theirs; a ValueError says what is wrong."""
+    """Return the operations of `text` with their arguments, presets expanded; a ValueError says what is wrong."""
     words = []
     for word in map(str.strip, re.split(r",(?![^()]*\))", text)):
         match = re.fullmatch(r"([\w-]+)\s*(?:\(([^()]*)\))?", word)
@@ -100,35 +103,44 @@ def _arguments(word: str, name: str, inside: str) -> dict[str, float]:
     raise ValueError(f"{word} must be {name}{usage}")
 
 
-def fixed_scale(height: int, width: int, size: int, rng: Rng, scale: float) -> Box:
-    """A crop of the central square, as of 224 pixels where the shorter side is `scale`: AlexNet, sections 2, 4.1."""
-    short = min(height, width)
-    box = _placed(short * 224 / scale, short * 224 / scale, short, short, rng)
-    return box._replace(top=box.top + (height - short) / 2, left=box.left + (width - short) / 2)
+def fixed_scale(image: Size, size: Size, rng: Rng, scale: float) -> Box:
+    """Draw a crop of the central square, as of 224 pixels where its side is `scale`: AlexNet, sections 2, 4.1."""
+    height, width = _largest(image, size)
+    box = _placed(height * 224 / scale, width * 224 / scale, height, width, rng)
+    return box._replace(top=box.top + (image[0] - height) / 2, left=box.left + (image[1] - width) / 2)
 
 
-def scale_jitter(height: int, width: int, size: int, rng: Rng, lo: float, hi: float) -> Box:
-    """A crop as of 224 pixels where the shorter side is `lo` … `hi`, uniform: VGG, section 3.1."""
-    side = min(height, width) * 224 / rng.uniform(lo, hi)
-    return _placed(side, side, height, width, rng)
+def scale_jitter(image: Size, size: Size, rng: Rng, lo: float, hi: float) -> Box:
+    """Draw a crop as of 224 pixels where the shorter side is `lo` … `hi`, uniform: VGG, section 3.1."""
+    scale = rng.uniform(lo, hi)
+    height, width = (side * 224 / scale for side in _largest(image, size))
+    return _placed(height, width, *image, rng)
 
 
 def random_area(
-    height: int, width: int, size: int, rng: Rng, lo: float, hi: float,
-    aspect_lo: float = 3 / 4, aspect_hi: float = 4 / 3,
-) -> Box:  # fmt: skip
-    """A share `lo` … `hi` of the area, uniform, and width / height log-uniform in its limits: GoogLeNet, section 6.
+    image: Size, size: Size, rng: Rng, lo: float, hi: float, aspect_lo: float = 3 / 4, aspect_hi: float = 4 / 3
+) -> Box:
+    """Draw the area's share in `lo` … `hi`, uniform, and width / height, log-uniform: GoogLeNet, section 6.
 
     Log-uniform is ours, as torchvision's. Where ten draws do not fit: the largest central part with a legal aspect.
     """
-    if sides := _sides(height, width, (lo, hi, aspect_lo, aspect_hi), rng):
+    height, width = image
+    lowest, highest = (aspect * (size[1] / size[0]) for aspect in (aspect_lo, aspect_hi))
+    if sides := _sides(height, width, (lo, hi, lowest, highest), rng):
         return _placed(*sides, height, width, rng)
-    h, w = max(1.0, min(height, width / aspect_lo)), max(1.0, min(width, height * aspect_hi))
+    h, w = max(1.0, min(height, width / lowest)), max(1.0, min(width, height * highest))
     return Box((height - h) / 2, (width - w) / 2, h, w)
 
 
+def _largest(image: Size, size: Size) -> tuple[float, float]:
+    """Return the sides of the largest rectangle in an image that has the shape of `size`."""
+    (height, width), longer = image, max(size)
+    side = min(height * longer / size[0], width * longer / size[1])  # of the longer one; exact where `size` is a square
+    return min(height, side * (size[0] / longer)), min(width, side * (size[1] / longer))
+
+
 def _sides(height: int, width: int, limits: tuple[float, ...], rng: Rng) -> tuple[float, float] | None:
-    """Height and width of a rectangle that fits: share of the area uniform, width / height log-uniform."""
+    """Draw height and width of a rectangle that fits: share of the area uniform, width / height log-uniform."""
     lo, hi, aspect_lo, aspect_hi = limits
     for _ in range(10):
         part = height * width * rng.uniform(lo, hi)
@@ -139,8 +151,8 @@ def _sides(height: int, width: int, limits: tuple[float, ...], rng: Rng) -> tupl
     return None
 
 
-def _placed(h: float, w: float, height: int, width: int, rng: Rng) -> Box:
-    """A box of these sides, but at least a pixel each, anywhere in the image."""
+def _placed(h: float, w: float, height: float, width: float, rng: Rng) -> Box:
+    """Draw a box of these sides, but at least a pixel each, anywhere in the image."""
     h, w = max(1.0, h), max(1.0, w)
     return Box(rng.uniform(0, height - h), rng.uniform(0, width - w), h, w)
 

@@ -1,20 +1,23 @@
-"""Image files to arrays: opened safely and upright, then cut and fitted to the size that a network takes."""
+"""Image files to arrays: opened safely and turned upright; of a JPEG no more is decoded than is wanted.
+
+JPEGs go through libjpeg-turbo, all other formats through Pillow.
+"""
 
 import contextlib
 import io
-import math
+import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
-from jaxcnn.data.images import jpeg
 from jaxcnn.safe_files import read_bytes
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
@@ -22,50 +25,16 @@ MAX_BYTES = 2**30  # of a file: as many pixels of 16 bits in four channels take 
 # Pillow's parsers of these alone: it has forty more, some of which start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
-_RESAMPLING = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole process's
-
-# One example is one thread's work, and its result is the same on every processor: IPP's kernels round differently.
-cv2.setNumThreads(0)
-cv2.ipp.setUseIPP(False)
-
-
-class Box(NamedTuple):
-    """A rectangle in an image, in pixels; fractions are allowed."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-
-def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
-    """The image in `path`, upright, its centre brought to `shape` (H, W, C): uint8, C of 1 (grey) or 3 (RGB).
-
-    Args:
-      resize: the shorter side becomes so many pixels and the centre is cropped, as torchvision evaluates (256 for the
-        published weights); None: the largest centred part of the right aspect is scaled to the shape.
-
-    Raises:
-      UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS, as it is or resized.
-    """
-    height, width, channels = shape
-    image = open_image(path, channels)
-    if resize is None:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    else:
-        scaled = shorter_to(image.size, resize)
-        if math.prod(scaled) > MAX_PIXELS:
-            raise UserError(
-                f"{path} of {image.width}×{image.height} would be resized to {scaled[0]}×{scaled[1]} pixels: "
-                f"more than {MAX_PIXELS:,} are refused; crop it first"
-            )
-        image = center_crop(image.resize(scaled, Image.Resampling.BILINEAR), (height, width))
-    return np.asarray(image).reshape(height, width, channels)
+_COLOURS = {1: "GRAY", 3: "RGB"}
+_BLOCK = 16  # rows that are decoded together where colour is subsampled, the most there is
+_STRAY = 64  # bytes that may stand before the end marker: more are what damage leaves over
+_SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than the whole
+_MOST_SCANS = 100  # encoders write ten or so; each costs a pass over all pixels, for as little as a few bytes
 
 
 def open_image(path: Path, channels: int) -> Image.Image:
-    """The image in `path`, or its first frame, turned as EXIF says, in mode L (1 channel) or RGB (3).
+    """Open the image in `path`, or its first frame, turned as EXIF says, in mode L (1 channel) or RGB (3).
 
     16 bits are scaled to 8, and transparency is dropped.
 
@@ -82,7 +51,7 @@ def open_image(path: Path, channels: int) -> Image.Image:
 
 
 def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """All of an image, upright: uint8 (H, W, channels) of a file's bytes, or of pixels with or without channels.
+    """Decode all of an image, upright: uint8 (H, W, channels) of a file's bytes, or of pixels with or without channels.
 
     Raises:
       ValueError: it is no image, is damaged, or has more than MAX_PIXELS.
@@ -90,23 +59,23 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
     if isinstance(image, np.ndarray):
         pixels = image.astype(np.uint8) * 255 if image.dtype == bool else image
         return pixels.reshape(*pixels.shape[:2], channels)
-    header = jpeg.read_header(image) if channels in (1, 3) else None
+    header = read_header(image) if channels in (1, 3) else None
     if header:
         _check_pixels(header.width, header.height)
-        return _turn(jpeg.decode(image, header, channels), header.orientation)
+        return _turn(decode_jpeg(image, header, channels), header.orientation)
     pixels = np.asarray(_open(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
-    """(height, width) of an upright image, from its headers alone.
+    """Return (height, width) of an upright image, from its headers alone.
 
     Raises:
       ValueError: as of `decode`.
     """
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    header = jpeg.read_header(image)
+    header = read_header(image)
     if header:
         turned = header.orientation >= 5
         return (header.width, header.height) if turned else (header.height, header.width)
@@ -118,76 +87,27 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         raise ValueError(_reason(image, error)) from error
 
 
-def crop_resize(
-    image: bytes | np.ndarray, channels: int, box: Box, size: tuple[int, int], interpolation: str = "bilinear"
-) -> np.ndarray:
-    """The part `box` of an upright image, brought to `size` (height, width): uint8 (height, width, channels).
-
-    Of a JPEG no more is decoded than is needed: no rows below the box, and half, a quarter or an eighth of the
-    resolution where the box has that many times the pixels of `size`.
+def decode_rows(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
+    """Decode at least the rows above `bottom` of an upright image, reduced by `scale` if the decoder can.
 
     Args:
-      interpolation: "bilinear" and "bicubic" between neighbours, as tf.image does, in which the box is rounded to whole
-        pixels; "antialias" weighs all pixels, bilinear as Pillow and torchvision do, takes the box as it is, and
-        decodes everything: how Pillow rounds depends on the rows there are.
+      scale: 1, 2, 4 or 8.
+
+    Returns:
+      The pixels, and the scale that they have: `scale` or 1.
 
     Raises:
       ValueError: as of `decode`.
     """
-    if interpolation == "antialias":
-        pixels = decode(image, channels)
-        squeezed = pixels[..., 0] if channels == 1 else pixels
-        exact = (box.left, box.top, box.left + box.width, box.top + box.height)
-        resized = Image.fromarray(squeezed).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=exact)
-        return np.asarray(resized).reshape(*size, channels)
-    top, left = round(box.top), round(box.left)
-    bottom, right = max(top + 1, round(box.top + box.height)), max(left + 1, round(box.left + box.width))
-    scale = jpeg.scale_for((bottom - top, right - left), size)
-    pixels, scale = _scaled(image, channels, bottom, scale)
-    top, left, bottom, right = top // scale, left // scale, -(-bottom // scale), -(-right // scale)
-    part = pixels[top:bottom, left:right]
-    if part.shape[:2] == size:
-        return part
-    resized = cv2.resize(part, (size[1], size[0]), interpolation=_RESAMPLING[interpolation])
-    return resized.reshape(*size, channels)
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (H, W, C) -> (*size, C), bilinear with antialiasing; unchanged where it fits."""
-    height, width, channels = image.shape
-    if (height, width) == size:
-        return image
-    return crop_resize(image, channels, Box(0, 0, height, width), size, "antialias")
-
-
-def _scaled(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
-    """At least the rows above `bottom`, reduced by `scale` if the decoder can, and the scale it is."""
-    header = jpeg.read_header(image) if isinstance(image, bytes) else None
+    header = read_header(image) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header and header.orientation == 1 and channels in (1, 3):
         _check_pixels(header.width, header.height)
-        return jpeg.decode(image, header, channels, min(bottom, header.height), scale), scale
+        return decode_jpeg(image, header, channels, min(bottom, header.height), scale), scale
     return decode(image, channels), 1
 
 
-def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The centre of `size` (height, width) as torchvision cuts it; what an image lacks is black."""
-    left, top = (_start(side, crop) for side, crop in zip(image.size, reversed(size), strict=True))
-    return image.crop((left, top, left + size[1], top + size[0]))
-
-
-def _start(side: int, crop: int) -> int:
-    """Where a centred crop begins: half a pixel is rounded to the even one, but padding to the smaller one."""
-    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
-
-
-def shorter_to(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Two sides with the shorter one set to `shorter`; as in torchvision, the longer one is rounded down."""
-    short = min(size)
-    return int(shorter * size[0] / short), int(shorter * size[1] / short)
-
-
 def _open(data: bytes, channels: int) -> Image.Image:
-    """Pillow's reading of a file, upright and in the mode of `channels`.
+    """Read a file by Pillow, upright and in the mode of `channels`.
 
     Raises:
       ValueError: it cannot be read; the text says why.
@@ -208,8 +128,8 @@ def _open(data: bytes, channels: int) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Pillow's image of the bytes. It warns of what it goes on without, such as a damaged EXIF block."""
-    jpeg.check_scans(data)
+    """Open the bytes by Pillow, which warns of what it goes on without, such as a damaged EXIF block."""
+    check_scans(data)
     quiet = warnings.catch_warnings(action="ignore")
     with _warnings_lock, quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         yield image
@@ -221,7 +141,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as EXIF's orientation wants to be shown."""
+    """Turn (H, W, C) as EXIF's orientation says."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -237,3 +157,108 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is empty" if not data else "it is no image of a known format"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+class Header(NamedTuple):
+    """What the headers of a JPEG say.
+
+    Attributes:
+      height, width: as it is stored, before it is turned upright.
+      orientation: EXIF's, 1 to 8; 1 is upright.
+      frame: where the frame header begins, in bytes.
+      sequential: whether its rows come one after the other (not so in a progressive one).
+    """
+
+    height: int
+    width: int
+    orientation: int
+    frame: int
+    sequential: bool
+
+
+def read_header(data: bytes) -> Header | None:
+    """Return the header of a JPEG of 8 bits, grey or YCbCr; None for all else, CMYK too: Pillow reads it."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, orientation, end = 2, 1, len(data) - 9
+    while at < end:
+        if data[at] != 0xFF:
+            return None
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in (0xC0, 0xC1, 0xC2):
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            if bits != 8 or components not in _COLOURS or not height or not width:
+                return None
+            return Header(height, width, orientation, at, marker != 0xC2)
+        if (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xD8, 0xD9, 0xDA) or length < 2:
+            return None
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _orientation(data[at + 10 : at + 2 + length])
+        at += 2 + length
+    return None
+
+
+def check_scans(data: bytes) -> None:
+    """Raise ValueError if `data` is a JPEG of so many scans that it is made to take minutes."""
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ValueError(f"it has {scans} scans: more than {_MOST_SCANS} are refused")
+
+
+def _orientation(tiff: bytes) -> int:
+    """Return tag 274 of EXIF's first directory; 1 where it is absent or damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        if not order:
+            return 1
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(min(count, 64)):
+            tag, kind, values, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
+            if tag == 274:
+                return value if kind == 3 and values == 1 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def decode_jpeg(data: bytes, header: Header, channels: int, bottom: int = 0, scale: int = 1) -> np.ndarray:
+    """Decode `data`, as it is stored: uint8 (rows, columns, channels).
+
+    Args:
+      bottom: rows that are wanted (0: all); those below it may be missing.
+      scale: 1, 2, 4 or 8: height and width are divided by it, rounded up, at the inverse transform.
+
+    Raises:
+      ValueError: it is damaged. Damage in rows that are not wanted is not seen.
+    """
+    check_scans(data)
+    height = header.height
+    if bottom and header.sequential:
+        # libjpeg-turbo decodes so many rows as the header has. One more than is wanted: colour is interpolated.
+        height = min(height, -(-(bottom + 1) // _BLOCK) * _BLOCK)
+    rows, columns = -(-height // scale), -(-header.width // scale)
+    pixels = np.empty((rows, columns, channels), np.uint8)
+
+    def fill(file: bytes) -> None:
+        simplejpeg.decode_jpeg(
+            file, _COLOURS[channels], min_height=rows, min_width=columns, min_factor=scale, buffer=pixels
+        )
+
+    shortened, at = height < header.height, header.frame + 5
+    try:
+        fill(b"".join((data[:at], height.to_bytes(2), memoryview(data)[at + 2 :])) if shortened else data)
+    except ValueError as error:
+        # The first complaint is the one that is kept. This one comes after the last row: of a shortened image it is
+        # about the rest of the data, which must be there; else about stray bytes. Damage before it is named instead.
+        stray = re.search(r"(\d+) extraneous bytes before marker", f"{error}")
+        if not stray or (not shortened and int(stray[1]) > _STRAY):
+            raise
+    return pixels
+
+
+def scale_for(crop: tuple[int, int], target: tuple[int, int]) -> int:
+    """Return the largest scale, 1, 2, 4 or 8, at which a crop (height, width) still has the pixels of `target`."""
+    return next((s for s in _SCALES if crop[0] >= s * target[0] and crop[1] >= s * target[1]), 1)

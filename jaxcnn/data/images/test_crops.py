@@ -1,13 +1,13 @@
 """The views of an image that the papers average over in their tests: crops at several places and scales.
 
-Scales and crops are told for networks of 224 pixels, and are in proportion for others. Images are resized bilinearly
-with antialiasing, as Pillow and torchvision do; what the papers used they do not say. The mirrored half of the views is
-made on the device.
+Scales and crops are the papers', for networks of 224 pixels, and in proportion for others. For a network whose images
+are no square, what the papers say of a square is true of a frame in the shape of its images, and of its longer side.
+Images are resized bilinearly with antialiasing, as Pillow and torchvision do; what the papers used they do not say. The
+mirrored half of the views is made on the device.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,41 +16,47 @@ import grain
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.batches import WHOLE, Batch, Slice, read_ahead, usable_cores
-from jaxcnn.data.images.decode import MAX_PIXELS, resize, shorter_to, size_of
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.batches import WHOLE, Slice
+from jaxcnn.data.images.crop import cover, frame, resize
+from jaxcnn.data.images.decode import MAX_PIXELS
+from jaxcnn.data.read_ahead import Batch, read_ahead
+from jaxcnn.data.sources import Source
+
+Size = tuple[int, int]  # (height, width)
 
 _GRID = 32  # dense: the aspect of an image is rounded to 32nds of its shorter side, by 1.6 % at most
 
 
-def one_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
-    """The centre of an image whose shorter side is `scale`: torchvision's Resize and CenterCrop, to the bit."""
-    return [_centre(_shorter_to(image, scale), size)]
+def one_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
+    """Return the centre of an image whose shorter side is `scale`: torchvision's Resize and CenterCrop, to the bit."""
+    return [_centre(_covering(image, frame(size, scale)), size)]
 
 
-def ten_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
+def ten_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
     """Krizhevsky et al. 2012, section 4.1: the four corners and the centre; with their mirror images, ten.
 
     Of the central square, 256 pixels wide, which is all that the paper keeps of an image (section 2). torchvision's
     TenCrop takes the corners of the whole rectangle.
     """
-    return _five(_centre(_shorter_to(image, scale), scale), size)
+    square = frame(size, scale)
+    return _five(_centre(_covering(image, square), square), size)
 
 
-def multi_crop(image: np.ndarray, size: int, scale: int) -> list[np.ndarray]:
+def multi_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
     """Szegedy et al. 2015, section 7: 18 of the 36 crops at one of four scales, the others are their mirror images.
 
     Of the left, central and right square, or the top, central and bottom one of a portrait: the four corners, the
     centre, and the square itself resized to `size`.
     """
-    scaled = _shorter_to(image, scale)
-    last = [side - scale for side in scaled.shape[:2]]  # 0 along the shorter side
-    starts = [(0, 0), (round(last[0] / 2), round(last[1] / 2)), (last[0], last[1])]
-    squares = [scaled[top : top + scale, left : left + scale] for top, left in starts]
-    return [view for square in squares for view in (*_five(square, size), resize(square, (size, size)))]
+    height, width = frame(size, scale)
+    covering = _covering(image, (height, width))
+    last = covering.shape[0] - height, covering.shape[1] - width  # 0 along the shorter side
+    starts = [(0, 0), (round(last[0] / 2), round(last[1] / 2)), last]
+    squares = [covering[top : top + height, left : left + width] for top, left in starts]
+    return [view for square in squares for view in (*_five(square, size), resize(square, size))]
 
 
-_CROPS: dict[str, Callable[[np.ndarray, int, int], list[np.ndarray]]] = {
+_CROPS: dict[str, Callable[[np.ndarray, Size, int], list[np.ndarray]]] = {
     "1crop": one_crop,
     "10crop": ten_crop,
     "144crop": multi_crop,
@@ -62,19 +68,19 @@ PROTOCOLS = tuple(_NUMBERS)
 
 @dataclass(frozen=True)
 class Views:
-    """A protocol for a network of `size` pixels.
+    """A protocol for a network of images of `size`.
 
     `dense` is Simonyan and Zisserman 2015, section 3.2: the whole image at each scale. Its aspect is rounded to 32nds
     of the shorter side, so that programs are compiled for tens of shapes and not for thousands.
 
     Attributes:
       protocol: one of PROTOCOLS.
-      size: side of a crop in pixels.
-      scales: lengths in pixels that an image's shorter side is brought to.
+      size: (height, width) of a crop in pixels.
+      scales: lengths in pixels that an image's shorter side is brought to; see `crop.frame` where `size` is no square.
     """
 
     protocol: str
-    size: int
+    size: Size
     scales: tuple[int, ...]
 
     @property
@@ -88,14 +94,14 @@ class Views:
         return _NUMBERS[self.protocol] * len(self.scales) * (1 + self.mirrored)
 
     def shape(self, scale: int, aspect: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the views at a scale of an image of `aspect` (of no matter to crops)."""
+        """Return (height, width) of the views at a scale of an image of `aspect` (of no matter to crops)."""
         if self.protocol != "dense":
-            return self.size, self.size
+            return self.size
         height, width = (round(scale * side / _GRID) for side in aspect)
         return height, width
 
     def aspect(self, height: int, width: int) -> tuple[int, int]:
-        """What images whose views have the same shapes share: height and width, the shorter one 32; crops, nothing."""
+        """Return what images share whose views have the same shapes: sides, the shorter one 32; of crops all do."""
         if self.protocol != "dense":
             return _GRID, _GRID
         short = min(height, width)
@@ -109,9 +115,9 @@ class Views:
     def check(self, where: str, height: int, width: int) -> None:
         """Raise a UserError about the image `where` if it would have more than MAX_PIXELS when it is resized."""
         if (largest := max(self.scales)) ** 2 * max(height, width) / min(height, width) > MAX_PIXELS:
-            mend = "take smaller --scales, or leave it out" if self.protocol == "dense" else "leave it out"
+            fix = "take smaller --scales, or leave it out" if self.protocol == "dense" else "leave it out"
             raise UserError(
-                f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {mend}"
+                f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {fix}"
             )
 
     def cut(self, image: np.ndarray) -> list[np.ndarray]:
@@ -124,44 +130,43 @@ class Views:
 
 
 def make_views(protocol: str, image_shape: Sequence[int], scales: Sequence[int] = (), resize: int = 0) -> Views:
-    """The protocol for a network whose images are `image_shape` (H, W, C).
+    """Return the protocol for a network whose images are `image_shape` (H, W, C).
 
     Args:
       scales: instead of the paper's; for "dense" alone.
-      resize: the shorter side before "1crop" and "10crop" (0: 256 for 224 pixels).
+      resize: the scale of "1crop" and "10crop" (0: 256 for 224 pixels).
 
     Raises:
-      UserError: the images are not square, or a scale is below their side.
+      UserError: a scale is below the longer side of the images.
     """
-    height, width = image_shape[:2]
-    if height != width:
-        raise UserError(f"--protocol {protocol} is for networks of square images, this one takes {height}×{width}")
+    size = image_shape[0], image_shape[1]
     if resize and protocol in ("1crop", "10crop"):
         scales = (resize,)
-    scales = tuple(scales) or tuple(round(scale * height / 224) for scale in _SCALES[protocol])
-    if min(scales) < height:
+    scales = tuple(scales) or tuple(round(scale * max(size) / 224) for scale in _SCALES[protocol])
+    if min(scales) < max(size):
         raise UserError(
-            f"--protocol {protocol} at scale {min(scales)}: the network sees {height}×{height} pixels, "
-            f"take scales of {height} or more"
+            f"--protocol {protocol} at scale {min(scales)}: the network sees {size[0]}×{size[1]} pixels, "
+            f"take scales of {max(size)} or more"
         )
-    return Views(protocol, height, scales)
+    return Views(protocol, size, scales)
 
 
-def _shorter_to(image: np.ndarray, scale: int) -> np.ndarray:
-    """The image with its shorter side brought to `scale`."""
-    return resize(image, shorter_to((image.shape[0], image.shape[1]), scale))
+def _covering(image: np.ndarray, size: Size) -> np.ndarray:
+    """Return the image resized until it just covers `size`."""
+    return resize(image, cover((image.shape[0], image.shape[1]), size))
 
 
-def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre (size, size, C); half a pixel is rounded to the even one, as in torchvision."""
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
+def _centre(image: np.ndarray, size: Size) -> np.ndarray:
+    """Return the centre (*size, C); half a pixel is rounded to the even one, as in torchvision."""
+    top, left = (round((side - length) / 2) for side, length in zip(image.shape, size, strict=False))
+    return image[top : top + size[0], left : left + size[1]]
 
 
-def _five(square: np.ndarray, size: int) -> list[np.ndarray]:
-    """Top left, top right, bottom left, bottom right, centre, each (size, size, C)."""
-    last = len(square) - size
-    corners = [square[top : top + size, left : left + size] for top in (0, last) for left in (0, last)]
+def _five(square: np.ndarray, size: Size) -> list[np.ndarray]:
+    """Return top left, top right, bottom left, bottom right and centre, each (*size, C)."""
+    height, width = size
+    tops, lefts = (0, square.shape[0] - height), (0, square.shape[1] - width)
+    corners = [square[top : top + height, left : left + width] for top in tops for left in lefts]
     return [*corners, _centre(square, size)]
 
 
@@ -174,7 +179,7 @@ class Rows(NamedTuple):
 
 
 def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1) -> list[Rows]:
-    """Every example of `source` once, in batches of about as many pixels as `global_batch_size` ordinary images.
+    """Return every example of `source` once, in batches of about as many pixels as `global_batch_size` ordinary images.
 
     The number of rows divides by `devices` and is at least that. For `dense` the size of every image is read, where
     they differ: from its header, but the file is read for it.
@@ -187,7 +192,7 @@ def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1)
         groups.setdefault(aspect, []).append(i)
     batches = []
     for aspect, examples in sorted(groups.items()):
-        rows = global_batch_size * views.size**2 // views.pixels(aspect)
+        rows = global_batch_size * math.prod(views.size) // views.pixels(aspect)
         rows = max(1, min(rows // devices, math.ceil(len(examples) / devices))) * devices
         for start in range(0, len(examples), rows):
             part = np.array(examples[start : start + rows])
@@ -203,24 +208,16 @@ def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
         views.check(source.where(0), height, width)
     if views.protocol != "dense" or (height and width):
         return [views.aspect(height or 1, width or 1)] * len(source)
-
-    def read(i: int) -> tuple[int, int]:
-        image, _ = source.record(i)
-        try:
-            size = size_of(image)
-        except ValueError as error:
-            raise source.bad(i, error) from error
+    sizes = [(int(h), int(w)) for h, w in source.sizes()]
+    for i, size in enumerate(sizes):
         views.check(source.where(i), *size)
-        return views.aspect(*size)
-
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        return list(threads.map(read, range(len(source))))
+    return [views.aspect(*size) for size in sizes]
 
 
 def view_batches(
     source: Source, views: Views, batches: Sequence[Rows], *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 2
 ) -> Iterator[Batch]:
-    """The batches that `plan` made, this process's rows: "label" int32 (n,), "mask" float32 (n,) and the views.
+    """Return the batches that `plan` made, this process's rows: "label" int32 (n,), "mask" float32 (n,) and the views.
 
     These are "views0" …, uint8 (n, views, H, W, C), one array for each shape that the views of an image have.
 

@@ -1,26 +1,186 @@
-"""The sources by name: handwritten digits, synthetic images, TFDS data sets that are prepared, folders of images
-and packed ones.
+"""What a source of examples is, and the registry of kinds of sources.
 
-Reading imports neither JAX nor TensorFlow.
+A storage format is one module of this folder and one line of `KINDS`. The module has
+
+    open_split(name, split, data_dir) -> Source
+    split_sizes(name, data_dir) -> {split: number of examples}
+
+and, where the defaults do not do, `labelled_splits(name, data_dir)` and `find(data_dir)`, the names of the data sets
+that are at hand. Reading imports neither JAX nor TensorFlow, and this module loads a format only when it is asked for.
 """
 
 import difflib
 import os
-import re
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import folder, packed, tfds
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data import usable_cores
 
-SYNTHETIC = "synthetic[:CLASSES[:EXAMPLES]]"
-_ON_DISK = {"folder": folder, "packed": packed}  # their names hold the path
-_SIDE = 32  # of a synthetic image
+
+class Kind(NamedTuple):
+    """A kind of source, which the part of a data set's name before the colon says.
+
+    Attributes:
+      module: its module in this folder.
+      form: how the name of a data set of this kind is written.
+      is_path: whether the rest of the name is a folder, which may be moved between two parts of a run.
+      marker: file that tells a folder of this kind from the others.
+      slices: what a split may be besides those there are, as the end of a sentence.
+    """
+
+    module: str
+    form: str
+    is_path: bool = False
+    marker: str = ""
+    slices: str = ""
+
+
+KINDS = {
+    "digits": Kind("toy", "digits"),
+    "synthetic": Kind("toy", "synthetic[:CLASSES[:EXAMPLES]]"),
+    "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
+    "folder": Kind("folder", "folder:DIR", is_path=True),
+    "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),
+}
+
+
+class BadExample(UserError):
+    """One example cannot be read: `config.data.on_error=skip` goes on without it."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Source(ABC):
+    """One split of a data set, with random access. Picklable, and safe to read from several threads.
+
+    Attributes:
+      name: as given to `make_source`.
+      split: likewise.
+      size: number of examples.
+      class_names: name of each class, in the order of the labels.
+      image_shape: (H, W, C); None where images differ in size.
+      mean: of each channel, of pixels scaled to 0 … 1, over the training split.
+      std: standard deviation, likewise.
+      targets: names of what `read` gives besides "image".
+    """
+
+    name: str
+    split: str
+    size: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int | None, int | None, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    targets: ClassVar[tuple[str, ...]] = ("label",)
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 … num_classes - 1."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.size
+
+    def read(self, index: SupportsIndex) -> dict[str, Any]:
+        """Return example `index` as it is stored: its image and its raw targets.
+
+        "image" is an image file's bytes, or pixels uint8 (H, W, C). Raw targets, those in `targets`: "label" int, a
+        class; "label_map" (H, W), a class for each pixel; "boxes" float32 (n, 4), x1, y1, x2, y2 in pixels; any other
+        array belongs to the boxes where its first dimension is theirs.
+
+        Raises:
+          IndexError: `index` is not in 0 … len - 1.
+          BadExample: it cannot be read, or its label is no class.
+        """
+        i = index.__index__()
+        if not 0 <= i < self.size:
+            raise IndexError(f"{self!r} has no example {i}")
+        try:
+            example = self._read(i)
+        except UserError:
+            raise
+        except Exception as error:  # the storage's libraries each raise what they like
+            raise self.bad(i, error) from error
+        label = example.get("label", 0)
+        if "label" in example and not 0 <= label < self.num_classes:
+            hint = "a split without labels? take another" if label == -1 else self.fix
+            raise BadExample(f"{self.where(i)} has label {label}, not 0 … {self.num_classes - 1}: {hint}")
+        return example
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Return example `index` with its image decoded: uint8 (H, W, C).
+
+        Raises:
+          IndexError, BadExample: as of `read`; the image cannot be decoded, or is of another shape than it should be.
+        """
+        from jaxcnn.data.images.decode import decode
+
+        example = self.read(index)
+        try:
+            pixels = decode(example["image"], self.image_shape[-1])
+            if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
+                raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
+        except ValueError as error:
+            raise self.bad(index.__index__(), error) from error
+        return example | {"image": pixels}
+
+    def sizes(self, skip: bool = False) -> np.ndarray:
+        """Return the height and width of every image, int64 (N, 2), from their headers, which threads read.
+
+        Args:
+          skip: whether an example that cannot be read has the size 1 × 1, and is not an error.
+
+        Raises:
+          BadExample: an example cannot be read.
+        """
+        from jaxcnn.data.images.decode import size_of
+
+        height, width, _ = self.image_shape
+        if height and width:
+            return np.tile(np.array([height, width]), (self.size, 1))
+
+        def size(i: int) -> tuple[int, int]:
+            try:
+                example = self.read(i)
+                try:
+                    return size_of(example["image"])
+                except ValueError as error:
+                    raise self.bad(i, error) from error
+            except BadExample:
+                if not skip:
+                    raise
+                return 1, 1
+
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            return np.array(list(threads.map(size, range(self.size))), np.int64).reshape(-1, 2)
+
+    def __repr__(self) -> str:
+        """No path in it: the same data elsewhere reads the same."""
+        return f"<{path_kind(self.name) or self.name}, {self.split}: {self.size} examples>"
+
+    def where(self, index: int) -> str:
+        """Return what an error calls example `index`; a source of files names the file too."""
+        return f"{self.name}, split '{self.split}', example {index}"
+
+    @property
+    def fix(self) -> str:
+        """What an error about one example advises."""
+        return "get the data again"
+
+    def bad(self, index: int, error: BaseException) -> BadExample:
+        """Return the error for an example that cannot be read because of `error`."""
+        reason = " ".join(f"{error}".split())[:200] or type(error).__name__
+        return BadExample(f"{self.where(index)} cannot be read ({reason}): {self.fix}")
+
+    @abstractmethod
+    def _read(self, index: int) -> dict[str, Any]: ...
 
 
 def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Source:
@@ -35,52 +195,22 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     Raises:
       UserError: no such data set or split, or it is not prepared, or is no set of labelled 8-bit images.
     """
-    if _kind(name) == "tfds":
-        return tfds.open_split(name, split, data_dir)
-    if module := _ON_DISK.get(_kind(name)):
-        return module.open_split(name, split)
-    sizes = split_sizes(name)
-    if split not in sizes:
-        raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(sizes)}")
-    return _digits_source(split) if name == "digits" else _synthetic_source(name, split, sizes[split])
+    return _module(name).open_split(name, split, data_dir)
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
-    """Number of examples of each split of a data set; arguments and errors are those of `make_source`."""
-    if _kind(name) == "tfds":
-        return tfds.split_sizes(name, data_dir)
-    if module := _ON_DISK.get(_kind(name)):
-        return module.split_sizes(name)
-    if _kind(name) == "synthetic":
-        _, examples = _synthetic_numbers(name)
-        return {"train": examples, "test": max(1, examples // 4)}
-    if name == "digits":
-        return {split: len(_digits(split)[1]) for split in ("train", "test")}
-    raise UserError(f"no data set '{name}': {_hint(name)} (jaxcnn data list shows those at hand)")
-
-
-def _hint(name: str) -> str:
-    """What may have been meant by a name that is none."""
-    kind, _, rest = name.partition(":")
-    known = {"digits": "digits", "synthetic": SYNTHETIC} | {n: f"tfds:{n}" for n in tfds.STATISTICS}
-    path = Path(os.path.expanduser(name))
-    if name and name not in known and "\0" not in name and path.is_dir():
-        return f"it is a folder, write {'packed' if (path / packed.MANIFEST).exists() else 'folder'}:{name}"
-    known |= {kind: f"{kind}:{rest}" for kind in (*_ON_DISK, "tfds") if rest}
-    near = [known[n] for n in difflib.get_close_matches(kind, known, n=2)]
-    there = f"there are digits, {SYNTHETIC}, tfds:NAME, folder:DIR and packed:DIR"
-    return f"did you mean {' or '.join(near)}?" if near else there
+    """Return the number of examples of each split of a data set; arguments and errors are those of `make_source`."""
+    return _module(name).split_sizes(name, data_dir)
 
 
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
-    """The splits whose labels are known; arguments and errors are those of `make_source`."""
-    # The images of a folder need not be counted for it.
-    splits = folder.split_names(name) if _kind(name) == "folder" else split_sizes(name, data_dir)
-    return [split for split in splits if not (split == "test" and tfds.hides_test_labels(name))]
+    """Return the splits whose labels are known; arguments and errors are those of `make_source`."""
+    module = _module(name)
+    return list(getattr(module, "labelled_splits", module.split_sizes)(name, data_dir))
 
 
 def eval_split(name: str, data_dir: str = "") -> str:
-    """The split to evaluate on: `val`, as folders name it, or `test`, or `validation` where no test split has labels.
+    """Return the split to evaluate on: `val`, as folders name it, or `test`, or `validation` where no test has labels.
 
     Raises:
       UserError: there is none, or as of `make_source`.
@@ -91,31 +221,26 @@ def eval_split(name: str, data_dir: str = "") -> str:
             return split
     raise UserError(
         f"data set '{name}' has no labelled val, test or validation split: set config.data.eval_split to one of "
-        f"{', '.join(splits)}{', or to a slice such as train[90%:]' if _kind(name) == 'tfds' else ''}"
+        f"{', '.join(splits)}{KINDS[kind_of(name)].slices}"
     )
 
 
 def describe_sources(data_dir: str = "") -> list[dict[str, Any]]:
-    """What is at hand: the built-in sources, and the TFDS data sets found in `data_dir`.
+    """Describe what is at hand: the built-in sources, and the TFDS data sets found in `data_dir`.
 
     Returns:
       One dict each: name, splits {name: examples}, image_shape, num_classes (empty or None where it cannot be read)
       and status, 'ready' or the obstacle.
     """
-    names = tfds.find(data_dir)
-    if not any(name.startswith("tfds:fashion_mnist") for name in names):
-        names.append("tfds:fashion_mnist")  # its status says how to get it
-    return [_describe(name, data_dir) for name in ("digits", "synthetic", *names)]
+    modules = [
+        import_module(f"{__name__}.{module}") for module in dict.fromkeys(kind.module for kind in KINDS.values())
+    ]
+    names = [name for module in modules if hasattr(module, "find") for name in module.find(data_dir)]
+    return [_describe(name, data_dir) for name in names]
 
 
 def _describe(name: str, data_dir: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": name,
-        "splits": {},
-        "image_shape": None,
-        "num_classes": None,
-        "status": "ready",
-    }
+    row: dict[str, Any] = {"name": name, "splits": {}, "image_shape": None, "num_classes": None, "status": "ready"}
     try:
         row["splits"] = split_sizes(name, data_dir)
         source = make_source(name, next(iter(row["splits"])), data_dir=data_dir)
@@ -125,70 +250,52 @@ def _describe(name: str, data_dir: str) -> dict[str, Any]:
     return row
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """Return what the name of a data set begins with: a key of `KINDS`, if there is such a data set."""
     return name.partition(":")[0]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Digits(Source):
-    images: np.ndarray  # uint8 (N, 8, 8, 1)
-    labels: np.ndarray
-
-    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        return self.images[index], int(self.labels[index])
+def path_kind(name: str) -> str:
+    """Return the kind of a data set whose name holds a path, or ''."""
+    kind = kind_of(name)
+    return kind if kind in KINDS and KINDS[kind].is_path else ""
 
 
-@lru_cache
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of scikit-learn's digits; of each class, every fifth example is for the test."""
-    from sklearn.datasets import load_digits
+def path_of(name: str) -> Path:
+    """Return the folder in the name of a data set.
 
-    images, labels = load_digits(return_X_y=True)
-    images = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    rank = np.empty(len(labels), int)  # of each example within its class
-    for label in range(10):
-        rank[labels == label] = np.arange((labels == label).sum())
-    chosen = (rank % 5 == 4) == (split == "test")
-    images, labels = images[chosen], labels[chosen]
-    images.setflags(write=False)  # every source of this process shares them
-    return images, labels
+    Raises:
+      UserError: there is none.
+    """
+    kind, _, folder = name.partition(":")
+    if not folder or "\0" in folder:
+        raise UserError(f"cannot read the data set name {name!r}: write {KINDS[kind].form}")
+    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _digits_source(split: str) -> Source:
-    pixels = _digits("train")[0] / 255
-    mean, std = (float(pixels.mean()),), (float(pixels.std()),)
-    images, labels = _digits(split)
-    names = tuple(str(n) for n in range(10))
-    return _Digits("digits", split, len(labels), names, (8, 8, 1), mean, std, images, labels)
+def _module(name: str) -> Any:
+    """Import the module of a data set's kind.
+
+    Raises:
+      UserError: there is no such kind.
+    """
+    if (kind := kind_of(name)) not in KINDS:
+        raise UserError(f"no data set '{name}': {_hint(name)} (jaxcnn data list shows those at hand)")
+    return import_module(f"{__name__}.{KINDS[kind].module}")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Synthetic(Source):
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
-        label = index % self.num_classes
-        # Counter-based: the stream is a function of the key alone, and starting one costs little.
-        words = np.random.Philox(key=[self.split == "test", index]).random_raw(_SIDE * _SIDE * 3 // 8)
-        noise = words.view(np.uint8).reshape(_SIDE, _SIDE, 3)
-        return _pattern(label) + (noise >> 1), label  # 0 … 127 each
+def _hint(name: str) -> str:
+    """Return what may have been meant by a name that is none."""
+    from jaxcnn.data.sources.tfds import STATISTICS
 
-
-@lru_cache(maxsize=4096)
-def _pattern(label: int) -> np.ndarray:
-    """A grating, uint8 (32, 32, 3) in 0 … 127; its direction, frequency and colour are those of the class."""
-    # Multiples of these irrational numbers, modulo 1, fill the cube evenly: classes stay apart, however many.
-    direction, frequency, colour = np.modf(label / 1.2207440846057596 ** np.arange(1, 4))[0]
-    y, x = np.mgrid[:_SIDE, :_SIDE] * (2 * np.pi / _SIDE)
-    wave = (2 + 6 * frequency) * (x * np.cos(np.pi * direction) + y * np.sin(np.pi * direction))
-    return (63.5 + 63.5 * np.sin(wave[..., None] + 2 * np.pi * colour * np.arange(3))).astype(np.uint8)
-
-
-def _synthetic_numbers(name: str) -> tuple[int, int]:
-    """Classes and training examples that the name asks for."""
-    if match := re.fullmatch(r"synthetic(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
-        return int(match[1] or 10), int(match[2] or 4096)
-    raise UserError(f"cannot read the data set name '{name}': write {SYNTHETIC}, both positive integers")
-
-
-def _synthetic_source(name: str, split: str, size: int) -> Source:
-    names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
-    return _Synthetic(name, split, size, names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
+    kind, _, rest = name.partition(":")
+    alone = {key: not k.form.startswith(f"{key}:") for key, k in KINDS.items()}  # whether the kind is a name by itself
+    known = {n: f"tfds:{n}" for n in STATISTICS}
+    known |= {key: k.form if alone[key] else f"{key}:{rest}" for key, k in KINDS.items() if alone[key] or rest}
+    path = Path(os.path.expanduser(name))
+    if name and name not in known and "\0" not in name and path.is_dir():
+        fitting = [key for key, k in KINDS.items() if k.is_path and (path / k.marker).exists()]
+        return f"it is a folder, write {max(fitting, key=lambda key: bool(KINDS[key].marker))}:{name}"
+    near = [known[n] for n in difflib.get_close_matches(kind, known, n=2)]
+    *forms, last = (k.form for k in KINDS.values())
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(forms)} and {last}"

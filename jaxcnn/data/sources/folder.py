@@ -7,29 +7,28 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_BYTES
-from jaxcnn.data.sources import imagenet
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source, imagenet, path_of
 from jaxcnn.safe_files import printable, read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
-def open_split(name: str, split: str) -> Source:
-    """The source of `folder:DIR`, of the files in DIR/SPLIT.
+def open_split(name: str, split: str, data_dir: str = "") -> Source:
+    """Return the source of `folder:DIR`, of the files in DIR/SPLIT.
 
     The classes are the folders of DIR/train, by name; ImageNet's ids are given their words.
 
     Raises:
       UserError: DIR or the split is missing, has no class or another than DIR/train, or a class has no image.
     """
-    root, splits = _root(name), split_names(name)
+    root, splits = path_of(name), labelled_splits(name)
     if split not in splits:
         without = f": {root / split} has no folders, one of each class" if (root / split).is_dir() else ""
         raise UserError(f"{name} has no split '{split}'{without}: its splits are {', '.join(splits)}")
@@ -48,13 +47,13 @@ def open_split(name: str, split: str) -> Source:
     return _Folder(name, split, size, names, shape, imagenet.MEAN, imagenet.STD, root / split, listing)
 
 
-def split_names(name: str) -> list[str]:
-    """The folders of DIR that have folders, `train` among them.
+def labelled_splits(name: str, data_dir: str = "") -> list[str]:
+    """Return the folders of DIR that have folders, `train` among them.
 
     Raises:
       UserError: DIR is missing, or has no train/CLASS.
     """
-    root = _root(name)
+    root = path_of(name)
     if not root.is_dir():
         raise UserError(f"{name}: there is no folder {root}: write folder:DIR, where DIR holds train/CLASS/…")
     splits = [split for split in sorted(_folders(root)) if _folders(root / split)]
@@ -63,9 +62,9 @@ def split_names(name: str) -> list[str]:
     return splits
 
 
-def split_sizes(name: str) -> dict[str, int]:
-    """Number of images of each split; errors are those of `open_split`."""
-    return {split: len(open_split(name, split)) for split in split_names(name)}
+def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
+    """Return the number of images of each split; errors are those of `open_split`."""
+    return {split: len(open_split(name, split)) for split in labelled_splits(name)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,22 +72,19 @@ class _Folder(Source):
     folder: Path  # of the split
     listing: "_Listing"
 
-    def __repr__(self) -> str:
-        return f"<folder, {self.split}: {self.size} examples>"
-
     def where(self, index: int) -> str:
         return f"{super().where(index)} ({os.fsdecode(self._path(index))})"
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return "replace the file"
 
     def _path(self, index: int) -> bytes:
         return os.path.join(os.fsencode(self.folder), self.listing.path(index))
 
-    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    def _read(self, index: int) -> dict[str, Any]:
         try:
-            return read_bytes(self._path(index), MAX_BYTES), self.listing.label(index)
+            return {"image": read_bytes(self._path(index), MAX_BYTES), "label": self.listing.label(index)}
         except OSError as error:
             raise self.bad(index, ValueError(error.strerror)) from error
 
@@ -125,13 +121,6 @@ class _Listing(NamedTuple):
 
     def _folder_of(self, index: int) -> int:
         return int(self.first.searchsorted(index, "right")) - 1
-
-
-def _root(name: str) -> Path:
-    folder = name.partition(":")[2]
-    if not folder or "\0" in folder:
-        raise UserError(f"cannot read the data set name {name!r}: write folder:DIR, where DIR holds train/CLASS/…")
-    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
 def _folders(path: Path) -> set[str]:

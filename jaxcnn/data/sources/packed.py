@@ -19,10 +19,10 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_PIXELS
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import KINDS, Source, path_of
 from jaxcnn.safe_files import printable, read_json
 
-FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, "manifest.json"
+FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, KINDS["packed"].marker
 HEADER, MAGIC = struct.Struct("<4si"), b"jcn\1"
 _MOST = 2**31  # examples or classes; a manifest that claims more is damaged
 
@@ -51,15 +51,15 @@ class Manifest(NamedTuple):
     std: tuple[float, ...]
 
 
-def open_split(name: str, split: str) -> Source:
-    """The source of `packed:DIR`.
+def open_split(name: str, split: str, data_dir: str = "") -> Source:
+    """Return the source of `packed:DIR`.
 
     Raises:
       UserError: DIR holds no finished pack, or a damaged one, or has no such split; a shard is missing or cut.
     """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    root, manifest = _root(name), read_manifest(name)
+    root, manifest = path_of(name), read_manifest(name)
     if split not in manifest.shards:
         raise UserError(f"{name} has no split '{split}': its splits are {', '.join(manifest.shards)}")
     shards = manifest.shards[split]
@@ -68,15 +68,15 @@ def open_split(name: str, split: str) -> Source:
         size = path.stat().st_size if path.is_file() else None
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-            raise UserError(f"{path} {found}: get this shard again, or pack the data set anew")
-    # Told how many there are, it opens no file before the first record is read.
-    told: list[Any] = [_Instruction(str(root / s.file), s.examples, s.examples) for s in shards]
+            raise UserError(f"{path} {found}: get this shard again, or pack the data set again")
+    # Passing the record counts lets ArrayRecord open the files lazily.
+    files: list[Any] = [_Instruction(str(root / s.file), s.examples, s.examples) for s in shards]
     about = manifest.classes, manifest.image_shape, manifest.mean, manifest.std
-    return _Packed(name, split, sum(s.examples for s in shards), *about, shards, ArrayRecordDataSource(told))
+    return _Packed(name, split, sum(s.examples for s in shards), *about, shards, ArrayRecordDataSource(files))
 
 
-def split_sizes(name: str) -> dict[str, int]:
-    """Number of examples of each split; errors are those of `read_manifest`."""
+def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
+    """Return the number of examples of each split; errors are those of `read_manifest`."""
     return {split: sum(s.examples for s in shards) for split, shards in read_manifest(name).shards.items()}
 
 
@@ -84,9 +84,9 @@ def verify(name: str, progress: Callable[[int], None] = lambda _: None) -> list[
     """Read every shard of `packed:DIR` against the manifest -> a line for each that is damaged, with its file's name.
 
     Args:
-      progress: told after each shard how many bytes have been read.
+      progress: called after each shard with the number of bytes that have been read.
     """
-    root, damaged, done = _root(name), [], 0
+    root, damaged, done = path_of(name), [], 0
     for shard in (shard for shards in read_manifest(name).shards.values() for shard in shards):
         try:
             digest, size = checksum(root / shard.file)
@@ -119,7 +119,7 @@ def count_records(path: Path) -> int:
 
 
 class _Instruction(NamedTuple):
-    """What ArrayRecordDataSource wants to be told of a file, under its names."""
+    """What ArrayRecordDataSource must know of a file, under its names."""
 
     filename: str
     take: int
@@ -132,23 +132,20 @@ class _Packed(Source):
     shards: tuple[Shard, ...]
     records: Any  # ArrayRecordDataSource
 
-    def __repr__(self) -> str:
-        return f"<packed, {self.split}: {self.size} examples>"
-
     def where(self, index: int) -> str:
         ends = np.cumsum([shard.examples for shard in self.shards])
         return f"{super().where(index)} ({self.shards[int(ends.searchsorted(index, 'right'))].file})"
 
     @property
-    def mend(self) -> str:
-        return "get this shard again, or pack the data set anew (jaxcnn data check finds all damaged shards)"
+    def fix(self) -> str:
+        return "get this shard again, or pack the data set again (jaxcnn data check finds all damaged shards)"
 
-    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    def _read(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         magic, label = HEADER.unpack_from(record)
         if magic != MAGIC:
             raise ValueError("it is no record of a packed data set")
-        return record[HEADER.size :], label
+        return {"image": record[HEADER.size :], "label": label}
 
 
 def read_manifest(name: str) -> Manifest:
@@ -157,7 +154,7 @@ def read_manifest(name: str) -> Manifest:
     Raises:
       UserError: there is none, because the pack was not finished or for another reason, or it is damaged.
     """
-    path = _root(name) / MANIFEST
+    path = path_of(name) / MANIFEST
     try:
         return _parse(read_json(path))
     except FileNotFoundError as error:
@@ -169,13 +166,6 @@ def read_manifest(name: str) -> Manifest:
 
 
 _PACK = "`jaxcnn data pack` makes one"
-
-
-def _root(name: str) -> Path:
-    folder = name.partition(":")[2]
-    if not folder or "\0" in folder:
-        raise UserError(f"cannot read the data set name {name!r}: write packed:DIR, as `jaxcnn data pack` made it")
-    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
 def _parse(values: Any) -> Manifest:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import imagenet
-from jaxcnn.data.sources.base import Source
+from jaxcnn.data.sources import Source, imagenet
 from jaxcnn.safe_files import printable, read_json
 
 ARRAY_RECORD = "array_record"
@@ -40,15 +39,17 @@ def data_root(data_dir: str = "") -> Path:
 
 
 def find(data_dir: str = "") -> list[str]:
-    """Names of the prepared data sets, with config and version."""
+    """Return the names, with config and version, of the prepared data sets, and one whose status says how to get it."""
     root = data_root(data_dir)
     folders = [f for parent in (*root.glob("*"), *root.glob("*/*")) for f in _versions(parent)]
-    return [f"tfds:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
+    names = [f"tfds:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
+    return names if any(name.startswith("tfds:fashion_mnist") for name in names) else [*names, "tfds:fashion_mnist"]
 
 
-def hides_test_labels(name: str) -> bool:
-    """Whether the labels of the test split are all -1."""
-    return re.match(r"tfds:imagenet2012\b", name) is not None
+def labelled_splits(name: str, data_dir: str = "") -> list[str]:
+    """Return the splits with labels: in ImageNet's test split all are -1. Errors are those of `open_split`."""
+    hidden = "test" if re.match(r"tfds:imagenet2012\b", name) else ""
+    return [split for split in split_sizes(name, data_dir) if split != hidden]
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
@@ -82,20 +83,20 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     height, width, channels = (*image.shape, 1)[:3]
     mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
     shape, names = (height, width, channels), imagenet.readable(tuple(map(printable, label.names)))
-    return _Stored(name, split, size, names, shape, mean, std, builder.data_dir, records)
+    return _Tfds(name, split, size, names, shape, mean, std, builder.data_dir, records)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Stored(Source):
+class _Tfds(Source):
     folder: str
     records: Any  # TFDS's data source, whose images are left encoded
 
-    def _read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    def _read(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        return record["image"], int(record["label"])
+        return {"image": record["image"], "label": int(record["label"])}
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return f"delete {self.folder} and prepare it again"
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from jaxcnn import UserError
 from jaxcnn.data.images import augment_host
 from jaxcnn.data.images.augment_host import OPS, PRESETS, parse
-from jaxcnn.data.images.decode import crop_resize
+from jaxcnn.data.images.crop import crop_resize
 
 CROPS = [
     "fixed_scale(224)", "fixed_scale(256)", "scale_jitter(256,512)", "scale_jitter(256,256)", "random_area(0.08,1)",
@@ -29,7 +29,7 @@ def rng_of(seed=0):
 def boxes_of(text, height, width, count=300):
     geometry, rng = parse(text).geometry, rng_of()
     assert geometry
-    return np.array([geometry(height, width, 224, rng) for _ in range(count)]).T
+    return np.array([geometry((height, width), (224, 224), rng) for _ in range(count)]).T
 
 
 def change(text, image, seed=0):
@@ -56,13 +56,13 @@ def noise(height, width, channels, seed=0):
 def test_a_crop_is_inside_the_image_of_whatever_size_and_a_function_of_the_draw(text, height, width, seed):
     geometry = parse(text).geometry
     assert geometry
-    box = geometry(height, width, 224, rng_of(seed))
+    box = geometry((height, width), (224, 224), rng_of(seed))
     assert box.top >= 0
     assert box.left >= 0
     assert min(box.height, box.width) >= 1
     assert box.top + box.height <= height
     assert box.left + box.width <= width
-    assert box == geometry(height, width, 224, rng_of(seed))
+    assert box == geometry((height, width), (224, 224), rng_of(seed))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "antialias"])
@@ -229,7 +229,7 @@ def test_worker_processes_can_be_sent_it(text):
     for ours, theirs in zip(here.pixels, there.pixels, strict=True):
         np.testing.assert_array_equal(ours(RAMP, rng_of()), theirs(RAMP, rng_of()))
     if here.geometry:
-        assert here.geometry(30, 40, 24, rng_of()) == there.geometry(30, 40, 24, rng_of())
+        assert here.geometry((30, 40), (24, 24), rng_of()) == there.geometry((30, 40), (24, 24), rng_of())
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from jaxcnn.data.images import jpeg
-from jaxcnn.data.images.decode import Box, crop_resize, decode, size_of
+from jaxcnn.data.images import decode as module
+from jaxcnn.data.images.crop import Box, crop_resize
+from jaxcnn.data.images.decode import decode, size_of
 
 PHOTO = load_sample_image("flower.jpg")[100:397, 200:501]  # 297 × 301: no whole number of blocks
 
@@ -94,8 +95,8 @@ def _shown(stored, orientation):
 @pytest.mark.parametrize("name", ["420", "444", "progressive", "grey"])
 def test_a_large_part_is_decoded_smaller_and_looks_the_same(name, scale, monkeypatch):
     data, scales = FILES[name], []
-    true = jpeg.decode
-    monkeypatch.setattr(jpeg, "decode", lambda *args: scales.append(args[-1]) or true(*args))
+    true = module.decode_jpeg
+    monkeypatch.setattr(module, "decode_jpeg", lambda *args: scales.append(args[-1]) or true(*args))
     box = Box(8, 16, 256, 240)
     size = (256 // scale, 240 // scale)
     got = crop_resize(data, 3, box, size).astype(int)
@@ -106,9 +107,9 @@ def test_a_large_part_is_decoded_smaller_and_looks_the_same(name, scale, monkeyp
 
 def test_no_rows_below_the_part_are_decoded(monkeypatch):
     rows = []
-    true = jpeg.simplejpeg.decode_jpeg
+    true = module.simplejpeg.decode_jpeg
     monkeypatch.setattr(
-        jpeg.simplejpeg, "decode_jpeg", lambda data, *a, **k: rows.append(k["buffer"].shape[0]) or true(data, *a, **k)
+        module.simplejpeg, "decode_jpeg", lambda data, *a, **k: rows.append(k["buffer"].shape[0]) or true(data, *a, **k)
     )
     crop_resize(FILES["420"], 3, Box(40, 0, 50, 200), (60, 210))
     assert rows == [96]  # 90 are wanted, and blocks are of 16
@@ -152,13 +153,13 @@ def test_damage_gives_an_image_or_an_error_of_the_kind_that_is_told(name, data):
 @given(st.binary(max_size=80))
 def test_any_bytes_have_a_header_or_none(tail):
     for data in (tail, b"\xff\xd8" + tail, b"\xff\xd8\xff\xe1\x00\x40Exif\0\0II*\0" + tail):
-        header = jpeg.read_header(data)
+        header = module.read_header(data)
         assert header is None or header.height > 0
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     data = bytearray(FILES["420"])
-    header = jpeg.read_header(bytes(data))
+    header = module.read_header(bytes(data))
     assert header
     at = header.frame
     data[at + 5 : at + 9] = (60000).to_bytes(2) + (60000).to_bytes(2)
@@ -192,7 +193,7 @@ def test_damage_within_the_data_is_an_error(data):
 
 def test_a_header_that_claims_more_rows_than_there_are_is_an_error():
     data = bytearray(FILES["420"])
-    header = jpeg.read_header(bytes(data))
+    header = module.read_header(bytes(data))
     assert header
     data[header.frame + 5 : header.frame + 9] = (4000).to_bytes(2) + (4000).to_bytes(2)
     with pytest.raises(ValueError, match=r"(?i)premature end"):

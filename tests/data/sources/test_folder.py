@@ -60,7 +60,7 @@ class TestExamples:
             for folder, _, files in sorted(os.walk(root / "train" / name)):
                 expected += [(Path(folder, file).read_bytes(), label) for file in sorted(files)]
         source = make_source(f"folder:{root}")
-        assert [source.record(i) for i in range(len(source))] == expected
+        assert [tuple(source.read(i).values()) for i in range(len(source))] == expected
 
     def test_hidden_and_other_files_are_left_out(self, write_folder):
         name = write_folder(

@@ -21,10 +21,8 @@ from PIL import Image
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import decode
-from jaxcnn.data.prepare.pack import _shards, pack
-from jaxcnn.data.sources import eval_split, make_source, pack_files, packed, split_sizes
-from jaxcnn.data.sources.base import Source
-from jaxcnn.data.sources.pack_files import Options, shrink
+from jaxcnn.data.prepare.pack import Options, _shard_count, fit, pack, record, shrink
+from jaxcnn.data.sources import Source, eval_split, make_source, packed, split_sizes
 
 
 def smooth(width, height, mode="RGB"):
@@ -94,7 +92,7 @@ class TestShrink:
     @settings(max_examples=50, deadline=None)
     @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 5000))
     def test_fits(self, size, side):
-        fitted = pack_files.fit(size, side)
+        fitted = fit(size, side)
         assert max(fitted) == min(max(size), side)
         assert min(fitted) >= 1
         assert all(abs(a - b * max(fitted) / max(size)) <= 0.5 or a == 1 for a, b in zip(fitted, size, strict=True))
@@ -108,7 +106,7 @@ class Slow(Source):
 
     def _read(self, index):
         time.sleep(self.delay * (index / self.size) ** 4)
-        return np.full((4, 4, 3), index, np.uint8), index % 2
+        return {"image": np.full((4, 4, 3), index, np.uint8), "label": index % 2}
 
 
 @pytest.fixture
@@ -147,7 +145,7 @@ class TestPack:
             for i in range(len(before)):
                 assert after[i]["label"] == before[i]["label"]
                 np.testing.assert_allclose(after[i]["image"], before[i]["image"], atol=2)
-        assert after.record(1)[0] == before.record(1)[0]
+        assert after.read(1)["image"] == before.read(1)["image"]
         assert sorted(os.listdir(tmp_path / "out")) == sorted(
             ["manifest.json", *(s["file"] for split in manifest["splits"].values() for s in split["shards"])]
         )
@@ -163,13 +161,13 @@ class TestPack:
 
     def test_size_of_shards(self):
         source = make_source("synthetic:4:4000")
-        size = len(pack_files.record(source, 0, Options()))
+        size = len(record(source, 0, Options()))
         assert size * 4000 / 1e6 < 16 < 4000 / 64, "at least 16, so that as many processes have something to do"
-        assert _shards(source, Options()) == _shards(source, Options(shard_size=1)) == 16
+        assert _shard_count(source, Options()) == _shard_count(source, Options(shard_size=1)) == 16
         large = make_source("synthetic:4:40000")
-        assert _shards(large, Options(shard_size=1)) == pytest.approx(size * 40000 / 1e6, rel=0.05)
-        assert _shards(make_source("synthetic:4:100"), Options()) == 1
-        assert _shards(source, Options(shards=9999)) == 4000
+        assert _shard_count(large, Options(shard_size=1)) == pytest.approx(size * 40000 / 1e6, rel=0.05)
+        assert _shard_count(make_source("synthetic:4:100"), Options()) == 1
+        assert _shard_count(source, Options(shards=9999)) == 4000
 
     def test_again_does_nothing_and_other_options_are_refused(self, out):
         before = mtimes(out)
@@ -274,13 +272,13 @@ if __name__ == "__main__":
 class TestRead:
     def test_picklable_and_safe_in_threads(self, out):
         source = make_source(f"packed:{out}")
-        source.record(0)
+        source.read(0)
         copy = pickle.loads(pickle.dumps(source))
-        expected = [copy.record(i) for i in range(40)]
+        expected = [copy.read(i) for i in range(40)]
         wrong = []
 
         def read():
-            wrong.extend(i for i in np.random.permutation(40) if source.record(i) != expected[i])
+            wrong.extend(i for i in np.random.permutation(40) if source.read(i) != expected[i])
 
         threads = [threading.Thread(target=read) for _ in range(8)]
         for thread in threads:

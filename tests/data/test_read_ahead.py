@@ -12,9 +12,8 @@ import grain
 import numpy as np
 import pytest
 
-from jaxcnn.data import watchdog
-from jaxcnn.data.batches import read_ahead
-from jaxcnn.data.watchdog import ReadingFault, attended
+from jaxcnn.data import read_ahead as module
+from jaxcnn.data.read_ahead import ReadingFault, read_ahead, watched
 
 
 def numbers(closed: list[str], hang: threading.Event | None = None, error: Exception | None = None) -> Iterator[int]:
@@ -30,13 +29,13 @@ def numbers(closed: list[str], hang: threading.Event | None = None, error: Excep
 
 def test_all_come_in_order_and_the_source_is_closed_in_its_thread():
     closed: list[str] = []
-    assert list(attended(numbers(closed), 60)) == [0, 1, 2]
+    assert list(watched(lambda: numbers(closed), 60)) == [0, 1, 2]
     assert closed == ["jaxcnn-data"]
 
 
 def test_a_consumer_that_ends_early_closes_the_source():
     closed: list[str] = []
-    batches: Any = attended(numbers(closed), 60)
+    batches: Any = watched(lambda: numbers(closed), 60)
     assert next(batches) == 0
     batches.close()
     assert closed == ["jaxcnn-data"]
@@ -44,7 +43,7 @@ def test_a_consumer_that_ends_early_closes_the_source():
 
 def test_no_more_is_read_than_is_wanted_soon():
     read = []
-    batches = attended((read.append(i) or i for i in range(100)), 60)
+    batches = watched(lambda: (read.append(i) or i for i in range(100)), 60)
     assert next(batches) == 0
     time.sleep(0.2)
     assert len(read) <= 3
@@ -52,34 +51,36 @@ def test_no_more_is_read_than_is_wanted_soon():
 
 
 def test_an_error_of_the_source_is_the_consumers():
-    batches = attended(numbers([], error=ValueError("broken image")), 60)
+    batches = watched(lambda: numbers([], error=ValueError("broken image")), 60)
     with pytest.raises(ValueError, match="broken image"):
         list(batches)
 
 
 def test_a_source_that_hangs_is_said_soon_an_error_later_and_left_behind(monkeypatch, capsys):
-    monkeypatch.setattr(watchdog, "_CLOSING", 0.1)
-    monkeypatch.setattr(watchdog, "LEFT_BEHIND", [])
+    monkeypatch.setattr(module, "_CLOSING", 0.1)
+    monkeypatch.setattr(module, "LEFT_BEHIND", [])
     batches, hang = [], threading.Event()
     with pytest.raises(ReadingFault, match=r"^no batch for 1 s, which is config\.data\.timeout: ") as caught:
-        batches.extend(attended(numbers([], hang), 1.0))
+        batches.extend(watched(lambda: numbers([], hang), 1.0))
     assert caught.value.code == 1
     assert capsys.readouterr().err == "waiting    no batch for 0.1 s\n"
-    assert len(watchdog.LEFT_BEHIND) == 1
+    assert len(module.LEFT_BEHIND) == 1
     hang.set()
-    watchdog.LEFT_BEHIND[0].join(30)
-    assert not watchdog.LEFT_BEHIND[0].is_alive()
+    module.LEFT_BEHIND[0].join(30)
+    assert not module.LEFT_BEHIND[0].is_alive()
 
 
 def rows(index: int) -> dict[str, np.ndarray]:
     return {"image": np.full((4, 4), index % 256, np.uint8)}
 
 
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "ended by SIGKILL"), (signal.SIGSTOP, "for 3 s")])
-def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, words, monkeypatch):
-    monkeypatch.setattr(watchdog, "_CLOSING", 1.0)
+@pytest.mark.parametrize(
+    ("number", "words", "timeout"), [(signal.SIGKILL, "ended by SIGKILL", 60.0), (signal.SIGSTOP, "for 9 s", 9.0)]
+)
+def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, words, timeout, monkeypatch):
+    monkeypatch.setattr(module, "_CLOSING", 1.0)
     before = set(multiprocessing.active_children())
-    batches = read_ahead(grain.MapDataset.range(100_000).map(rows), workers=2, prefetch=2, timeout=3.0)
+    batches = read_ahead(grain.MapDataset.range(100_000).map(rows), workers=2, prefetch=2, timeout=timeout)
     for _ in range(4):
         next(batches)
     workers = set(multiprocessing.active_children()) - before

@@ -1,0 +1,105 @@
+"""Data sets that need no files: scikit-learn's handwritten digits, and synthetic images."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from jaxcnn import UserError
+from jaxcnn.data.sources import KINDS, Source, kind_of
+
+_SIDE = 32  # of a synthetic image
+
+
+def open_split(name: str, split: str, data_dir: str = "") -> Source:
+    """Return the source of `digits` or `synthetic[:CLASSES[:EXAMPLES]]`, whose splits are train and test.
+
+    Raises:
+      UserError: there is no such data set or split.
+    """
+    sizes = split_sizes(name)
+    if split not in sizes:
+        raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(sizes)}")
+    return _digits_source(split) if name == "digits" else _synthetic_source(name, split, sizes[split])
+
+
+def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
+    """Return the number of examples of each split; errors are those of `open_split`."""
+    if kind_of(name) == "digits":
+        if name != "digits":
+            raise UserError(f"no data set '{name}': write digits")
+        return {split: len(_digits(split)[1]) for split in ("train", "test")}
+    _, examples = _synthetic_numbers(name)
+    return {"train": examples, "test": max(1, examples // 4)}
+
+
+def find(data_dir: str = "") -> list[str]:
+    """Return the names of both."""
+    return ["digits", "synthetic"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Digits(Source):
+    images: np.ndarray  # uint8 (N, 8, 8, 1)
+    labels: np.ndarray
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+@lru_cache
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of scikit-learn's digits; of each class, every fifth example is for the test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    rank = np.empty(len(labels), int)  # of each example within its class
+    for label in range(10):
+        rank[labels == label] = np.arange((labels == label).sum())
+    chosen = (rank % 5 == 4) == (split == "test")
+    images, labels = images[chosen], labels[chosen]
+    images.setflags(write=False)  # every source of this process shares them
+    return images, labels
+
+
+def _digits_source(split: str) -> Source:
+    pixels = _digits("train")[0] / 255
+    mean, std = (float(pixels.mean()),), (float(pixels.std()),)
+    images, labels = _digits(split)
+    names = tuple(str(n) for n in range(10))
+    return _Digits("digits", split, len(labels), names, (8, 8, 1), mean, std, images, labels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Synthetic(Source):
+    def _read(self, index: int) -> dict[str, Any]:
+        label = index % self.num_classes
+        # Counter-based: the stream is a function of the key alone, and starting one costs little.
+        words = np.random.Philox(key=[self.split == "test", index]).random_raw(_SIDE * _SIDE * 3 // 8)
+        noise = words.view(np.uint8).reshape(_SIDE, _SIDE, 3)
+        return {"image": _pattern(label) + (noise >> 1), "label": label}  # 0 … 127 each
+
+
+@lru_cache(maxsize=4096)
+def _pattern(label: int) -> np.ndarray:
+    """Return a grating, uint8 (32, 32, 3) in 0 … 127; its direction, frequency and colour are those of the class."""
+    # Multiples of these irrational numbers, modulo 1, fill the cube evenly: classes stay apart, however many.
+    direction, frequency, colour = np.modf(label / 1.2207440846057596 ** np.arange(1, 4))[0]
+    y, x = np.mgrid[:_SIDE, :_SIDE] * (2 * np.pi / _SIDE)
+    wave = (2 + 6 * frequency) * (x * np.cos(np.pi * direction) + y * np.sin(np.pi * direction))
+    return (63.5 + 63.5 * np.sin(wave[..., None] + 2 * np.pi * colour * np.arange(3))).astype(np.uint8)
+
+
+def _synthetic_numbers(name: str) -> tuple[int, int]:
+    """Return the classes and training examples that the name asks for."""
+    if match := re.fullmatch(r"synthetic(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
+        return int(match[1] or 10), int(match[2] or 4096)
+    raise UserError(f"cannot read the data set name '{name}': write {KINDS[kind_of(name)].form}, of positive integers")
+
+
+def _synthetic_source(name: str, split: str, size: int) -> Source:
+    names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
+    return _Synthetic(name, split, size, names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
