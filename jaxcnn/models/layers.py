@@ -189,8 +189,8 @@ def _by_band(x: jax.Array, dtype: Dtype) -> jax.Array:
     """Multiply by a banded (C, C) matrix of ones: on a TPU shifts along channels are slow, the matrix unit is idle."""
     channel = jnp.arange(x.shape[-1])
     band = (jnp.abs(channel[:, None] - channel) <= 2).astype(dtype)
-    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None  # a TPU's default would round to 16 bits
-    return jnp.matmul(x.astype(dtype), band, precision=precision, preferred_element_type=jnp.float32)
+    precision = lax.Precision.HIGHEST if dtype == x.dtype else None  # a TPU's default would round to 16 bits
+    return jnp.matmul(x.astype(dtype), band, precision=precision, preferred_element_type=x.dtype)
 
 
 def _lrn_scale(x: jax.Array, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
