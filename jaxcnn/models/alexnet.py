@@ -28,7 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, FullyConnected, conv, local_response_norm, scaled
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, FullyConnected, conv, local_response_norm, widen
 from jaxcnn.models.pooling import max_pool
 
 
@@ -87,7 +87,7 @@ class AlexNet(nn.Module):
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Name of each endpoint -> (stride in pixels of the image, channels)."""
         stride = 1 if self.small_images else 4
-        channels = [scaled(c, self.width) for c in self.spec.channels]
+        channels = [widen(c, self.width) for c in self.spec.channels]
         return {
             "stage1": (stride, channels[0]),
             "stage2": (2 * stride, channels[1]),
@@ -108,7 +108,7 @@ class AlexNet(nn.Module):
         x = images.astype(self.dtype)
         for i, (kernel, stride, pad, stage) in enumerate(layers, start=1):
             x = conv(
-                scaled(spec.channels[i - 1], self.width), kernel, stride, pad=pad, groups=spec.groups[i - 1],
+                widen(spec.channels[i - 1], self.width), kernel, stride, pad=pad, groups=spec.groups[i - 1],
                 use_bias=True, dtype=self.dtype, name=f"conv{i}", **init(f"conv{i}"),
             )(x)  # fmt: skip
             x = nn.relu(x)
@@ -120,7 +120,7 @@ class AlexNet(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
             x = drop(x) if spec.dropout_first else x
-            hidden = FullyConnected(scaled(4096, self.width), self.dtype, dense=self.dense, name=layer, **init(layer))
+            hidden = FullyConnected(widen(4096, self.width), self.dtype, dense=self.dense, name=layer, **init(layer))
             x = nn.relu(hidden(x))
             x = x if spec.dropout_first else drop(x)
         logits = Classifier(self.num_classes, self.dtype, name="head", **init("head"))(x)

@@ -30,11 +30,12 @@ from jaxcnn.models.layers import (
     Dtype,
     Endpoint,
     FullyConnected,
+    Module,
     batch_norm,
     conv,
     end_of_block,
     local_response_norm,
-    scaled,
+    widen,
 )
 from jaxcnn.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
@@ -72,7 +73,7 @@ class Unit(nn.Module):
     features: int
     kernel: int
     stride: int = 1
-    norm: bool = False
+    norm: Module | None = None
     dtype: Dtype = jnp.bfloat16
 
     @nn.compact
@@ -80,7 +81,7 @@ class Unit(nn.Module):
         """Apply it; `train` selects the batch's statistics in BatchNorm."""
         x = conv(self.features, self.kernel, self.stride, use_bias=not self.norm, dtype=self.dtype, name="conv")(x)
         if self.norm:
-            x = batch_norm(train, dtype=self.dtype, epsilon=1e-3, name="norm")(x)
+            x = self.norm(train, dtype=self.dtype, name="norm")(x)
         return nn.relu(x)
 
 
@@ -103,7 +104,7 @@ class Inception(nn.Module):
         b = self.unit(three, 3, name="conv3x3")(b, train)
         c = self.unit(reduce5, 1, name="reduce5x5")(x, train)
         c = self.unit(five, self.large, name="conv5x5")(c, train)
-        d = max_pool(x, window=3, stride=1, pad=1)
+        d = max_pool(x, window=3, stride=1, pad=1)  # the size stays
         d = self.unit(project, 1, name="project")(d, train)
         return end_of_block(jnp.concatenate([a, b, c, d], axis=-1))
 
@@ -123,10 +124,11 @@ class Auxiliary(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Pool, project, classify."""
+        # 14×14 -> 4×4. torchvision's pooling makes any image size fit the weights, the paper's windows only one.
         x = adaptive_avg_pool(x, 4) if self.spec.norm else avg_pool(x, window=5, stride=3)
-        x = self.unit(scaled(128, self.width), 1, name="project")(x, train)
+        x = self.unit(widen(128, self.width), 1, name="project")(x, train)
         dtype = x.dtype
-        x = nn.relu(FullyConnected(scaled(1024, self.width), dtype, name="fc")(x))
+        x = nn.relu(FullyConnected(widen(1024, self.width), dtype, name="fc")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Classifier(self.num_classes, dtype, name="head")(x)
 
@@ -143,6 +145,8 @@ class GoogLeNet(nn.Module):
       aux_dropout: rate in the auxiliary classifiers (section 5).
       width: factor on all channels.
       small_images: for 28 to 64 pixels: conv1 becomes 3×3 with stride 1 and the first pooling is left out.
+      frozen_norm: for `_tv`: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`FrozenBatchNorm`).
+      norm_epsilon: added to the variance in its BatchNorm.
     """
 
     spec: Spec
@@ -152,6 +156,8 @@ class GoogLeNet(nn.Module):
     aux_dropout: float = 0.7
     width: float = 1.0
     small_images: bool = False
+    frozen_norm: bool = False
+    norm_epsilon: float = 1e-3
 
     @property
     def image_size(self) -> int:
@@ -162,18 +168,19 @@ class GoogLeNet(nn.Module):
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Name of each endpoint -> (stride in pixels of the image, channels)."""
         strides = (1, 1, 2, 4, 8) if self.small_images else (2, 4, 8, 16, 32)
-        channels = [scaled(64, self.width), scaled(192, self.width)]
+        channels = [widen(64, self.width), widen(192, self.width)]
         channels += [sum(self._row(block)[i] for i in (0, 2, 4, 5)) for block in LAST]
         return {f"stage{i + 1}": pair for i, pair in enumerate(zip(strides, channels, strict=True))}
 
     def _row(self, block: str) -> tuple[int, ...]:
-        return tuple(scaled(c, self.width) for c in INCEPTIONS[block])
+        return tuple(widen(c, self.width) for c in INCEPTIONS[block])
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, Any]:
         """Logits and endpoints of NHWC float images."""
         spec, outputs = self.spec, {}
-        unit = partial(Unit, norm=spec.norm, dtype=self.dtype)
+        norm = partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
+        unit = partial(Unit, norm=norm if spec.norm else None, dtype=self.dtype)
         lrn = (lambda x: x) if spec.norm else local_response_norm
         pool = partial(max_pool, stride=2, ceil=True)
 
@@ -182,11 +189,11 @@ class GoogLeNet(nn.Module):
             return outputs[name]
 
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = unit(scaled(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train)
+        x = unit(widen(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train)
         x = endpoint("stage1", x)
         x = lrn(x if self.small_images else pool(x, window=3))
-        x = unit(scaled(64, self.width), 1, name="conv2_reduce")(x, train)
-        x = unit(scaled(192, self.width), 3, name="conv2")(x, train)
+        x = unit(widen(64, self.width), 1, name="conv2_reduce")(x, train)
+        x = unit(widen(192, self.width), 3, name="conv2")(x, train)
         x = pool(endpoint("stage2", lrn(x)), window=3)
         aux_logits = []
         for block in INCEPTIONS:

@@ -1,4 +1,4 @@
-"""Pooling that the families share, NHWC, padded explicitly as torch's."""
+"""Pooling that the families share, NHWC, padded explicitly as in torch; means are summed in float32 at least."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jaxcnn import UserError
 
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = False) -> jax.Array:
-    """Max pooling (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins.
+    """Pool maxima: (N, H, W, C) -> (N, (H + 2 pad - window) // stride + 1, …, C); the padding never wins.
 
     Where values tie, the first one, row by row, gets the gradient, as in torch.
 
@@ -39,6 +39,8 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = 
         x = jnp.pad(x, ((0, 0), (pad, below), (pad, beside), (0, 0)), constant_values=-jnp.inf)
         for axis, size in ((2, columns), (1, rows)):  # in this order ties fall as in `by_windows`
             last = (size - 1) * stride + 1
+            # Slice i holds the i-th pixel of each window. A maximum that prefers its first operand keeps the first of
+            # tied values, and `a != a` lets a NaN through.
             slices = [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(window)]
             x = functools.reduce(lambda a, b: jnp.where((a >= b) | (a != a), a, b), slices)
         return x
@@ -49,14 +51,14 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = 
 
 
 def avg_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
-    """Mean over windows, summed in float32: (N, H, W, C) -> (N, …, C). A map below the window's size counts whole."""
+    """Return means over windows (N, H, W, C) -> (N, …, C); a map smaller than the window is one window."""
     with jax.named_scope("avg_pool"):
         shape = (min(window, x.shape[1]), min(window, x.shape[2]))
-        return nn.avg_pool(x.astype(jnp.float32), shape, (stride, stride)).astype(x.dtype)
+        return nn.avg_pool(x.astype(jnp.promote_types(x.dtype, jnp.float32)), shape, (stride, stride)).astype(x.dtype)
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """torch's adaptive pooling to (N, size, size, C): window i of a side s is [⌊i·s/size⌋, ⌈(i+1)·s/size⌉)."""
+    """Average over size × size windows as torch does: window i of a side s is [⌊i·s/size⌋, ⌈(i+1)·s/size⌉)."""
 
     def pool(x: jax.Array, axis: int) -> jax.Array:
         side = x.shape[axis]
@@ -64,17 +66,17 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
         return jnp.stack([lax.slice_in_dim(x, *w, axis=axis).mean(axis) for w in windows], axis)
 
     with jax.named_scope("avg_pool"):
-        return pool(pool(x.astype(jnp.float32), 1), 2).astype(x.dtype)
+        return pool(pool(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 1), 2).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over space, summed in float32: (N, H, W, C) -> (N, C) in the type of `x`."""
+    """Return the mean over space, (N, H, W, C) -> (N, C) in the type of `x`."""
     with jax.named_scope("global_avg_pool"):
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
 
 
 def too_small(x: jax.Array, what: str) -> UserError:
-    """The error for images that leave nothing to a later layer."""
+    """Return the error for images that leave nothing to a later layer."""
     return UserError(
         f"{what} has only {x.shape[1]}×{x.shape[2]} pixels left: take larger images (config.data.image_size) "
         "or, where it is not on, the form for 28 to 64 pixels: config.model.overrides.small_images=True"

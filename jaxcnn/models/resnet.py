@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, batch_norm, conv, end_of_block
+from jaxcnn.models.layers import Classifier, Dtype, Endpoint, Module, batch_norm, conv, end_of_block
 from jaxcnn.models.pooling import global_avg_pool, max_pool
 
 
@@ -69,11 +69,12 @@ class Block(nn.Module):
     stride: int
     spec: Spec
     dtype: Dtype
+    norm: Module = batch_norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply the block; `train` selects the batch's statistics in BatchNorm."""
-        norm = partial(batch_norm, train, dtype=self.dtype)
+        norm = partial(self.norm, train, dtype=self.dtype)
         layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
         if self.spec.bottleneck:
             first, second = (self.stride, 1) if self.spec.stride_in == "conv1" else (1, self.stride)
@@ -82,19 +83,19 @@ class Block(nn.Module):
         for i, (features, kernel, stride) in enumerate(layers, start=1):
             y = conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(y)
             y = norm(name=f"norm{i}")(y)
-            if i < len(layers):
+            if i < len(layers):  # the last ReLU follows the addition
                 y = nn.relu(y)
         if self.spec.shortcut:
             y += self.shortcut(x, y.shape[-1], norm)
         return end_of_block(nn.relu(y))
 
     def shortcut(self, x: jax.Array, features: int, norm: Any) -> jax.Array:
-        """What is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""
+        """Return what is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""
         grows = self.stride > 1 or x.shape[-1] != features
         if self.spec.shortcut == "C" or (grows and self.spec.shortcut == "B"):
             x = conv(features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             return norm(name="shortcut_norm")(x)
-        if grows:
+        if grows:  # option A: every other pixel, and zeros for the channels that x has not
             x = x[:, :: self.stride, :: self.stride]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
         return x
@@ -110,6 +111,8 @@ class ResNet(nn.Module):
       dropout: rate before the head; the paper uses none (section 3.4).
       small_images: for 28 to 64 pixels: the stem becomes 3×3 with stride 1, without pooling, as section 4.2 has it for
         CIFAR. The networks of that section are so already.
+      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`layers.FrozenBatchNorm`).
+      norm_epsilon: added to the variance in BatchNorm.
     """
 
     spec: Spec
@@ -117,6 +120,8 @@ class ResNet(nn.Module):
     dtype: Dtype = jnp.bfloat16
     dropout: float = 0.0
     small_images: bool = False
+    frozen_norm: bool = False
+    norm_epsilon: float = 1e-5
 
     @property
     def image_size(self) -> int:
@@ -138,10 +143,10 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Logits and endpoints of NHWC float images."""
-        outputs = {}
+        outputs, norm = {}, partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         base, (kernel, stride) = 16 if self.spec.cifar else 64, (3, 1) if self._small_stem else (7, 2)
         x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(images.astype(self.dtype))
-        x = nn.relu(batch_norm(train, dtype=self.dtype, name="stem_norm")(x))
+        x = nn.relu(norm(train, dtype=self.dtype, name="stem_norm")(x))
         outputs["stem"] = x = Endpoint(name="stem")(x)
         if not self._small_stem:
             x = max_pool(x, window=3, stride=2, pad=1)
@@ -149,7 +154,7 @@ class ResNet(nn.Module):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
-                x = Block(base << (stage - 1), stride, self.spec, self.dtype, name=name)(x, train)
+                x = Block(base << (stage - 1), stride, self.spec, self.dtype, norm, name=name)(x, train)
             outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
         outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)

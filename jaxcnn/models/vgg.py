@@ -33,7 +33,7 @@ from jaxcnn.models.layers import (
     conv,
     he_normal,
     local_response_norm,
-    scaled,
+    widen,
 )
 from jaxcnn.models.pooling import max_pool
 
@@ -85,6 +85,8 @@ class VGG(nn.Module):
       init_scheme: "he" or "paper", see `INITS`.
       dense: for evaluation, `model.clone(dense=True)`: images may be larger than those of training. The fully connected
         layers are convolutions, with the same variables, and their map of class scores is averaged (section 3.2).
+      frozen_norm: for `_bn`: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`FrozenBatchNorm`).
+      norm_epsilon: added to the variance in its BatchNorm.
     """
 
     spec: Spec
@@ -95,6 +97,8 @@ class VGG(nn.Module):
     small_images: bool = False
     init_scheme: str = "he"
     dense: bool = False
+    frozen_norm: bool = False
+    norm_epsilon: float = 1e-5
 
     @property
     def image_size(self) -> int:
@@ -104,7 +108,7 @@ class VGG(nn.Module):
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Name of each endpoint -> (stride in pixels of the image, channels)."""
-        return {f"stage{i + 1}": (1 << i, scaled(c, self.width)) for i, c in enumerate(CHANNELS)}
+        return {f"stage{i + 1}": (1 << i, widen(c, self.width)) for i, c in enumerate(CHANNELS)}
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -112,25 +116,26 @@ class VGG(nn.Module):
         if self.init_scheme not in INITS:
             raise UserError(f"model.overrides.init_scheme={self.init_scheme!r}: it must be {' | '.join(INITS)}")
         kernel_init, outputs = INITS[self.init_scheme], {}
+        norm = partial(batch_norm, train, dtype=self.dtype, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         x = images.astype(self.dtype)
         for stage, (kernels, channels) in enumerate(zip(self.spec.stages, CHANNELS, strict=True), start=1):
             for i, kernel in enumerate(kernels, start=1):
                 x = conv(
-                    scaled(channels, self.width), kernel, use_bias=True, kernel_init=kernel_init, dtype=self.dtype,
+                    widen(channels, self.width), kernel, use_bias=True, kernel_init=kernel_init, dtype=self.dtype,
                     name=f"stage{stage}_conv{i}",
                 )(x)  # fmt: skip
                 if self.spec.norm:
-                    x = batch_norm(train, dtype=self.dtype, name=f"stage{stage}_norm{i}")(x)
+                    x = norm(name=f"stage{stage}_norm{i}")(x)
                 x = nn.relu(x)
                 if self.spec.lrn and stage == i == 1:
                     x = local_response_norm(x)
             outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
-            if stage < len(CHANNELS) or not self.small_images:
+            if stage < len(CHANNELS) or not self.small_images:  # stage5 of a 32-pixel image is 2×2 already
                 x = max_pool(x, window=2, stride=2)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
             hidden = FullyConnected(
-                scaled(4096, self.width), self.dtype, kernel_init=kernel_init, dense=self.dense, name=layer
+                widen(4096, self.width), self.dtype, kernel_init=kernel_init, dense=self.dense, name=layer
             )
             x = drop(nn.relu(hidden(x)))
         logits = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)

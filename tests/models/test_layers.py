@@ -212,4 +212,4 @@ def test_an_endpoint_is_an_identity_without_parameters():
 
 @pytest.mark.parametrize(("channels", "width", "expected"), [(96, 1, 96), (96, 0.25, 24), (16, 0.125, 8), (64, 2, 128)])
 def test_widths_are_multiples_of_eight_and_never_zero(channels, width, expected):
-    assert layers.scaled(channels, width) == expected
+    assert layers.widen(channels, width) == expected

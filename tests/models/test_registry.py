@@ -55,15 +55,6 @@ def test_a_network_has_the_parameters_of_its_paper_and_returns_logits_and_the_en
         assert size // stride - height in ((0, 1) if name.startswith("alexnet") else (0,))
 
 
-@pytest.mark.parametrize("name", NEW)  # of the ResNets, in test_resnet
-def test_init_makes_the_same_variables_in_training_and_evaluation(name):
-    outputs, made = traced(name, 224, train=True)
-    assert sizes(made) == sizes(traced(name, 224)[1])
-    auxiliary = [(2, 1000)] * 2 if name in GOOGLENET else None
-    assert [x.shape for x in outputs.get("aux_logits", ())] == (auxiliary or [])
-    assert ("aux_logits" in outputs) == bool(auxiliary)
-
-
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -95,9 +86,26 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> jax.Array:
 def test_only_the_activations_are_of_the_compute_type(name):
     outputs, made = shapes(create(name, dtype=jnp.bfloat16), 32, train=True)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(made)} == {"float32"}
+    auxiliary = [(2, 10)] * 2 if name in GOOGLENET else None
+    assert [x.shape for x in outputs.get("aux_logits", ())] == (auxiliary or [])
+    assert ("aux_logits" in outputs) == bool(auxiliary)
     logits = [outputs.pop("logits"), *outputs.pop("aux_logits", ())]
     assert {str(x.dtype) for x in logits} == {"float32"}
     assert {str(x.dtype) for x in outputs.values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("alexnet", {}), ("vgg11", {}), ("googlenet", {}), ("vgg11_bn", {"frozen_norm": True})],
+)
+def test_a_network_of_float64_rounds_nowhere(name, overrides):
+    with jax.enable_x64(True):
+        model = create(name, dtype=jnp.float64, **overrides)
+        x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float64)
+        made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
+        program = jax.make_jaxpr(lambda made, x: model.apply(made, x))(made, x)
+    assert "float64" in str(jax.tree.leaves(made)[0].dtype)
+    assert "f32[" not in str(program)
 
 
 def draws(name: str, train: bool, **overrides: Any) -> bool:
@@ -256,6 +264,8 @@ def test_an_unknown_override_is_named_with_its_model(name):
         *(("vgg16", "width", value) for value in (0, -1.0, float("inf"), float("nan"), "wide")),
         *(("googlenet", "aux_dropout", value) for value in (-1, 1)),
         *(("resnet18", "small_images", value) for value in (3, "yes", None)),
+        *(("resnet18", "frozen_norm", value) for value in (1, "yes", None)),
+        *(("googlenet_tv", "norm_epsilon", value) for value in (0, -1e-5, float("nan"), "1e-5")),
         *(("vgg11", "num_classes", value) for value in (0, -1, 1.5)),
         ("vgg11", "dtype", "int8"),
     ],

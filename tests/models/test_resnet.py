@@ -15,7 +15,6 @@ from jaxcnn.models import create_model, layers, pooling
 from jaxcnn.models.resnet import SPECS, Block
 
 PARAMETERS = RESNET | CIFAR
-KINDS = ["resnet18_a", "resnet18", "resnet34_c", "resnet50", "resnet50_tv", "plain18", "resnet20"]
 
 
 def test_the_table_of_counts_covers_the_family():
@@ -39,12 +38,6 @@ def test_a_network_has_the_parameters_of_its_paper_and_the_endpoints_it_declares
 def test_the_last_stage_is_that_of_the_paper(name, last):
     endpoints: dict[str, tuple[int, int]] = create_model(name).endpoints  # type: ignore[attr-defined]
     assert list(endpoints.values())[-1] == last
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_init_makes_the_same_variables_in_training_and_evaluation(name):
-    size = 33 if name in CIFAR else 65
-    assert sizes(traced(name, size, train=True)[1]) == sizes(traced(name, size, train=False)[1])
 
 
 @cache
