@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from jaxcnn.scaling.series import Row, common, facts, fewest, interval, labels, measured, origin, sent, series
-from jaxcnn.training.collectives import KINDS
+from jaxcnn.scaling.chips import CHIPS
+from jaxcnn.scaling.prediction import sent_bytes
+from jaxcnn.scaling.report import Row, differences, measured, series, traits
+from jaxcnn.training.hlo import KINDS
 
 NAMES = ("throughput.png", "memory.png", "roofline.png", "wire.png")
 Roofs = Mapping[Any, tuple[float, float]]
@@ -33,8 +35,16 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 
-def draw(rows: list[Row], folder: Path, roofs: Roofs) -> list[Path]:
-    """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
+# (chip, dtype) -> peak FLOP/s, and bytes/s of HBM.
+ROOFS: Roofs = {
+    (name, dtype): (peak.value, chip.memory_bandwidth.value)
+    for name, chip in CHIPS.items()
+    for dtype, peak in chip.flops.items()
+}
+
+
+def draw(rows: list[Row], folder: Path, roofs: Roofs = ROOFS) -> list[Path]:
+    """Write throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
     a, b, c, d = paths = [folder / name for name in NAMES]
     figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
     return [path for path, figure in zip(paths, figures, strict=True) if figure]
@@ -116,7 +126,7 @@ def roofline(rows: list[Row], roofs: Roofs, out: Path | None = None) -> Figure |
         return None
     own = [_roof(row, roofs) for row in drawn]
     kinds = list(dict.fromkeys(own))  # a TPU has one roof for both dtypes
-    words = [textwrap.fill(label, 36) for label in labels(drawn, keep={"model"}, drop={"chips"})]
+    words = [textwrap.fill(label, 36) for label in differences(drawn, keep={"model"}, drop={"chips"})]
     step = 0.08 + 0.16 * (1 + max(label.count("\n") for label in words))  # inches a label
     high = max(3.5, step * len(words))
     figure = Figure(figsize=(_WIDTH, high + 1.9 + 0.1 * len(kinds)), layout="constrained")
@@ -156,9 +166,9 @@ def _bars(
     rows: list[Row], parts: Sequence[dict[str, float] | None], order: Sequence[str], unit: tuple[str, int]
 ) -> tuple[Figure, Axes, list[int]]:
     """A bar of stacked parts for each row, under its model's name, its sum beside it; and the place of each row."""
-    words = [textwrap.fill(label, 48) for label in labels(rows, keep={"chips"}, drop={"model"})]
+    words = [textwrap.fill(label, 48) for label in differences(rows, keep={"chips"}, drop={"model"})]
     ticks, places = [], [0] * len(rows)
-    models = [facts(row)["model"] for row in rows]
+    models = [traits(row)["model"] for row in rows]
     for model in dict.fromkeys(models):
         ticks.append(model)
         for i in (i for i, other in enumerate(models) if other == model):
@@ -219,6 +229,50 @@ def _beside(axes: Axes, points: list[tuple[float, float]], words: list[str], gap
     for i, place in zip(order, places, strict=True):
         there = {"xytext": (1.03, place), "textcoords": "axes fraction", "va": "center", "annotation_clip": False}
         axes.annotate(words[i], points[i], arrowprops=leader, fontsize=9, **there)
+
+
+def origin(rows: list[Row], key: str, default: str = "compiled") -> str:
+    """Return what the rows' labels call the figure `key`: compiled, predicted, measured, or several of these."""
+    return " and ".join(sorted({row.get("labels", {}).get(key, default) for row in rows}))
+
+
+def interval(row: Row, what: str) -> list[float]:
+    """Return the low end, median if measured, and high end of the "images" a second of all chips, or "efficiency" in %.
+
+    [] where it is unknown.
+    """
+    if measured(row):
+        figures = row["measured_images_per_sec"] if what == "images" else row.get("measured_efficiency") or {}
+        ends, scale = [figures.get(key) for key in ("min", "median", "max")], 1
+    else:
+        key = "predicted_images_per_sec_per_chip" if what == "images" else "predicted_efficiency"
+        ends, scale = row.get(key) or [], row["chips"]
+    return [(100 if what == "efficiency" else scale) * end for end in ends if end is not None]
+
+
+def sent(row: Row) -> dict[str, float] | None:
+    """Return, by kind of collective, the bytes that each chip sends for it in a step; None if unknown."""
+    if row.get("wire_bytes") is None:
+        return None
+    found: dict[str, float] = {}
+    for group in row["collective_groups"]:
+        kind, each = group["kind"], sent_bytes(group["kind"], group["bytes"], group["group_size"], group["spans"])
+        found[kind] = found.get(kind, 0) + group["count"] * each
+    return found
+
+
+def common(rows: list[Row]) -> str:
+    """Return the traits that all rows share."""
+    first, *others = [traits(row) for row in rows]
+    return ", ".join(word for key, word in first.items() if all(words.get(key) == word for words in others))
+
+
+def fewest(rows: list[Row]) -> list[Row]:
+    """Return, of rows that differ only in chips and batch, those of the fewest chips."""
+    groups: dict[str, list[Row]] = {}
+    for row, label in zip(rows, differences(rows, drop={"chips", "batch"}), strict=True):
+        groups.setdefault(label, []).append(row)
+    return [row for group in groups.values() for row in group if row["chips"] == min(r["chips"] for r in group)]
 
 
 def _style(i: int) -> tuple[str, str]:
