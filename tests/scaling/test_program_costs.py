@@ -104,9 +104,8 @@ ENTRY %main (a: f32[1]) -> f32[1] {
   ROOT %b = f32[1000]{0:T(8,128)} negate(%near)
 }
 """
-    assert (
-        bytes_accessed(Module(text), hbm=True) == 4096 + 4096
-    )  # read once to the chip, written once by the kernel, in whole tiles
+    # Read once to the chip, written once by the kernel, in whole tiles.
+    assert bytes_accessed(Module(text), hbm=True) == 4096 + 4096
     assert bytes_accessed(Module(text)) == 2 * (4096 + 4096)
 
 
