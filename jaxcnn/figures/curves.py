@@ -10,7 +10,7 @@ from jaxcnn.tasks.base import Headline
 
 
 def curves(runs: dict[str, list[dict[str, Any]]], headline: Sequence[Headline], out: Path) -> Figure:
-    """Draw a panel for each score that has an axis, training thin and evaluation thick, one colour a run, as PNG; return it.
+    """Draw a panel for each score that has an axis, as PNG: training thin, evaluation thick, one colour a run.
 
     Args:
       runs: name of each run -> its lines of metrics.jsonl.
