@@ -5,7 +5,7 @@ no row has it, it returns None and writes nothing. Markers of what is predicted 
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from jaxcnn.scaling.report import Row, differences, measured, series, traits
 from jaxcnn.training.hlo import KINDS
 
 NAMES = ("throughput.png", "memory.png", "roofline.png", "wire.png")
-Roofs = Mapping[Any, tuple[float, float]]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers and hatches go round at other lengths.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
@@ -35,18 +34,10 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 
-# (chip, dtype) -> peak FLOP/s, and bytes/s of HBM.
-ROOFS: Roofs = {
-    (name, dtype): (peak.value, chip.memory_bandwidth.value)
-    for name, chip in CHIPS.items()
-    for dtype, peak in chip.flops.items()
-}
-
-
-def draw(rows: list[Row], folder: Path, roofs: Roofs = ROOFS) -> list[Path]:
+def draw(rows: list[Row], folder: Path) -> list[Path]:
     """Write throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
     a, b, c, d = paths = [folder / name for name in NAMES]
-    figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
+    figures = throughput(rows, a), memory(rows, b), roofline(rows, c), wire(rows, d)
     return [path for path, figure in zip(paths, figures, strict=True) if figure]
 
 
@@ -112,19 +103,16 @@ def wire(rows: list[Row], out: Path | None = None) -> Figure | None:
     return _finish(figure, drawn, axes.get_legend_handles_labels()[0], out)
 
 
-def roofline(rows: list[Row], roofs: Roofs, out: Path | None = None) -> Figure | None:
+def roofline(rows: list[Row], out: Path | None = None) -> Figure | None:
     """FLOP/s of a chip over FLOPs/byte: each chip's roof, each row's point on it, and the row's predicted interval.
 
     The point counts all bytes accessed; a pale line leads to where it would be with those of HBM alone. Of rows that
-    differ in chips only, the one of the fewest is drawn: a roof knows no network.
-
-    Args:
-      roofs: chip, or (chip, dtype) -> peak FLOP/s, and bytes/s of HBM; rows without a roof are left out.
+    differ in chips only, the one of the fewest is drawn: a roof knows no network. Rows of unknown chips are left out.
     """
-    drawn = fewest([row for row in rows if row.get("intensity") and _roof(row, roofs)])
+    drawn = fewest([row for row in rows if row.get("intensity") and _roof(row)])
     if not drawn:
         return None
-    own = [_roof(row, roofs) for row in drawn]
+    own = [_roof(row) for row in drawn]
     kinds = list(dict.fromkeys(own))  # a TPU has one roof for both dtypes
     words = [textwrap.fill(label, 36) for label in differences(drawn, keep={"model"}, drop={"chips"})]
     step = 0.08 + 0.16 * (1 + max(label.count("\n") for label in words))  # inches a label
@@ -196,11 +184,11 @@ def _bars(
     return figure, axes, places
 
 
-def _roof(row: Row, roofs: Roofs) -> tuple[Any, ...]:
-    """Chip, peak and bandwidth; () if unknown."""
-    chip = row.get("chip")
-    found = roofs.get((chip, row["dtype"])) or roofs.get(chip)
-    return (chip, *found) if found else ()
+def _roof(row: Row) -> tuple[Any, ...]:
+    """Return the chip, its peak FLOP/s and its HBM's bytes/s; () if unknown."""
+    chip = CHIPS.get(row.get("chip", ""))
+    peak = chip and chip.flops.get(row["dtype"])
+    return (row["chip"], peak.value, chip.memory_bandwidth.value) if chip and peak else ()
 
 
 def _on_roof(axes: Axes, row: Row, roof: tuple[Any, ...], style: int) -> tuple[float, float]:

@@ -6,7 +6,6 @@ text. Bytes are the operands and results of all kernels, which XLA's own "bytes 
 
 import math
 import re
-from collections import Counter
 from typing import Any
 
 import jax
@@ -84,19 +83,7 @@ def flops_of(module: Module, reported: float | None) -> float:
     return reported + counted - product_flops(module, once=True) if reported else counted
 
 
-def product_types(module: Module) -> Counter[tuple[str, ...]]:
-    """Return how many convolutions and matrix products there are of each (dtype of the result, of the operands)."""
-    found: Counter[tuple[str, ...]] = Counter()
-    for body in module.computations.values():
-        shapes = {i.name: i.arrays for i in body}
-        for instruction in body:
-            if _kind(instruction):
-                operands = [shapes[o][0].dtype for o in instruction.operands[:2] if shapes.get(o)]
-                found[(instruction.arrays[0].dtype, *operands)] += 1
-    return found
-
-
-def _kind(instruction: Instruction) -> str:
+def product_kind(instruction: Instruction) -> str:
     """Return "convolution", "dot", or "" for all else; a GPU has them as calls of its libraries."""
     if instruction.opcode in ("convolution", "dot"):
         return instruction.opcode
@@ -105,7 +92,7 @@ def _kind(instruction: Instruction) -> str:
 
 
 def _flops(instruction: Instruction, operands: list[Array]) -> float:
-    kind = _kind(instruction)
+    kind = product_kind(instruction)
     if not kind or len(operands) < 2:
         return 0.0
     left, right, result = operands[0], operands[1], instruction.arrays[0]
@@ -236,7 +223,7 @@ def compiled_part(found: dict[str, Any], program: Program, topology: Topology) -
         "hbm_bytes": total * cores,
         "hbm_limit_bytes": limit * cores,
         "fits": total <= limit,
-        "collectives": _by_kind(groups),
+        "collectives": _byproduct_kind(groups),
         "collective_groups": groups,
     }
 
@@ -285,7 +272,7 @@ def _together(found: list[Any], places: list[tuple[int, ...]]) -> list[dict[str,
     ]
 
 
-def _by_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _byproduct_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for entry in groups:
         sums = found.setdefault(entry["kind"], {"count": 0, "bytes": 0})

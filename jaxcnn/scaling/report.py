@@ -125,7 +125,8 @@ def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[
     parts = [f"# {title}", about.strip(), _made()]
     parts += [f"![{name}]({name})" for name in pictures]
     if compiled:
-        parts += ["## Compiled", _compiled_words(compiled), _table(compiled, _COMPILED)]
+        notes = [f"{note}." for note in _unique(row["notes"] for row in compiled)]
+        parts += ["## Compiled", " ".join([_COMPILED_WORDS, *notes]), _table(compiled, _COMPILED)]
         parts += ["## Predicted", _PREDICTED_WORDS, _table(compiled, _PREDICTED)]
     if timed:
         parts += ["## Measured", *_unique(row["notes"] for row in timed), _table(timed, _MEASURED)]
@@ -142,11 +143,7 @@ def _unique(notes: Iterable[list[str]]) -> list[str]:
     return list(dict.fromkeys(note for row in notes for note in row))
 
 
-def _compiled_words(rows: Sequence[Row]) -> str:
-    words = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
-    return " ".join([words, *(f"{note}." for note in _unique(row["notes"] for row in rows))])
-
-
+_COMPILED_WORDS = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
 _PREDICTED_WORDS = (
     "Not measured. Intervals: from no overlap of arithmetic, memory and network, each at its ceiling, to full overlap. "
     "Efficiency is images/s a chip against the fewest chips of the same series."

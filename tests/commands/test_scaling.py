@@ -7,10 +7,10 @@ import platform
 import sys
 
 import pytest
+from scaling_rows import product_types
 
 from jaxcnn import cli
 from jaxcnn.scaling import ahead_of_time
-from jaxcnn.scaling.program_costs import product_types
 from jaxcnn.training.hlo import Module
 
 CONFIG = "experiments/digits/resnet20.py"  # 19 convolutions, each with a BatchNorm, and a fully connected layer

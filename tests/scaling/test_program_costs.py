@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from scaling_rows import product_types
 
-from jaxcnn.scaling.program_costs import activations, bytes_accessed, flops_of, product_flops, product_types
+from jaxcnn.scaling.program_costs import activations, bytes_accessed, flops_of, product_flops
 from jaxcnn.training.hlo import Module
 
 
