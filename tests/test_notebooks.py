@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from jaxcnn import UserError
-from jaxcnn.figures.diagram import draw, parts
+from jaxcnn.figures.diagram import boxes_of, draw
 from jaxcnn.figures.features import feature_maps, filters_grid, strongest
 from jaxcnn.models import create_model
 from jaxcnn.papers.cost import paper_layers, total
@@ -81,19 +81,19 @@ NETWORKS = ("alexnet", "vgg16", "vgg19_bn", "googlenet", "resnet50", "resnet152"
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_diagram_leaves_nothing_out(name):
     rows = paper_layers(name)
-    boxes = parts(rows)
+    boxes = boxes_of(rows)
     assert sum(box.parameters for box in boxes) == total(rows, "parameters")
     assert sum(box.macs for box in boxes) == total(rows, "macs")
     assert len(boxes) <= 24
 
 
 def test_boxes_are_blocks_with_the_size_that_they_put_out():
-    boxes = {box.label: box for box in parts(paper_layers("resnet50"), residual=True)}
+    boxes = {box.label: box for box in boxes_of(paper_layers("resnet50"), residual=True)}
     assert boxes["stage3 block2–6"][1:5] == ("residual block", "1×1 3×3 1×1", (14, 14, 1024), 5)
     assert boxes["stage2 block1"][1:5] == ("residual block", "1×1/2 3×3 1×1 + 1×1/2", (28, 28, 512), 1)
-    boxes = {box.label: box for box in parts(paper_layers("googlenet"))}
+    boxes = {box.label: box for box in boxes_of(paper_layers("googlenet"))}
     assert boxes["inception3b"][1:5] == ("inception module", "1×1 3×3 5×5", (28, 28, 480), 1)
-    boxes = {box.label: box for box in parts(paper_layers("vgg16"))}
+    boxes = {box.label: box for box in boxes_of(paper_layers("vgg16"))}
     assert boxes["stage5 conv1–3"][1:5] == ("convolution", "conv 3×3", (14, 14, 512), 3)
     assert {"fc6", "fc7"} < boxes.keys()
 

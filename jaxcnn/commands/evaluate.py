@@ -147,7 +147,7 @@ def _draw(run: Any, data: Any, out: Path) -> None:
     """Write a grid of the first images with their predictions, by the run's own evaluation."""
     import numpy as np
 
-    from jaxcnn.figures.runs import prediction_grid
+    from jaxcnn.figures.overlays import prediction_grid
     from jaxcnn.training.trained import classifier
 
     out.parent.mkdir(parents=True, exist_ok=True)

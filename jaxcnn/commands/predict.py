@@ -205,7 +205,7 @@ def _print(result: Result, names: tuple[str, ...], as_json: bool) -> None:
 
 def _draw(network: Network, drawn: list[Result], save: Path | None, explain: Path | None, shown: int) -> None:
     """Write the pictures asked for."""
-    from jaxcnn.figures.runs import heat_cards, top5_cards
+    from jaxcnn.figures.overlays import heat_cards, top5_cards
 
     names, titles = network.input["class_names"], [_printable(result.path) for result in drawn]
     images, probabilities = np.stack([r.image for r in drawn]), np.stack([r.probabilities for r in drawn])
@@ -227,7 +227,7 @@ def _heat(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarr
     import jax
 
     from jaxcnn.data.images.augment_device import normalize
-    from jaxcnn.figures.grad_cam import grad_cam
+    from jaxcnn.models.grad_cam import grad_cam
 
     @jax.jit
     def heat(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:

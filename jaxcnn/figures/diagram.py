@@ -29,7 +29,7 @@ _SLIM = ("images", "pooling", "response norm")  # drawn as slabs of one width, a
 _SLAB, _SLIM_SLOT, _MOST_SLICES = 0.2, 0.62, 12
 
 
-class Part(NamedTuple):
+class Box(NamedTuple):
     """A box: a layer or a block of layers, and those after it that are the same.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part(NamedTuple):
     macs: int
 
 
-def parts(rows: Iterable[Layer], residual: bool = False) -> list[Part]:
+def boxes_of(rows: Iterable[Layer], residual: bool = False) -> list[Box]:
     """The boxes of a diagram from the rows of `cost.layers`.
 
     A module with several layers, such as an inception module, is one box; neighbours of the same layers and shapes
@@ -64,7 +64,7 @@ def parts(rows: Iterable[Layer], residual: bool = False) -> list[Part]:
             modules[-1].append(row)
         else:
             modules.append([row])
-    return [_part(list(group), residual) for _, group in itertools.groupby(modules, key=_signature)]
+    return [_box(list(group), residual) for _, group in itertools.groupby(modules, key=_signature)]
 
 
 def _signature(module: Sequence[Layer]) -> Any:
@@ -76,7 +76,7 @@ def _top(row: Layer) -> str:
     return row.name.split("/")[0]
 
 
-def _part(same: Sequence[Sequence[Layer]], residual: bool) -> Part:
+def _box(same: Sequence[Sequence[Layer]], residual: bool) -> Box:
     first, names = [row for row in same[0] if row.kind != "norm"], [_top(module[0]) for module in (same[0], same[-1])]
     number = re.search(r"\d+$", names[1])
     label = names[0].replace("_", " ") + (f"–{number[0]}" if len(same) > 1 and number else "")
@@ -97,7 +97,7 @@ def _part(same: Sequence[Sequence[Layer]], residual: bool) -> Part:
         shape = next(row for row in reversed(convolutions) if "shortcut" not in row.name).shape
         words = " ".join(inside) + "".join(f" + {words}" for words in beside)
     everything = [row for module in same for row in module]
-    return Part(
+    return Box(
         label, kind, words, shape, len(same),
         sum(row.parameters for row in everything), sum(row.macs for row in everything),
     )  # fmt: skip
@@ -127,8 +127,8 @@ def draw(model: str | nn.Module, image_shape: Sequence[int] | None = None) -> Fi
     named = isinstance(model, str) and image_shape is None
     rows = paper_layers(model) if named else layers(module, size)
     boxes = [
-        Part("images", "images", "", size, 1, 0, 0),
-        *parts(rows, residual=bool(getattr(module.spec, "shortcut", ""))),
+        Box("images", "images", "", size, 1, 0, 0),
+        *boxes_of(rows, residual=bool(getattr(module.spec, "shortcut", ""))),
     ]
     title = model if isinstance(model, str) else type(model).__name__
 
@@ -148,7 +148,7 @@ def draw(model: str | nn.Module, image_shape: Sequence[int] | None = None) -> Fi
     return figure
 
 
-def _flow(axes: Axes, boxes: Sequence[Part], middles: Sequence[float]) -> None:
+def _flow(axes: Axes, boxes: Sequence[Box], middles: Sequence[float]) -> None:
     """The boxes around the line y = 0, their labels above and their output shapes below."""
     axes.axis("off")
     widest = max(math.log2(box.shape[-1]) for box in boxes if box.kind not in _SLIM)
@@ -172,12 +172,12 @@ def _flow(axes: Axes, boxes: Sequence[Part], middles: Sequence[float]) -> None:
         text(-0.5 * highest - 0.6, "×".join(map(str, box.shape)), va="top", fontsize=7, color="#555b65")
 
 
-def _height(box: Part) -> float:
+def _height(box: Box) -> float:
     """1 for one pixel, one more each time the side doubles."""
     return 1 + math.log2(box.shape[0]) if len(box.shape) == 3 else 1
 
 
-def _shares(axes: Axes, what: str, numbers: Sequence[int], middles: Sequence[float], boxes: Sequence[Part]) -> None:
+def _shares(axes: Axes, what: str, numbers: Sequence[int], middles: Sequence[float], boxes: Sequence[Box]) -> None:
     """Bars of each box's share of the sum; shares of a percent and more are written on them."""
     whole = sum(numbers)
     shares = [100 * number / whole for number in numbers]

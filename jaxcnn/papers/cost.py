@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
 
 def layers(model: nn.Module, image_shape: Sequence[int], batch: int = 1, train: bool = False) -> list[Layer]:
-    """The layers of `model` in their order of execution, for `batch` images of `image_shape` (H, W, C).
+    """Return the layers of `model` in their order of execution, for `batch` images of `image_shape` (H, W, C).
 
     Args:
       train: trace the training mode: GoogLeNet then has its auxiliary classifiers.
@@ -77,7 +77,7 @@ def layers(model: nn.Module, image_shape: Sequence[int], batch: int = 1, train: 
 
 
 def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[Jaxpr, Any]:
-    """The program for one image, and the shapes of the parameters that it uses.
+    """Trace the program for one image, and return the shapes of the parameters that it uses.
 
     `apply` on no variables makes those that it meets, so that one trace gives both: a deep network takes seconds. Other
     than `init` it makes no more than those: none of auxiliary classifiers in evaluation.
@@ -96,7 +96,7 @@ def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[J
 
 
 def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple[JaxprEqn, int]]]]:
-    """(path of a layer, its equations, each with the times it runs), in order; what is in no layer is left out."""
+    """Return (path of a layer, its equations, each with the times it runs), in order, without what is in no layer."""
     runs: list[tuple[Path, list[tuple[JaxprEqn, int]]]] = []
     inside = False
     for equation, scope, times in _equations(jaxpr):
@@ -114,7 +114,7 @@ def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple
 
 
 def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple[JaxprEqn, Path, int]]:
-    """Every equation with the names of the scopes around it; what a call holds comes before the call itself."""
+    """Yield every equation with the names of the scopes around it; what a call holds comes before the call itself."""
     for equation in jaxpr.eqns:
         # Flax names a scope after each module, and "module.method" after a method: the module is the one above it.
         names = str(equation.source_info.name_stack).split("/")
@@ -129,7 +129,7 @@ def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple
 
 
 def macs(equation: JaxprEqn) -> int:
-    """Multiply-accumulates of one equation: outputs times the products summed into each; 0 for all else."""
+    """Return the multiply-accumulates of one equation: outputs times the products summed into each; 0 for all else."""
     name = equation.primitive.name
     if name not in ("conv_general_dilated", "dot_general"):
         return 0
@@ -160,7 +160,7 @@ def _kind(path: Path, equations: list[JaxprEqn]) -> str:
 
 
 def total(rows: Sequence[Layer], what: str) -> int:
-    """The sum of one attribute of `rows`, such as "macs"."""
+    """Return the sum of one attribute of `rows`, such as "macs"."""
     return sum(getattr(row, what) for row in rows)
 
 
@@ -174,7 +174,7 @@ def describe(
     small_images: bool = False,
     train: bool = False,
 ) -> dict[str, Any]:
-    """The model `name` in numbers; by default as its paper has it: image size, and the classes of ImageNet or CIFAR-10.
+    """Return the model `name` in numbers; by default with its paper's image size, and ImageNet's or CIFAR-10's classes.
 
     "layers" is the list of `layers`, "macs" and "activation_bytes" sum it. "parameters" are those of evaluation,
     whatever `train` is, and "aux_parameters" are of the classifiers that exist in training only.
@@ -209,5 +209,5 @@ def describe(
 
 @functools.cache
 def paper_layers(name: str, train: bool = False) -> tuple[Layer, ...]:
-    """The layers of `describe`, for one image in bfloat16 of the model as its paper has it."""
+    """Return the layers of `describe`, for one image in bfloat16 of the model as its paper has it."""
     return tuple(describe(name, train=train)["layers"])

@@ -84,3 +84,19 @@ def agreement(ours: float | str, published: Figure | None) -> str:
         return "✓ cut"
     difference = exact - printed
     return f"✗ {difference if difference % digit == 0 else difference.quantize(digit / 10):+,}"
+
+
+def beside(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the paper prints of a model that `cost.describe` describes, as a JSON object.
+
+    Quantity -> "printed", "source", "confidence", and the "agreement" of the row with it.
+    """
+    return {
+        quantity: {
+            "printed": figure.printed + figure.suffix,
+            "source": figure.source,
+            "confidence": figure.confidence,
+            "agreement": agreement(row[quantity], figure) if quantity in row else None,
+        }
+        for quantity, figure in of_model(row["name"]).items()
+    }

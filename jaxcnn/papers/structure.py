@@ -1,15 +1,27 @@
-"""The papers' tables, rebuilt from the code: what `cost` counts, the published value beside it."""
+"""The papers' tables, rebuilt from the code with the published value beside ours, and the price of bfloat16.
+
+Most is counted by `cost`; what a stack of filters sees, and the precision of bfloat16, are computed.
+"""
 
 import difflib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.papers.cost import Layer, paper_layers, total
+from jaxcnn.models import create_model, list_models
+from jaxcnn.models.layers import conv
+from jaxcnn.papers.cost import Layer, layers, paper_layers, total
 from jaxcnn.papers.published import figure, of_model
-from jaxcnn.papers.stacks import stacks
-from jaxcnn.papers.tabular import Cell, Table, count, scaled, size, text
+from jaxcnn.papers.rendering import Cell, Table, extent, integer, scaled, text
+
+IMAGES = 4  # of the table precision
 
 
 def build(name: str) -> Table:
@@ -38,14 +50,14 @@ def _alexnet_figure2() -> Table:
     def row(name: str, shape: tuple[int, ...], parameters: int, macs: int) -> list[Cell]:
         neurons = math.prod(shape)
         return [
-            text(name), text(size(shape), figure("alexnet", "sizes", name)),
-            count(neurons, figure("alexnet", "neurons", name)), count(parameters), scaled(macs, 1e6, 1),
+            text(name), text(extent(shape), figure("alexnet", "sizes", name)),
+            integer(neurons, figure("alexnet", "neurons", name)), integer(parameters), scaled(macs, 1e6, 1),
         ]  # fmt: skip
 
     kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
     rows = [row(layer.name, layer.shape, layer.parameters, layer.macs) for layer in kept]
     whole = [
-        text("total"), text(""), count(sum(cells[2].ours for cells in rows)), count(total(kept, "parameters")),
+        text("total"), text(""), integer(sum(cells[2].ours for cells in rows)), integer(total(kept, "parameters")),
         scaled(total(kept, "macs"), 1e6, 1),
     ]  # fmt: skip
     return Table(
@@ -61,8 +73,8 @@ def _alexnet_abstract() -> Table:
     kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
     neurons = sum(math.prod(layer.shape) for layer in kept)
     rows = [
-        [text("parameters"), count(total(kept, "parameters"), of_model("alexnet")["parameters"])],
-        [text("neurons"), count(neurons, figure("alexnet", "all_neurons", "alexnet"))],
+        [text("parameters"), integer(total(kept, "parameters"), of_model("alexnet")["parameters"])],
+        [text("neurons"), integer(neurons, figure("alexnet", "all_neurons", "alexnet"))],
     ]
     return Table("alexnet-abstract", "AlexNet, abstract: the whole network", 1, ("what", "ours"), rows)
 
@@ -93,7 +105,8 @@ def _vgg_table1() -> Table:
         for stage, inside in stages.items():
             rows.append([
                 text(name), text(stage), text(_vgg_layers(inside), figure("vgg", "layers", name, stage)),
-                text(size(inside[-1].shape)), count(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
+                text(extent(inside[-1].shape)), integer(total(inside, "parameters")),
+                scaled(total(inside, "macs"), 1e9, 3),
             ])  # fmt: skip
     return Table(
         "vgg-table1", "VGG, Table 1: the configurations A, A-LRN, B, C, D and E", 2,
@@ -108,8 +121,8 @@ def _vgg_table2() -> Table:
         kinds = [layer.kind for layer in paper_layers(name)]
         weights = sum(kind.startswith(("conv", "dense")) for kind in kinds)
         rows.append([
-            text(name), count(weights, figure("vgg", "weight_layers", name)),
-            count(total(paper_layers(name), "parameters"), of_model(name)["parameters"]),
+            text(name), integer(weights, figure("vgg", "weight_layers", name)),
+            integer(total(paper_layers(name), "parameters"), of_model(name)["parameters"]),
             scaled(total(paper_layers(name), "macs"), 1e9, 3),
         ])  # fmt: skip
     title = "VGG, Table 2: number of parameters; the weight layers are those of Table 1"
@@ -130,14 +143,20 @@ def _googlenet_table1() -> Table:
         shape = (*ends[-1].shape[:-1], sum(row.shape[-1] for row in ends))
         weights = total(inside, "macs") > 0
         key = [stage] if weights else []
+        shape = shape if len(shape) == 3 else (1, 1, *shape)
         rows.append([
-            text(stage), text(size(shape if len(shape) == 3 else (1, 1, *shape)), figure("googlenet", "sizes", stage)),
-            count(total(inside, "parameters"), figure("googlenet", "table1_parameters", *key) if key else None),
+            text(stage), text(extent(shape), figure("googlenet", "sizes", stage)),
+            integer(total(inside, "parameters"), figure("googlenet", "table1_parameters", *key) if key else None),
             scaled(total(inside, "macs"), 1e6, 1, figure("googlenet", "table1_macs", *key) if key else None),
         ])  # fmt: skip
     everything = paper_layers("googlenet")
     auxiliary = total(paper_layers("googlenet", train=True), "parameters") - total(everything, "parameters")
-    whole = [text("total"), text(""), count(total(everything, "parameters")), scaled(total(everything, "macs"), 1e6, 1)]
+    whole = [
+        text("total"),
+        text(""),
+        integer(total(everything, "parameters")),
+        scaled(total(everything, "macs"), 1e6, 1),
+    ]
     return Table(
         "googlenet-table1", "GoogLeNet, Table 1: the incarnation of the Inception architecture", 1,
         ("layer", "output", "parameters", "MMACs"), [*rows, whole],
@@ -160,13 +179,13 @@ def _resnet_table1() -> Table:
         for stage, inside in _stages(name, _resnet_stage).items():
             shape = inside[-1].shape[:2] if stage != "fc" else (1, 1)
             rows.append([
-                text(name), text(stage), text(size(shape), figure("resnet", "sizes", stage)),
-                count(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
+                text(name), text(stage), text(extent(shape), figure("resnet", "sizes", stage)),
+                integer(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
             ])  # fmt: skip
         for form in (name, f"{name}_a")[: 2 if name in ("resnet18", "resnet34") else 1]:
             everything = paper_layers(form)
             rows.append([
-                text(form), text("total"), text(""), count(total(everything, "parameters")),
+                text(form), text("total"), text(""), integer(total(everything, "parameters")),
                 scaled(total(everything, "macs"), 1e9, 3, of_model(form)["macs"]),
             ])  # fmt: skip
     return Table(
@@ -183,13 +202,65 @@ def _resnet_table6() -> Table:
         kept, paper = paper_layers(name), of_model(name)
         depth = sum(layer.kind.startswith(("conv", "dense")) for layer in kept)
         rows.append([
-            text(name), count(depth), count(total(kept, "parameters"), paper["parameters"]),
+            text(name), integer(depth), integer(total(kept, "parameters"), paper["parameters"]),
             scaled(total(kept, "macs"), 1e6, 2), text(paper["error"].printed),
         ])  # fmt: skip
     return Table(
         "resnet-table6", "ResNet, Table 6: networks for CIFAR-10", 1,
         ("network", "layers", "parameters", "MMACs", "paper's error %"), rows,
         ("The error is the paper's, on the test set; of 110 layers it is the best of five runs.",),
+    )  # fmt: skip
+
+
+class Stack(nn.Module):
+    """`depth` square convolutions of `kernel` pixels on equally many channels, without biases."""
+
+    kernel: int
+    depth: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """(N, H, W, channels) -> the same shape."""
+        for _ in range(self.depth):
+            x = conv(self.channels, self.kernel, dtype=jnp.float32, kernel_init=nn.initializers.ones)(x)
+        return x
+
+
+def receptive_field(kernel: int, depth: int) -> int:
+    """Side in pixels of what one output of such a stack depends on: where its gradient is not zero."""
+    stack, side = Stack(kernel, depth, 1), 2 * kernel * depth + 1
+    image = jnp.zeros((1, side, side, 1))
+    variables = stack.init(jax.random.key(0), image)
+
+    def middle(image: jax.Array) -> jax.Array:
+        output: Any = stack.apply(variables, image)
+        return output[0, side // 2, side // 2, 0]
+
+    return int(np.any(np.asarray(jax.grad(middle)(image)) != 0, axis=(0, 1, 3)).sum())
+
+
+def stacks() -> Table:
+    """The table of the argument: cost and sight of one filter and of the stack that replaces it."""
+    channels, pixels, rows = 256, 28, []
+    for large, depth in ((5, 2), (7, 3), (9, 4)):
+        costs = []
+        for kernel, times in ((large, 1), (3, depth)):
+            kept = layers(Stack(kernel, times, channels), (pixels, pixels, channels))
+            parameters = total(kept, "parameters")
+            costs.append(parameters)
+            rows.append([
+                text(f"{times} of {kernel}×{kernel}"), text(extent((receptive_field(kernel, times),) * 2)),
+                integer(parameters // channels**2), integer(parameters), scaled(total(kept, "macs"), 1e6, 1),
+                integer(times), scaled(parameters / costs[0], 1, 2),
+            ])  # fmt: skip
+    return Table(
+        "stacks", "One large filter against a stack of 3×3 filters that sees as much", 1,
+        ("layers", "sees", "per pair", "parameters", "MMACs", "ReLUs", "cost"), rows,
+        (f"{channels} channels in and out at {pixels}×{pixels} pixels, no biases. Per pair: weights for each pair of "
+         "an input and an output channel. Cost: against the large filter.",
+         "VGG, section 2.3: 27C² against 49C² weights for 7×7, and three non-linearities in place of one.",
+         "What a stack sees is measured: the pixels on which one output's gradient is not zero."),
     )  # fmt: skip
 
 
@@ -203,3 +274,72 @@ TABLES: dict[str, Callable[[], Table]] = {
     "resnet-table6": _resnet_table6,
     "stacks": stacks,
 }
+
+
+class Errors(NamedTuple):
+    """Relative errors of logits: the largest difference over the largest logit, the mean over the mean."""
+
+    largest: float
+    mean: float
+
+
+def errors(name: str, seed: int = 0) -> Errors:
+    """bfloat16 against float32 for the model `name`, both with the same float32 weights, drawn from `seed`.
+
+    Four images of Gaussian noise; BatchNorm uses the statistics of the four, as in training: those of a fresh network,
+    mean 0 and variance 1, let the activations of deep ones grow without bound. There is no dropout.
+    """
+    size: int = create_model(name).image_size  # type: ignore[attr-defined]
+    classes = 10 if size == 32 else 1000
+    images = jnp.asarray(np.random.default_rng(seed).standard_normal((IMAGES, size, size, 3), np.float32))
+    exact = create_model(name, classes, jnp.float32, dropout=0.0)
+    variables = jax.jit(exact.init)(jax.random.key(seed), images[:1])
+
+    def logits(dtype: Any) -> np.ndarray:
+        model = create_model(name, classes, dtype, dropout=0.0)
+
+        @jax.jit
+        def apply(variables: Any, images: jax.Array) -> jax.Array:
+            rngs = {"dropout": jax.random.key(seed)}  # of GoogLeNet's auxiliary classifiers, whose logits are left out
+            outputs: Any = model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+            return outputs[0]["logits"]
+
+        return np.asarray(apply(variables, images), np.float64)
+
+    reference = logits(jnp.float32)
+    difference = np.abs(logits(jnp.bfloat16) - reference)
+    reference = np.abs(reference)
+    return Errors(float(difference.max() / reference.max()), float(difference.mean() / reference.mean()))
+
+
+def precision(
+    names: Sequence[str] | None = None, seed: int = 0, report: Callable[[str], Any] = lambda name: None
+) -> Table:
+    """The table of `errors` of the models `names`, by default all but the one of 1,202 layers, which takes long.
+
+    Args:
+      report: is told each name when its turn comes.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    for name in names or ():
+        create_model(name)
+    if seed < 0:
+        raise UserError(f"--seed {seed}: it must be 0 or more")
+    rows = []
+    for name in names or [name for name in list_models() if name != "resnet1202"]:
+        report(name)
+        model: Any = create_model(name)
+        largest, mean = errors(name, seed)
+        rows.append([text(name), integer(model.image_size), scaled(largest, 0.01, 3), scaled(mean, 0.01, 3)])
+        jax.clear_caches()  # the largest hold gigabytes: let go of each before the next
+    return Table(
+        "precision", "bfloat16 against float32: relative error of the logits", 1,
+        ("network", "pixels", "largest %", "mean %"), rows,
+        ("Largest: the largest difference over the largest logit. Mean: the mean difference over the mean logit; both "
+         f"of absolute values, over {IMAGES} images of Gaussian noise and all classes.",
+         f"Fresh weights of seed {seed}, the same for both; BatchNorm with the statistics of the {IMAGES} images, no "
+         f"dropout. Computed on {jax.default_backend()}.",
+         "bfloat16 keeps 8 binary digits: one rounding is off by up to 0.39 %."),
+    )  # fmt: skip

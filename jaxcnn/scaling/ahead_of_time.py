@@ -1,31 +1,47 @@
-"""The training step compiled for devices that are not there, and what the compiler says of it.
+"""Compile training steps for devices that are not there, several at a time, and keep what the compilers gave.
 
-What a compiler gave is kept on the disk under the lowered program, so that it is asked once.
+Each compilation has a process of its own, since a compiler clutters its process and may die in it: this module, run
+as a script. It reads {"config": …, "topology": …, "cache": …} from stdin and answers on stdout with one JSON object,
+the compiled part of a row, or {"error": …, "mine": …}, where "mine" says that the user can fix it. What a compiler gave
+is kept on the disk under the lowered program, so that each program is compiled once.
 """
 
 import gzip
 import hashlib
 import json
-import math
 import os
 import re
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.scaling import count
-from jaxcnn.scaling.chips import target_config
-from jaxcnn.scaling.topology import Topology
-from jaxcnn.training.collectives import collectives_of
-from jaxcnn.training.hlo import Module
-from jaxcnn.training.program import Program
+from jaxcnn.configfile import from_json, to_json
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.models import create_model
+from jaxcnn.scaling.chips import Topology, abstract_devices, parse_topology, target_config
+from jaxcnn.scaling.program_costs import compiled_part
+from jaxcnn.scaling.study import Request
+from jaxcnn.training.program import Program, build_program
+from jaxcnn.training.sharding import make_mesh
 
+Report = Callable[[int, str], None]  # (compilations done, the last one in words)
+
+_EACH = 5 * 2**30  # bytes that one compilation may take: ResNet-50 for a TPU takes 3 to 4.4 GB
+_STACK = 2**28  # bytes: libtpu's recursion overflows the usual 8 MiB (ResNet-50 for v6e)
 _OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables that change what is compiled
 _PACKAGES = ("jaxlib", "libtpu", "jax-cuda12-plugin")
 _UNFIT = (  # what a TPU's compiler says at its end, and before it begins
@@ -33,26 +49,160 @@ _UNFIT = (  # what a TPU's compiler says at its end, and before it begins
     re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# GiB of HBM that libtpu 0.0.52 lets a program have on one device; asked with programs that are too big for any.
-_TPU_LIMITS = {"v3": 15.48, "v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
-_GPU_SHARE = 0.75  # what JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept; JAXCNN_AOT_CACHE moves it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("JAXCNN_AOT_CACHE") or home / "jaxcnn" / "aot")
+def plugins() -> Path:
+    """Return where `make aot` puts the compilers: beside this environment, which does not see them."""
+    return Path(sys.prefix, "aot")
 
 
-def memory_limit(topology: Topology) -> int:
-    """Bytes that a program may have on one device."""
-    if topology.version in _TPU_LIMITS:
-        return round(_TPU_LIMITS[topology.version] * 2**30)
-    return int(topology.chip.memory.value * _GPU_SHARE)
+def check_compilers(requests: Sequence[Request]) -> None:
+    """Raise a UserError if a compiler that is needed is not installed."""
+    places = [str(plugins()), *sys.path]
+    for request in requests:
+        chip, name = request.topology.chip, request.topology.name
+        if chip.platform == "tpu" and not PathFinder.find_spec("libtpu", places):
+            what = "XLA's TPU compiler, the package libtpu"
+        elif chip.platform == "gpu" and not any([*Path(place).glob("jax_plugins/xla_cuda1*")] for place in places):
+            what = "XLA's CUDA compiler, the packages jax-cuda12-plugin and jax-cuda12-pjrt"
+        else:
+            continue
+        raise UserError(
+            f"--topology {name} needs {what}: `make aot` installs it beside this environment, "
+            "`pip install 'jaxcnn[aot]'` in one of its own"
+        )
+
+
+def default_jobs() -> int:
+    """Return how many compilations fit the cores and the free memory."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = _EACH
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, free // _EACH))
+
+
+def compile_all(requests: Sequence[Request], jobs: int, cache: Path, report: Report) -> list[dict[str, Any]]:
+    """Return what each compilation answered, in the order of the requests; Ctrl-C ends the compilers."""
+    running: set[subprocess.Popen[str]] = set()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        with _deep_stack():
+            futures = {pool.submit(_compile, request, cache, running): request for request in requests}
+            for done, future in enumerate(as_completed(futures), 1):
+                report(done, _words(futures[future], future.result()))
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.kill()
+
+
+def _compile(request: Request, cache: Path, running: set[subprocess.Popen[str]]) -> dict[str, Any]:
+    question = {"config": json.loads(to_json(request.config)), "topology": request.topology.name, "cache": str(cache)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxcnn.scaling.ahead_of_time"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        env=_environment(request.topology.chip.platform),
+    )  # fmt: skip
+    running.add(process)
+    answer, noise = process.communicate(json.dumps(question))
+    running.discard(process)
+    try:
+        return json.loads(answer)
+    except ValueError:
+        lines = [line for line in noise.splitlines() if line.strip()]
+        code = process.returncode
+        how = f"was killed by signal {-code} (memory? --jobs 1 takes least)" if code < 0 else f"ended with {code}"
+        return {"error": f"the compiler {how}: {lines[-1][:200] if lines else 'it said nothing'}", "mine": False}
+
+
+def _environment(platform: str) -> dict[str, str]:
+    """Return variables under which JAX looks for no device, and finds compilers that keep quiet."""
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    if platform == "gpu":
+        flags.append("--xla_gpu_autotune_level=0")  # there is no device to time kernels on
+    paths = [str(plugins()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_FLAGS": " ".join(flags),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+def _words(request: Request, answer: dict[str, Any]) -> str:
+    row = request.row
+    variant = "".join(f" {key}={value}" for key, value in row["variant"].items())
+    what = f"{row['model']} on {row['topology']}, {row['batch_per_chip']:g} a chip{variant}"
+    if "error" in answer:
+        return f"{what}: failed"
+    return f"{what}: {'cached' if answer['cached'] else 'compiled'} {answer['compile_seconds']:.0f} s"
+
+
+@contextmanager
+def _deep_stack() -> Iterator[None]:
+    """Give the threads of child processes a deep stack."""
+    try:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_STACK)
+        deep = _STACK if before[1] == resource.RLIM_INFINITY else min(_STACK, before[1])
+        resource.setrlimit(resource.RLIMIT_STACK, (deep, before[1]))
+    except (ImportError, ValueError, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, before)
+
+
+def main() -> int:
+    """Answer one request, in a process of its own."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # keeps what a compiler prints out of the answer
+    request = json.load(sys.stdin)
+    try:
+        answer = _answer(request)
+    except UserError as error:
+        answer = {"error": str(error), "mine": True}
+    except Exception as error:
+        words = str(error).strip().splitlines() or [""]
+        answer = {"error": f"{type(error).__name__}: {words[0]}", "mine": False}
+    with answers:
+        json.dump(answer, answers)
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """Exit once the command is gone, so that one that was killed leaves no compiler behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps(request["config"]))
+        config = from_json(path)
+    place = parse_topology(request["topology"])
+    mesh = make_mesh(config.mesh.data, config.mesh.model, abstract_devices(place))
+    data = Dataset(config)
+    model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
+    program = build_program(config, model, data, mesh)
+    return compiled_part(compile_step(program, place, Path(request["cache"])), program, place)
 
 
 def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str, Any]:
-    """What the compiler gives for the training step of `program`, whose mesh is of abstract devices.
+    """Compile the training step of `program`, whose mesh is of abstract devices, or read what was kept.
 
     Returns:
       "seconds" of compilation, "memory" {bytes by kind}, "cost" {flops, bytes accessed}, empty on a GPU, and "text"; or
@@ -84,7 +234,7 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
 
 
 def unfit(message: str) -> list[int]:
-    """[bytes needed at least, bytes there are] of a compiler's refusal for size; [] of any other message."""
+    """Return [bytes needed at least, bytes there are] of a compiler's refusal for size; [] of any other message."""
     for pattern in _UNFIT:
         if used := pattern.search(message):
             return [round(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3)]
@@ -109,7 +259,7 @@ def _version(package: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What is kept there; a damaged file is as good as none."""
+    """Return what is kept there; a damaged file is as good as none."""
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error):
@@ -128,94 +278,11 @@ def _write(path: Path, found: dict[str, Any]) -> None:
         raise UserError(f"{path.parent}: {error.strerror}: JAXCNN_AOT_CACHE moves the cache of compilations") from error
 
 
-def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[str, Any]:
-    """The compiled part of a row, from what `compile_step` returned; of one chip, or of one image."""
-    row: dict[str, Any] = {"compile_seconds": found["seconds"], "cached": found["cached"], "notes": []}
-    empty = ("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "temp_bytes", "wire_bytes")
-    if "unfit" in found:
-        needed, there = found["unfit"]
-        sizes = {"hbm_bytes": needed, "hbm_limit_bytes": there, "fits": False}
-        row["notes"].append("Where the compiler refused a program for its size, the peak is what it said: at least")
-        return row | dict.fromkeys(empty) | sizes | {"memory": {}, "collectives": {}, "collective_groups": []}
-    module = Module(found["text"])
-    devices, cores = program.mesh.size, topology.chip.devices
-    images = program.largest_batch["mask"].shape[0] / devices
-    flops, accessed = found["cost"].get("flops"), found["cost"].get("bytes accessed")
-    if flops and accessed:  # a TPU's compiler counts the bodies of loops once
-        flops += count.product_flops(module) - count.product_flops(module, once=True)
-        accessed += count.bytes_accessed(module) - count.bytes_accessed(module, once=True)
-    else:
-        flops, accessed = count.product_flops(module), count.bytes_accessed(module)
-        row["notes"].append(
-            "A GPU's compiler gives no FLOPs and bytes: these are of convolutions and matrix products, and of the "
-            "operands and results of all kernels, counted in its program"
-        )
-    memory = _memory(found["memory"], program, count.activations(module))
-    total, limit = sum(memory.values()), memory_limit(topology)
-    groups = _together(collectives_of(module, devices), _places(program, topology))
-    return row | {
-        "flops_per_image": flops / images,
-        "bytes_per_image": accessed / images,
-        "hbm_traffic_per_image": min(accessed, count.hbm_traffic(module)) / images,
-        "intensity": flops / accessed,
-        "memory": {name: size * cores for name, size in memory.items()},
-        "temp_bytes": found["memory"]["temp"] * cores,
-        "hbm_bytes": total * cores,
-        "hbm_limit_bytes": limit * cores,
-        "fits": total <= limit,
-        "collectives": _by_kind(groups),
-        "collective_groups": groups,
-    }
+def cache_folder() -> Path:
+    """Return where compiled programs are kept; JAXCNN_AOT_CACHE moves it."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("JAXCNN_AOT_CACHE") or home / "jaxcnn" / "aot")
 
 
-def _memory(sizes: dict[str, int], program: Program, kept: int) -> dict[str, int]:
-    """Bytes on one device by what they are for; their sum is the peak, of which the compiler gave the parts."""
-    state = program.state
-    parts = {
-        "parameters": _held(state.params),
-        "optimizer": _held((state.opt_state, state.ema)),
-        "batch": _held(program.largest_batch),
-    }
-    held = sizes["argument"] + max(0, sizes["output"] - sizes["alias"]) + sizes["generated_code"]
-    activations = min(kept, sizes["temp"])
-    return parts | {
-        "other": held - sum(parts.values()),  # statistics, metrics, the program itself, and the layouts' padding
-        "activations": activations,
-        "temporaries": sizes["temp"] - activations,
-    }
-
-
-def _held(tree: Any) -> int:
-    """Bytes of a tree of shapes on one device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.size)
-
-
-def _places(program: Program, topology: Topology) -> list[tuple[int, ...]]:
-    """Of each device of the mesh where its chip is in the slice: coordinates, or (node, GPU)."""
-    devices, per_node = program.mesh.devices.flat, topology.shape[-1]
-    if topology.chip.platform == "gpu":
-        return [divmod(place, per_node) for place in range(len(devices))]
-    return [tuple(device.coords[: len(topology.shape)]) for device in devices]
-
-
-def _together(found: list[Any], places: list[tuple[int, ...]]) -> list[dict[str, Any]]:
-    """Collectives of one kind, size and group as one entry, in the order of their first."""
-    entries: dict[tuple[Any, ...], int] = {}
-    for kind, number, size, members, groups in found:
-        if len(members) > 1:
-            spans = tuple(len({places[member][axis] for member in members}) for axis in range(len(places[0])))
-            key = kind, size, len(members), groups, spans
-            entries[key] = entries.get(key, 0) + number
-    return [
-        {"kind": kind, "count": count, "bytes": size, "group_size": group, "groups": groups, "spans": list(spans)}
-        for (kind, size, group, groups, spans), count in entries.items()
-    ]
-
-
-def _by_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for entry in groups:
-        sums = found.setdefault(entry["kind"], {"count": 0, "bytes": 0})
-        sums["count"] += entry["count"]
-        sums["bytes"] += entry["count"] * entry["bytes"]
-    return found
+if __name__ == "__main__":
+    sys.exit(main())

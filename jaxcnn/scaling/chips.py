@@ -1,11 +1,12 @@
-"""Accelerators: the published ceilings of each, with their sources, and what a collective costs at these ceilings.
+"""Accelerators that need not be there: published peaks with their sources, slices by name, XLA's descriptions of them.
 
-A collective's time has links at their full rate, no contention, and the least latency published.
+A slice is written PLATFORM:CHIP:SHAPE, such as "tpu:v5e:4x4" or "gpu:h100:64".
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxcnn import UserError
 
 
 class Sourced(NamedTuple):
@@ -60,13 +61,6 @@ class Chip(NamedTuple):
         rows |= {"torus dimensions": self.torus, "axis closed at": self.wrap}
         rows |= {"NIC, bytes/s": self.nic, "step between nodes, s": self.nic_hop}
         return {label: figure for label, figure in rows.items() if figure is not NONE}
-
-
-class Cost(NamedTuple):
-    """Seconds of a collective: of its bytes at the links' rate, and of its steps."""
-
-    bandwidth: float
-    latency: float
 
 
 CLOUD = "Cloud TPU docs, TPU {0}, https://docs.cloud.google.com/tpu/docs/{0}"
@@ -141,94 +135,6 @@ CHIPS = {
 }
 
 
-def wire_bytes(kind: str, nbytes: float, group: int) -> float:
-    """Bytes that each of `group` devices sends in a collective by rings, whose result is `nbytes` on one device.
-
-    Raises a ValueError for a kind that there is not.
-    """
-    match kind:
-        case "all-reduce":
-            return 2 * (group - 1) / group * nbytes
-        case "all-gather" | "all-to-all":
-            return (group - 1) / group * nbytes
-        case "reduce-scatter":
-            return (group - 1) * nbytes
-        case "collective-permute":
-            return nbytes if group > 1 else 0
-    raise ValueError(f"no collective is called {kind!r}")
-
-
-def sent_bytes(kind: str, nbytes: float, group: int, spans: Sequence[int]) -> float:
-    """Bytes that a chip sends to others, of a group that spans so many chips along each axis."""
-    chips = math.prod(spans)
-    return wire_bytes(kind, nbytes if kind in ("all-reduce", "all-gather") else nbytes * group / chips, chips)
-
-
-def collective_seconds(
-    chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int] = ()
-) -> Cost:
-    """What one collective takes on a slice whose links it has for itself, by rings in two passes.
-
-    Args:
-      shape: of the slice: a TPU's torus in chips, such as (16, 16) or (8, 8, 16), or (nodes, GPUs a node).
-      kind: one of `training.collectives.KINDS`.
-      nbytes: of the result on one device: of an all-reduce the array, of an all-gather the gathered whole, of a
-        reduce-scatter one shard, else what a device gets.
-      group: the devices that take part together.
-      spans: how far they reach along each axis of `shape`; (): they lie along its axes from the last on.
-
-    Raises:
-      ValueError: no such kind, or a group that does not divide the slice.
-    """
-    if kind != "collective-permute" and math.prod(shape) * chip.devices % group:
-        raise ValueError(f"groups of {group} devices do not divide a slice of {tuple(shape)} {chip.name}")
-    if not wire_bytes(kind, nbytes, group):
-        return Cost(0.0, 0.0)
-    if not spans:
-        spans, rest = [1] * len(shape), group // math.gcd(group, chip.devices)
-        for axis in reversed(range(len(shape))):
-            spans[axis] = math.gcd(rest, shape[axis])
-            rest //= spans[axis]
-    return (_on_torus if chip.platform == "tpu" else _on_nodes)(chip, shape, kind, nbytes, group, spans)
-
-
-def _on_torus(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
-    """Rings both ways round along each axis, all at once; what the cores of one chip exchange is free."""
-    wrap, chips, rate = int(chip.wrap.value), math.prod(spans), chip.link.value
-    cubes = chip.torus.value == 3 and all(length % wrap == 0 for length in shape)
-    closed = [cubes if chip.torus.value == 3 else length == wrap for length in shape]
-    # (length, ways) of each axis: two ways round where all of it takes part and it is closed, else one
-    axes = [(n, 2 if n == shape[i] and closed[i] else 1) for i, n in enumerate(spans) if n > 1]
-    if not axes:
-        return Cost(0.0, 0.0)
-    hops = sum(length // 2 if ways == 2 else length - 1 for length, ways in axes)
-    match kind:
-        case "collective-permute":  # to a neighbour
-            return Cost(nbytes * group / chips / rate, chip.launch.value + chip.hop.value)
-        case "all-to-all":  # length² // 4 chunks of an axis cross its middle, or their hops in a ring add to that
-            seconds = max(length**2 // 4 / length * nbytes * group / chips / ways / rate for length, ways in axes)
-        case _:
-            seconds = sent_bytes(kind, nbytes, group, spans) / (sum(ways for _, ways in axes) * rate)
-    return Cost(seconds, chip.launch.value + (2 if kind == "all-reduce" else 1) * hops * chip.hop.value)
-
-
-def _on_nodes(chip: Chip, _: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
-    """Within a node over NVLink; between nodes each GPU carries its share, a ring in bytes and a tree in steps."""
-    nodes, inside = spans
-    if kind in ("all-to-all", "collective-permute"):  # straight to where it belongs, both networks at once
-        near, far = (
-            ((inside - 1) / group, (group - inside) / group) if kind == "all-to-all" else (nodes == 1, nodes > 1)
-        )
-        latency = chip.launch.value + (chip.nic_hop if nodes > 1 else chip.hop).value
-        return Cost(max(near * nbytes / chip.link.value, far * nbytes / chip.nic.value), latency)
-    whole = nbytes * group if kind == "reduce-scatter" else nbytes
-    passes = 2 if kind == "all-reduce" else 1
-    seconds = wire_bytes("all-gather", whole, inside) / chip.link.value
-    seconds += wire_bytes("all-gather", whole / inside, nodes) / chip.nic.value
-    steps = (inside - 1) * chip.hop.value + math.ceil(math.log2(nodes)) * chip.nic_hop.value
-    return Cost(passes * seconds, chip.launch.value + passes * steps)
-
-
 _TARGET = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
@@ -244,7 +150,113 @@ _TARGETS = {  # by the files that `XLA` names
 
 
 def target_config(name: str) -> str:
-    """The GPU "a100" or "h100" as XLA's CUDA plugin takes it for `get_topology_desc(…, target_config=…)`."""
+    """Return the GPU "a100" or "h100" as XLA's CUDA plugin takes it for `get_topology_desc(…, target_config=…)`."""
     chip = CHIPS[name]
     sizes = {"bandwidth": chip.memory_bandwidth.value, "memory": chip.memory.value}
     return _TARGET.format(**_TARGETS[name], **sizes, kind=chip.kind)
+
+
+PER_NODE = 8  # GPUs of a DGX, joined by NVLink
+LARGEST = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of a pod, joined by ICI
+
+
+class Topology(NamedTuple):
+    """A slice of a pod, or of a cluster's nodes.
+
+    Attributes:
+      name: as it was written.
+      version: a key of `CHIPS`.
+      shape: of a TPU's torus in chips, or (nodes, GPUs a node).
+    """
+
+    name: str
+    version: str
+    shape: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        """The figures of its chips."""
+        return CHIPS[self.version]
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+
+def parse_topology(name: str) -> Topology:
+    """Return the slice called PLATFORM:CHIP:SHAPE, or PLATFORM:CHIP:CHIPS for the most compact shape of so many chips.
+
+    Raises:
+      UserError: no such platform, chip or shape.
+    """
+    platform, _, rest = name.partition(":")
+    version, _, size = rest.partition(":")
+    known = [key for key, chip in CHIPS.items() if chip.platform == platform]
+    if not known:
+        raise UserError(f"--topology {name}: '{platform}' is neither tpu nor gpu: write tpu:v5e:4x4 or gpu:h100:8")
+    if version not in known:
+        raise UserError(f"--topology {name}: there is no {platform} '{version}', but {', '.join(known)}")
+    lengths = size.split("x")
+    if not all(n.isascii() and n.isdecimal() and 0 < int(n) < 10**5 for n in lengths):
+        raise UserError(f"--topology {name}: '{size}' is no number of chips and no shape: write {_example(platform)}")
+    shape = tuple(map(int, lengths))
+    if platform == "gpu":
+        return Topology(name, version, _nodes(name, shape))
+    axes = int(CHIPS[version].torus.value)
+    shape = _compact(name, shape[0], axes) if len(shape) == 1 else shape
+    if len(shape) != axes:
+        raise UserError(f"--topology {name}: a slice of {version} has {axes} dimensions, such as {_example(platform)}")
+    if math.prod(shape) > LARGEST[version]:
+        raise UserError(f"--topology {name}: a pod of {version} has {LARGEST[version]:,} chips")
+    if math.prod(shape) >= 4 and (shape[0] % 2 or shape[1] % 2):
+        raise UserError(f"--topology {name}: hosts have 2×2 chips, so the first two dimensions of a slice are even")
+    return Topology(name, version, shape)
+
+
+def _example(platform: str) -> str:
+    return "tpu:v5e:4x4, tpu:v4:4x4x8 or tpu:v5e:16" if platform == "tpu" else "gpu:h100:8 or gpu:h100:64"
+
+
+def _nodes(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) == 2 and shape[1] <= PER_NODE:
+        return shape[0], shape[1]
+    count = shape[0]
+    if len(shape) > 1 or (count > PER_NODE and count % PER_NODE):
+        raise UserError(f"--topology {name}: GPUs come in nodes of {PER_NODE}: write up to {PER_NODE}, or a multiple")
+    return max(1, count // PER_NODE), min(count, PER_NODE)
+
+
+def _compact(name: str, chips: int, axes: int) -> tuple[int, ...]:
+    """Return the shape of so many chips whose sides are powers of two and about equal, the last the longest: 4x4x8."""
+    power = chips.bit_length() - 1
+    if chips != 2**power or power == 1:
+        raise UserError(f"--topology {name}: {chips} chips are no standard slice: 1, 4, 8, 16, 32 … or give its shape")
+    if chips == 4:
+        return (2, 2, 1)[:axes]
+    return tuple(2 ** ((power + i) // axes) for i in range(axes))
+
+
+def abstract_devices(topology: Topology) -> Any:
+    """Return JAX devices to lower and compile for; none of them exists.
+
+    Raises:
+      UserError: the compiler is not installed, or does not know the slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    chip, shape = topology.chip, topology.shape
+    if chip.platform == "gpu":
+        name, platform, config = "", "cuda", target_config(topology.version)
+        options: dict[str, Any] = {"topology": f"1x{shape[0]}x{shape[1]}", "target_config": config}
+    else:
+        name, platform = f"{topology.version}:{'x'.join(map(str, shape))}", "tpu"
+        options = {"chips_per_host_bounds": (*(min(2, n) for n in shape[:2]), 1)}
+        if topology.version in ("v4", "v5p"):
+            options["chip_config_name"] = "megacore"  # two cores, one device, as JAX has them
+    try:
+        return topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices
+    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--topology {topology.name}: XLA's compiler does not take it: {reason}") from error

@@ -1,6 +1,7 @@
-"""The training step timed on 1, 2, 4 … of the devices that are here, side by side."""
+"""Time the training step on 1, 2, 4 … of the devices that are here, side by side."""
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -10,21 +11,52 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.scaling import count
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.models import create_model
+from jaxcnn.scaling.program_costs import flops_of
+from jaxcnn.scaling.study import stand_in
 from jaxcnn.training import profile, throughput
-from jaxcnn.training.collectives import KINDS, collectives
-from jaxcnn.training.hlo import Module
+from jaxcnn.training.hlo import KINDS, Module, collectives
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.sharding import make_mesh
 
 _PROFILED = 3  # steps
+_MOST = 64  # devices that a CPU simulates: each has threads and buffers of its own
+# What only a compiled row has is unknown of a measured one.
+_UNKNOWN = ("bytes_per_image", "temp_bytes", "hbm_bytes", "fits", "predicted_images_per_sec_per_chip", "bound")
 _SIMULATED = (
     "these devices are simulated on the cores of one CPU: the program is what so many devices run, its speed says "
     "nothing of them"
 )
+
+
+def simulate(devices: Sequence[int]) -> None:
+    """Let a machine without accelerators simulate as many devices as are asked for; call it before JAX is used."""
+    if devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", min(max(devices), _MOST))
+
+
+def measured_rows(
+    config: Config, name: str, devices: Sequence[int], batch_per_device: int | None, lengths: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Return the rows of `measure` for the data and the network of a config.
+
+    Args:
+      name: of the config, in the rows.
+      devices: empty for 1, 2, 4 … all.
+      lengths: steps, warmup, repeats, where they are not the defaults.
+    """
+    stand_in(config)
+    here = jax.device_count()
+    numbers = dict.fromkeys(devices or [2**i for i in range(here.bit_length())])
+    classes = Dataset(config, training=False).num_classes
+    model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+    rows = measure(config, model, Dataset, list(numbers), batch_per_device=batch_per_device, **lengths)
+    return [dict.fromkeys(_UNKNOWN) | row | {"config": name, "variant": {}} for row in rows]
 
 
 @dataclass
@@ -87,7 +119,7 @@ def measure(
 def _program(
     config: Config, model: nn.Module, data_of: Callable[[Config], Data], devices: int, batch_per_device: int | None
 ) -> tuple[Config, Data, Program]:
-    """The config on so many devices, its data and its program."""
+    """Return the config on so many devices, its data and its program."""
     config, there = config.copy_and_resolve_references(), jax.devices()
     if not 1 <= devices <= len(there):
         raise UserError(f"{devices} devices to measure on: there are {len(there)} ({there[0].device_kind})")
@@ -112,11 +144,7 @@ def _row(case: _Case, fewest: _Case) -> dict[str, Any]:
     device, n, images = mesh.devices.flat[0], mesh.size, config.global_batch_size
     each = [(a / n) / (b / fewest.program.mesh.size) for a, b in zip(case.rates, fewest.rates, strict=True)]
     module = Module(case.executable.as_text())
-    flops = (case.executable.cost_analysis() or {}).get("flops")
-    if flops:  # the bodies of loops count once there
-        flops += count.product_flops(module) - count.product_flops(module, once=True)
-    else:
-        flops = count.product_flops(module)
+    flops = flops_of(module, (case.executable.cost_analysis() or {}).get("flops"))
     figures = {
         "flops_per_image": flops * n / images,
         "compile_seconds": case.seconds,
@@ -150,7 +178,7 @@ def _row(case: _Case, fewest: _Case) -> dict[str, Any]:
 
 
 def _collectives_profiled(case: _Case) -> dict[str, dict[str, float]]:
-    """Seconds of a step in each kind of collective, and how many ran, means over devices; the state is donated."""
+    """Return seconds of a step in each kind of collective, and how many ran, means over devices; donate the state."""
     with tempfile.TemporaryDirectory(prefix="jaxcnn-") as folder:
         found = profile.record(Path(folder), case.executable, case.state, case.call, _PROFILED)
     rows = [row for row in found.get("kinds", ()) if row["kind"] in KINDS]

@@ -5,7 +5,7 @@ no row has it, it returns None and writes nothing. Markers of what is predicted 
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from jaxcnn.scaling.series import Row, common, facts, fewest, interval, labels, measured, origin, sent, series
-from jaxcnn.training.collectives import KINDS
+from jaxcnn.scaling.chips import CHIPS
+from jaxcnn.scaling.prediction import sent_bytes
+from jaxcnn.scaling.report import Row, differences, measured, series, traits
+from jaxcnn.training.hlo import KINDS
 
 NAMES = ("throughput.png", "memory.png", "roofline.png", "wire.png")
-Roofs = Mapping[Any, tuple[float, float]]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers and hatches go round at other lengths.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
@@ -33,10 +34,10 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 _WIDTH = 9  # inches: 1080 pixels, a little more than a README's 900
 
 
-def draw(rows: list[Row], folder: Path, roofs: Roofs) -> list[Path]:
-    """Writes throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
+def draw(rows: list[Row], folder: Path) -> list[Path]:
+    """Write throughput.png, memory.png, roofline.png and wire.png into `folder`, those that have something to show."""
     a, b, c, d = paths = [folder / name for name in NAMES]
-    figures = throughput(rows, a), memory(rows, b), roofline(rows, roofs, c), wire(rows, d)
+    figures = throughput(rows, a), memory(rows, b), roofline(rows, c), wire(rows, d)
     return [path for path, figure in zip(paths, figures, strict=True) if figure]
 
 
@@ -102,21 +103,18 @@ def wire(rows: list[Row], out: Path | None = None) -> Figure | None:
     return _finish(figure, drawn, axes.get_legend_handles_labels()[0], out)
 
 
-def roofline(rows: list[Row], roofs: Roofs, out: Path | None = None) -> Figure | None:
+def roofline(rows: list[Row], out: Path | None = None) -> Figure | None:
     """FLOP/s of a chip over FLOPs/byte: each chip's roof, each row's point on it, and the row's predicted interval.
 
     The point counts all bytes accessed; a pale line leads to where it would be with those of HBM alone. Of rows that
-    differ in chips only, the one of the fewest is drawn: a roof knows no network.
-
-    Args:
-      roofs: chip, or (chip, dtype) -> peak FLOP/s, and bytes/s of HBM; rows without a roof are left out.
+    differ in chips only, the one of the fewest is drawn: a roof knows no network. Rows of unknown chips are left out.
     """
-    drawn = fewest([row for row in rows if row.get("intensity") and _roof(row, roofs)])
+    drawn = fewest([row for row in rows if row.get("intensity") and _roof(row)])
     if not drawn:
         return None
-    own = [_roof(row, roofs) for row in drawn]
+    own = [_roof(row) for row in drawn]
     kinds = list(dict.fromkeys(own))  # a TPU has one roof for both dtypes
-    words = [textwrap.fill(label, 36) for label in labels(drawn, keep={"model"}, drop={"chips"})]
+    words = [textwrap.fill(label, 36) for label in differences(drawn, keep={"model"}, drop={"chips"})]
     step = 0.08 + 0.16 * (1 + max(label.count("\n") for label in words))  # inches a label
     high = max(3.5, step * len(words))
     figure = Figure(figsize=(_WIDTH, high + 1.9 + 0.1 * len(kinds)), layout="constrained")
@@ -156,9 +154,9 @@ def _bars(
     rows: list[Row], parts: Sequence[dict[str, float] | None], order: Sequence[str], unit: tuple[str, int]
 ) -> tuple[Figure, Axes, list[int]]:
     """A bar of stacked parts for each row, under its model's name, its sum beside it; and the place of each row."""
-    words = [textwrap.fill(label, 48) for label in labels(rows, keep={"chips"}, drop={"model"})]
+    words = [textwrap.fill(label, 48) for label in differences(rows, keep={"chips"}, drop={"model"})]
     ticks, places = [], [0] * len(rows)
-    models = [facts(row)["model"] for row in rows]
+    models = [traits(row)["model"] for row in rows]
     for model in dict.fromkeys(models):
         ticks.append(model)
         for i in (i for i, other in enumerate(models) if other == model):
@@ -186,11 +184,11 @@ def _bars(
     return figure, axes, places
 
 
-def _roof(row: Row, roofs: Roofs) -> tuple[Any, ...]:
-    """Chip, peak and bandwidth; () if unknown."""
-    chip = row.get("chip")
-    found = roofs.get((chip, row["dtype"])) or roofs.get(chip)
-    return (chip, *found) if found else ()
+def _roof(row: Row) -> tuple[Any, ...]:
+    """Return the chip, its peak FLOP/s and its HBM's bytes/s; () if unknown."""
+    chip = CHIPS.get(row.get("chip", ""))
+    peak = chip and chip.flops.get(row["dtype"])
+    return (row["chip"], peak.value, chip.memory_bandwidth.value) if chip and peak else ()
 
 
 def _on_roof(axes: Axes, row: Row, roof: tuple[Any, ...], style: int) -> tuple[float, float]:
@@ -219,6 +217,50 @@ def _beside(axes: Axes, points: list[tuple[float, float]], words: list[str], gap
     for i, place in zip(order, places, strict=True):
         there = {"xytext": (1.03, place), "textcoords": "axes fraction", "va": "center", "annotation_clip": False}
         axes.annotate(words[i], points[i], arrowprops=leader, fontsize=9, **there)
+
+
+def origin(rows: list[Row], key: str, default: str = "compiled") -> str:
+    """Return what the rows' labels call the figure `key`: compiled, predicted, measured, or several of these."""
+    return " and ".join(sorted({row.get("labels", {}).get(key, default) for row in rows}))
+
+
+def interval(row: Row, what: str) -> list[float]:
+    """Return the low end, median if measured, and high end of the "images" a second of all chips, or "efficiency" in %.
+
+    [] where it is unknown.
+    """
+    if measured(row):
+        figures = row["measured_images_per_sec"] if what == "images" else row.get("measured_efficiency") or {}
+        ends, scale = [figures.get(key) for key in ("min", "median", "max")], 1
+    else:
+        key = "predicted_images_per_sec_per_chip" if what == "images" else "predicted_efficiency"
+        ends, scale = row.get(key) or [], row["chips"]
+    return [(100 if what == "efficiency" else scale) * end for end in ends if end is not None]
+
+
+def sent(row: Row) -> dict[str, float] | None:
+    """Return, by kind of collective, the bytes that each chip sends for it in a step; None if unknown."""
+    if row.get("wire_bytes") is None:
+        return None
+    found: dict[str, float] = {}
+    for group in row["collective_groups"]:
+        kind, each = group["kind"], sent_bytes(group["kind"], group["bytes"], group["group_size"], group["spans"])
+        found[kind] = found.get(kind, 0) + group["count"] * each
+    return found
+
+
+def common(rows: list[Row]) -> str:
+    """Return the traits that all rows share."""
+    first, *others = [traits(row) for row in rows]
+    return ", ".join(word for key, word in first.items() if all(words.get(key) == word for words in others))
+
+
+def fewest(rows: list[Row]) -> list[Row]:
+    """Return, of rows that differ only in chips and batch, those of the fewest chips."""
+    groups: dict[str, list[Row]] = {}
+    for row, label in zip(rows, differences(rows, drop={"chips", "batch"}), strict=True):
+        groups.setdefault(label, []).append(row)
+    return [row for group in groups.values() for row in group if row["chips"] == min(r["chips"] for r in group)]
 
 
 def _style(i: int) -> tuple[str, str]:

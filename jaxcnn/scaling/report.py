@@ -1,38 +1,97 @@
-"""The rows of `jaxcnn scaling` as JSON, CSV and Markdown. Every figure is labelled compiled, predicted or measured."""
+"""Present the rows of `jaxcnn scaling`: grouped into series, as JSON, CSV, Markdown and lines of a terminal.
+
+A row is one program on one slice. Every figure is labelled compiled, predicted or measured.
+"""
 
 import csv
 import io
 import json
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from jaxcnn.scaling.ahead_of_time import plugins
 from jaxcnn.scaling.chips import CHIPS
 from jaxcnn.scaling.prediction import PREDICTED
-from jaxcnn.scaling.series import labels, series
+from jaxcnn.training.report import commit
+from jaxcnn.training.run_log import write_atomically
 
 Row = dict[str, Any]
 
-COMPILED = (
+_COMPILED_KEYS = (
     *("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "memory", "temp_bytes", "hbm_bytes"),
     *("fits", "collectives", "collective_groups", "compile_seconds"),
 )
+# Figure -> where a compiled row has it from.
+LABELS = dict.fromkeys(_COMPILED_KEYS, "compiled") | dict.fromkeys(PREDICTED, "predicted")
+_SIZES = {"global_batch_size", "mesh.data"}  # whoever set them, a row's own batch and chips say them
 _GIB = 2**30
 
 
-def label(rows: Iterable[Row]) -> None:
-    """Set "labels" of compiled rows: which figures are the compiler's, and which are predictions."""
-    for row in rows:
-        row["labels"] = dict.fromkeys(COMPILED, "compiled") | dict.fromkeys(PREDICTED, "predicted")
+def measured(row: Row) -> bool:
+    """Return whether the row was run, and not compiled only."""
+    return bool(row.get("measured_images_per_sec"))
+
+
+def traits(row: Row) -> dict[str, str]:
+    """Return what may tell a row from another, each in a few words."""
+    model, shape = row["model"], row["topology"].split(":")[-1]
+    config = Path(row.get("config", "").rpartition(":")[2]).stem  # of FILE:ARGUMENT the argument
+    changed = {key: value for key, value in row.get("variant", {}).items() if key not in _SIZES}
+    if (row.get("mesh") or {}).get("model", 1) > 1:
+        changed.setdefault("mesh.model", row["mesh"]["model"])
+    return {
+        "model": config if config.startswith(model) else f"{model} ({config})" if config else model,
+        "chip": row.get("chip") or row["topology"].split(":")[0],
+        "chips": f"{row['chips']} chip{'s' * (row['chips'] != 1)}" + (f" ({shape})" if "x" in shape else ""),
+        "batch": f"{row['batch_per_chip']:g} images/chip",
+        "dtype": row["dtype"],
+        # matplotlib takes what stands between two dollars for a formula
+        **{key: f"{key}={value}".replace("$", r"\$") for key, value in changed.items()},
+    }
+
+
+def differences(rows: list[Row], keep: Collection[str] = (), drop: Collection[str] = ()) -> list[str]:
+    """Return for each row the traits in which the rows differ, without those of `drop`, always with those of `keep`."""
+    found = [traits(row) for row in rows]
+    keys = [key for key in dict.fromkeys(key for words in found for key in words) if key not in drop]
+    keys = [key for key in keys if key in keep or len({words.get(key) for words in found}) > 1]
+    return [", ".join(words[key] for key in keys if key in words) or "as configured" for words in found]
+
+
+def series(rows: list[Row]) -> dict[str, list[Row]]:
+    """Group rows by series, fewest chips first: weak scaling where the batch of a chip stays, else strong.
+
+    Each row is of one series. Those of several runs of a study are of different ones, but where all of both is weak.
+    """
+    groups: dict[tuple[str, Any], list[Row]] = {}
+    for row, label in zip(rows, differences(rows, keep={"model"}, drop={"chips", "batch"}), strict=True):
+        said = "measured" if measured(row) else "predicted"
+        simulated = ", on simulated devices" if row.get("simulated") else ""
+        groups.setdefault((f"{said}{simulated}: {label}", row.get("run")), []).append(row)
+    found: dict[str, list[Row]] = {}
+    for (label, _), group in groups.items():
+        for row in group:
+            weak = {other["chips"] for other in group if other["batch_per_chip"] == row["batch_per_chip"]}
+            strong = {other["chips"] for other in group if other["global_batch_size"] == row["global_batch_size"]}
+            if len(weak) == 1 < len(strong):
+                key = f"strong, global batch {row['global_batch_size']}"
+            else:
+                key = f"{row['batch_per_chip']:g} images/chip"
+            found.setdefault(f"{label}, {key}", []).append(row)
+    return {label: sorted(points, key=lambda point: point["chips"]) for label, points in found.items()}
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """The list of rows; what is unknown is null."""
+    """Return the list of rows; what is unknown is null."""
     return json.dumps(rows, indent=1) + "\n"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """One line a row; a column's name says what its figures are, and lists and tables are spread over columns."""
+    """Return one line a row; a column's name says what its figures are, lists and tables are spread over columns."""
     flat = [dict(_flat(row)) for row in rows]
     columns = list(dict.fromkeys(column for line in flat for column in line))
     text = io.StringIO()
@@ -61,17 +120,17 @@ def _flat(row: Row) -> Iterable[tuple[str, Any]]:
             yield key + said, value
 
 
-def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[str], made: str) -> str:
-    """What was compiled, what is predicted of it, how that compares with what was published, and the figures used."""
-    compiled = [row for row in rows if "measured_images_per_sec" not in row]
-    measured = [row for row in rows if "measured_images_per_sec" in row]
-    parts = [f"# {title}", about.strip(), made]
+def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[str] = ()) -> str:
+    """Return what was compiled, what is predicted, how that compares with what was published, and the figures used."""
+    compiled, timed = ([row for row in rows if measured(row) is run] for run in (False, True))
+    parts = [f"# {title}", about.strip(), _made()]
     parts += [f"![{name}]({name})" for name in pictures]
     if compiled:
-        parts += ["## Compiled", _compiled_words(compiled), _table(compiled, _COMPILED)]
+        notes = [f"{note}." for note in _unique(row["notes"] for row in compiled)]
+        parts += ["## Compiled", " ".join([_COMPILED_WORDS, *notes]), _table(compiled, _COMPILED)]
         parts += ["## Predicted", _PREDICTED_WORDS, _table(compiled, _PREDICTED)]
-    if measured:
-        parts += ["## Measured", *_unique(row["notes"] for row in measured), _table(measured, _MEASURED)]
+    if timed:
+        parts += ["## Measured", *_unique(row["notes"] for row in timed), _table(timed, _MEASURED)]
     if published := [row for row in compiled if row.get("published")]:
         parts += ["## Predicted against published", _validation(published)]
     if any(row.get("collective_groups") for row in rows):
@@ -85,11 +144,7 @@ def _unique(notes: Iterable[list[str]]) -> list[str]:
     return list(dict.fromkeys(note for row in notes for note in row))
 
 
-def _compiled_words(rows: Sequence[Row]) -> str:
-    words = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
-    return " ".join([words, *(f"{note}." for note in _unique(row["notes"] for row in rows))])
-
-
+_COMPILED_WORDS = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
 _PREDICTED_WORDS = (
     "Not measured. Intervals: from no overlap of arithmetic, memory and network, each at its ceiling, to full overlap. "
     "Efficiency is images/s a chip against the fewest chips of the same series."
@@ -165,18 +220,18 @@ def _spread(values: dict[str, Any], unit: float, digits: int) -> str:
 
 
 def _table(rows: Sequence[Row], columns: _Columns) -> str:
-    names = labels(list(rows), drop={"chips", "batch", "chip"})
+    names = differences(list(rows), drop={"chips", "batch", "chip"})
     names = ["" if name == "as configured" else name for name in names]
     head = ["what", *columns] if any(names) else list(columns)
     body = [
         [*([name] if any(names) else []), *(cell(row) for cell in columns.values())]
         for name, row in zip(names, rows, strict=True)
     ]
-    return markdown_table(head, body)
+    return _markdown(head, body)
 
 
-def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; columns whose cells begin with a digit are set to the right."""
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a table; columns whose cells begin with a digit are set to the right."""
     right = [all(row[i][:1].isdigit() or row[i] == "–" for row in body) for i in range(len(head))]
     lines = [head, ["--:" if is_right else "---" for is_right in right], *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -184,7 +239,7 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _collectives(rows: Sequence[Row]) -> str:
     body = []
-    for name, row in zip(labels(list(rows), drop={"batch", "chip", "chips"}), rows, strict=True):
+    for name, row in zip(differences(list(rows), drop={"batch", "chip", "chips"}), rows, strict=True):
         groups: dict[tuple[str, int, int], list[int]] = {}
         for entry in row.get("collective_groups", ()):
             sums = groups.setdefault((entry["kind"], entry["groups"], entry["group_size"]), [0, 0])
@@ -193,7 +248,7 @@ def _collectives(rows: Sequence[Row]) -> str:
         for (kind, parts, size), (count, total) in groups.items():
             place = [row["topology"], f"{row['batch_per_chip']:g}"]
             body.append([*place, name, kind, str(count), _number(total, 1e6, 3), f"{parts} × {size}"])
-    return markdown_table(["slice", "a chip", "what", "kind", "count", "MB, results", "groups × devices"], body)
+    return _markdown(["slice", "a chip", "what", "kind", "count", "MB, results", "groups × devices"], body)
 
 
 def _validation(rows: Sequence[Row]) -> str:
@@ -208,21 +263,21 @@ def _validation(rows: Sequence[Row]) -> str:
             cells = [row["topology"], f"{row['batch_per_chip']:g}", _interval(interval), _number(rate), verdict]
             body.append([*cells, figure["source"], figure.get("why", "")])
     head = ["slice", "a chip", "predicted images/s a chip", "published", "against the nearer end", "source", "remark"]
-    return markdown_table(head, body)
+    return _markdown(head, body)
 
 
 def _ceilings(chip: str) -> str:
     figures = CHIPS[chip].figures()
-    return markdown_table(
+    return _markdown(
         [CHIPS[chip].name, "value", "source"], [[name, f"{f.value:g}", f.source] for name, f in figures.items()]
     )
 
 
 def in_terminal(rows: Sequence[Row]) -> str:
-    """The rows in 80 columns: what fits, how fast, how well it scales, and what bounds it; or what was measured."""
+    """Return the rows in 80 columns: what fits, how fast it is, how it scales, what bounds it; or what was measured."""
     lines = []
     for name, points in series(list(rows)).items():
-        timed = "measured_images_per_sec" in points[0]
+        timed = measured(points[0])
         heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
         lines += [
             name,
@@ -231,15 +286,53 @@ def in_terminal(rows: Sequence[Row]) -> str:
         lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
         notes = _unique(row["notes"] for row in points if row.get("simulated"))
         lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
-    if any("measured_images_per_sec" not in row for row in rows):
+    if not all(map(measured, rows)):
         lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
     return "\n".join(lines)
 
 
 def _terminal_cells(row: Row) -> str:
-    if "measured_images_per_sec" in row:
+    if measured(row):
         rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
         return f"{rate:>17} {step * 1e3:>19,.1f} {100 * row['measured_efficiency']['median']:>7.0f}"
     memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
     rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
     return f"{memory:>17} {rates:>19} {share:>7} {row['bound'] if row['fits'] else 'too big'}"
+
+
+def advice(row: Row) -> str:
+    """Return by how much a program does not fit, and what would make it fit, as far as arithmetic shows."""
+    needed, limit, batch = row["hbm_bytes"], row["hbm_limit_bytes"], row["batch_per_chip"]
+    state = sum(row["memory"].get(kind, 0) for kind in ("parameters", "optimizer", "other"))
+    fitting = int(batch * max(0, limit - state) / max(1, needed - state))
+    step = 2 ** max(0, fitting.bit_length() - 3)  # three binary digits are enough of an estimate
+    ways = [f"about {fitting // step * step} images a chip"] if 0 < fitting < batch else []
+    ways += ["remat=block, which takes less"] if row["remat"] == "none" and batch > 1 else []
+    sharded = row["memory"].get("parameters", 0) + row["memory"].get("optimizer", 0)
+    if row["placement"] == "replicated" and sharded * (1 - 1 / row["chips"]) > needed - limit:
+        ways += ["mesh.placement=fsdp"]
+    fix = f"try {' or '.join(ways)}" if ways else "take a chip with more memory"
+    over = f"{needed / _GIB:.2f} GiB of {limit / _GIB:.2f}, {(needed - limit) / 2**20:,.0f} MiB too many"
+    what = f"{row['model']} at {batch:,} images a chip does not fit {row['topology']}"
+    return f"{what}: it takes {over}: {fix}; --unfit makes it a result"
+
+
+def write(out: Path, rows: list[Row], title: str, about: str = "") -> list[str]:
+    """Write scaling.md, .csv, .json and the pictures that have something to show into a folder; return their names."""
+    from jaxcnn.scaling import plots
+
+    for name in plots.NAMES:
+        (out / name).unlink(missing_ok=True)  # an earlier study may have drawn it
+    pictures = [path.name for path in plots.draw(rows, out)]
+    texts = {".md": as_markdown(rows, title, about, pictures), ".csv": as_csv(rows), ".json": as_json(rows)}
+    for suffix, text in texts.items():
+        write_atomically(out / f"scaling{suffix}", text)
+    return ["scaling.md", ".csv", ".json", *pictures]
+
+
+def _made() -> str:
+    """Return what the figures were made with."""
+    found = {d.name: d.version for d in metadata.distributions(path=[*sys.path, str(plugins())])}
+    names = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+    versions = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    return f"Made by `jaxcnn scaling`, commit {commit() or 'unknown'}; {versions}."

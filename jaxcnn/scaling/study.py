@@ -1,8 +1,8 @@
-"""What `jaxcnn scaling` is asked for, spelled out: one request for each program that is to be compiled."""
+"""What `jaxcnn scaling` is asked for: one request for each program to compile, and the rows that answer them."""
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,21 @@ from typing import Any
 from jaxcnn import UserError
 from jaxcnn.config import KEYS, Config, every_key, flatten, unknown_key
 from jaxcnn.configfile import from_json, load_config, to_json
-from jaxcnn.scaling.topology import Topology, parse
+from jaxcnn.scaling.chips import Topology, parse_topology
 
-# Compiling takes the shapes of the data and not the data: what stands in for data sets that need not be there.
-STAND_INS = {
+# Compiling takes the shapes of the data only: these stand in for data sets that need not be there.
+_STAND_INS = {
     "tfds:imagenet2012": "synthetic:1000:1281167",
     "tfds:cifar10": "synthetic:10:50000",
     "tfds:cifar100": "synthetic:100:50000",
 }
-_RUN = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
+_GRID = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
 _STUDY = {"title": str, "about": str, "unfit": bool, "run": list}
 
 
 @dataclass(frozen=True)
-class Run:
-    """A config on some slices: topologies × batches × what is swept.
+class Grid:
+    """A config on a grid: topologies × batches × what is swept.
 
     Attributes:
       batches: images a chip; empty keeps the config's global batch whatever the slice, which is strong scaling.
@@ -52,16 +52,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file: its title, what it is about, what it runs, and whether a program that does not fit is expected."""
+    """Grids with a title, what they are about, and whether a program that does not fit is expected."""
 
     title: str
     about: str
-    runs: list[Run]
+    grids: list[Grid]
     unfit: bool = False
 
 
 def read_study(path: Path) -> Study:
-    """The study in a TOML file; its configs are Python and are executed when the study is run.
+    """Read the study in a TOML file; its configs are Python and are executed when its requests are made.
 
     Raises:
       UserError: a missing or broken file, an unknown key or a wrong type, named.
@@ -73,12 +73,12 @@ def read_study(path: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"study {path} is no TOML: {error}") from error
     _check(path, values, _STUDY, "run")
-    runs = [_run(path, table) for table in values["run"]]
-    return Study(values.get("title", path.stem), values.get("about", ""), runs, values.get("unfit", False))
+    grids = [_grid(path, table) for table in values["run"]]
+    return Study(values.get("title", path.stem), values.get("about", ""), grids, values.get("unfit", False))
 
 
-def _run(path: Path, table: Any) -> Run:
-    _check(path, table, _RUN, "config", "topology")
+def _grid(path: Path, table: Any) -> Grid:
+    _check(path, table, _GRID, "config", "topology")
     for batch in table.get("batch_per_chip", ()):
         _expect(path, "batch_per_chip", type(batch) is int and batch > 0, "a list of whole numbers, 1 or more")
     sweep = table.get("sweep", {})
@@ -92,7 +92,7 @@ def _run(path: Path, table: Any) -> Run:
         words = "{ images_per_sec_per_chip = NUMBER, source = TEXT }, and why = TEXT where one is due"
         _expect(path, "published", sound and figure.keys() <= {"images_per_sec_per_chip", "source", "why"}, words)
         _expect(path, "published", "source" in figure, words)
-    return Run(
+    return Grid(
         config=str(path.parent / table["config"]),
         topologies=[str(name) for name in table["topology"]],
         batches=table.get("batch_per_chip", ()),
@@ -119,17 +119,23 @@ def _check(path: Path, values: Any, known: dict[str, type], *due: str) -> None:
         raise UserError(f"study {path} lacks '{missing[0]}'")
 
 
+def stand_in(config: Config) -> None:
+    """Replace a data set that need not be there by a synthetic one of its shapes, read step by step."""
+    config.data.name = _STAND_INS.get(config.data.name, config.data.name)
+    config.data.resident = False
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
 def _full(key: str) -> str:
-    """A key of `mesh` goes by its last name, too."""
+    """Return a key in full: one of `mesh` goes by its last name, too."""
     return f"mesh.{key}" if f"mesh.{key}" in KEYS else key
 
 
 def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
-    """["model=1,2"] -> {"mesh.model": ["1", "2"]}; a key of `mesh` goes by its last name.
+    """Return {"mesh.model": ["1", "2"]} of ["model=1,2"].
 
     Raises:
       UserError: an unknown key, or no values.
@@ -146,37 +152,37 @@ def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def requests_of(run: Run, number: int = 0) -> list[Request]:
-    """The programs of a run, that `number` of a study, checked: nothing is compiled before all of them are sound.
+def requests_of(grid: Grid, number: int = 0) -> list[Request]:
+    """Return the programs of a grid, the `number`th of a study; all are checked before any is compiled.
 
     Raises:
       UserError: an unknown slice, a bad config, a batch that does not divide.
     """
     found: dict[str, Request] = {}
-    sweep = run.sweep or {}
-    _check_keys(run, [*sweep, *(key for key, _ in run.overrides)])
-    slices = [parse(name) for name in run.topologies]
+    sweep = grid.sweep or {}
+    _check_keys(grid, [*sweep, *(key for key, _ in grid.overrides)])
+    slices = [parse_topology(name) for name in grid.topologies]
     for values in itertools.product(*sweep.values()):
         variant = dict(zip(sweep, values, strict=True))
-        for batch, topology in itertools.product(run.batches or [None], slices):
-            overrides = [*run.overrides, *variant.items()]
+        for batch, topology in itertools.product(grid.batches or [None], slices):
+            overrides = [*grid.overrides, *variant.items()]
             if batch is not None:
                 overrides.append(("global_batch_size", _text(batch * topology.chips)))
-            load = from_json if run.json else load_config
-            request = _request(run, number, load(run.config, overrides), variant, topology)
+            load = from_json if grid.json else load_config
+            request = _request(grid, number, load(grid.config, overrides), variant, topology)
             found.setdefault(topology.name + to_json(request.config), request)  # what is asked for twice is one row
     return list(found.values())
 
 
-def _check_keys(run: Run, keys: Sequence[str]) -> None:
-    """Raise a UserError for a key that would be without effect."""
+def _check_keys(grid: Grid, keys: Sequence[str]) -> None:
+    """Raise a UserError for a key that would have no effect."""
     if "mesh.data" in keys:
         raise UserError("config.mesh.data follows from the slice: set config.mesh.model, or another --topology")
-    if "global_batch_size" in keys and run.batches:
+    if "global_batch_size" in keys and grid.batches:
         raise UserError("config.global_batch_size follows from the images a chip: give one of the two")
 
 
-def _request(run: Run, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
+def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
     from jax.sharding import AbstractMesh
 
     from jaxcnn.training.sharding import AXES, check_batch
@@ -190,17 +196,61 @@ def _request(run: Run, number: int, config: Config, variant: dict[str, str], top
     mesh = AbstractMesh((devices // model, model), AXES)
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     group_size(config, devices // model)
-    config.data.name = STAND_INS.get(config.data.name, config.data.name)
     notes = ["data.resident=False: one step is compiled"] if config.data.resident else []
-    config.data.resident = False
+    stand_in(config)
     batch = config.global_batch_size / topology.chips
     texts = {key: value for key, value in flatten(config).items() if key in variant}
     row = {
-        "run": number, "config": run.config, "model": config.model.name, "dtype": config.dtype, "variant": texts,
+        "run": number, "config": grid.config, "model": config.model.name, "dtype": config.dtype, "variant": texts,
         "topology": topology.name, "chip": topology.version, "chips": topology.chips,
         "mesh": {"data": devices // model, "model": model},
         "batch_per_chip": int(batch) if batch.is_integer() else batch, "global_batch_size": config.global_batch_size,
         "remat": config.remat, "placement": config.mesh.placement,
-        "published": [dict(figure) for figure in run.published], "notes": notes,
+        "published": [dict(figure) for figure in grid.published], "notes": notes,
     }  # fmt: skip
     return Request(config, topology, row)
+
+
+def compile_rows(
+    requests: Sequence[Request], jobs: int | None, report: Callable[[int, str], None]
+) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
+    """Compile every request and predict from what the compilers gave.
+
+    Args:
+      jobs: compilations at a time; None: as many as cores and memory allow.
+      report: called with (compilations done, the last one in words).
+
+    Returns:
+      Complete rows of what was compiled, and (what went wrong, whether the user can fix it) of what was not.
+
+    Raises:
+      UserError: before anything is compiled, where data, a network, a compiler or the cache cannot be had.
+    """
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.models import create_model
+    from jaxcnn.scaling import ahead_of_time
+    from jaxcnn.scaling.prediction import estimate, set_efficiencies
+    from jaxcnn.scaling.report import LABELS, series
+    from jaxcnn.training.profile import prepare
+
+    for config in {to_json(request.config): request.config for request in requests}.values():
+        create_model(config.model.name, config.model.num_classes or 1000, **config.model.overrides)
+        try:
+            Dataset(config)
+        except UserError as error:
+            hint = "compiling takes no more than shapes, so --config.data.name=synthetic:CLASSES:EXAMPLES can stand in"
+            raise UserError(f"{error}; {hint}") from error
+    ahead_of_time.check_compilers(requests)
+    cache = ahead_of_time.cache_folder()
+    prepare(cache, "JAXCNN_AOT_CACHE")
+    answers = ahead_of_time.compile_all(requests, jobs or ahead_of_time.default_jobs(), cache, report)
+    rows, failures = [], []
+    for request, answer in zip(requests, answers, strict=True):
+        if "error" in answer:
+            failures.append((f"{request.topology.name}: {answer['error']}", answer["mine"]))
+            continue
+        row = request.row | answer | {"notes": request.row["notes"] + answer["notes"]}
+        rows.append(row | estimate(row, request.topology) | {"labels": LABELS})
+    for points in series(rows).values():
+        set_efficiencies(points)
+    return rows, failures

@@ -43,15 +43,15 @@ class Event(NamedTuple):
     end: float
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder, and raise a UserError where no trace can be written to it."""
+def prepare(folder: Path, option: str = "--profile") -> None:
+    """Make the folder that an option names, and raise a UserError where nothing can be written to it."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--profile {folder} is a file: name a folder for the trace")
+        raise UserError(f"{option} {folder} is a file: name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"--profile {folder}: {error.strerror}: name a folder that can be written to") from error
+        raise UserError(f"{option} {folder}: {error.strerror}: name a folder that can be written to") from error
 
 
 def record(folder: Path, train_step: Any, state: Any, call: Call, steps: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
-from jaxcnn.training.collectives import collectives
+from jaxcnn.training.hlo import collectives
 from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.sharding import describe

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import cli, models
-from jaxcnn.commands.models import _shortened
+from jaxcnn.papers.rendering import shortened
 
 
 def exit_code(*argv: str) -> int:
@@ -103,7 +103,7 @@ def test_a_narrow_terminal_shortens_the_paths_and_nothing_else(columns, capsys, 
     [(26, "inception3a/reduce3x3/conv"), (24, "incep…n3a/reduce3x3/conv"), (20, "inc…n3a/red…3x3/conv")],
 )
 def test_a_path_loses_the_middle_of_its_longest_parts(width, path):
-    assert _shortened("inception3a/reduce3x3/conv", width) == path
+    assert shortened("inception3a/reduce3x3/conv", width) == path
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import platform
 import sys
 
 import pytest
+from scaling_rows import product_types
 
 from jaxcnn import cli
-from jaxcnn.scaling import run
-from jaxcnn.scaling.count import product_types
+from jaxcnn.scaling import ahead_of_time
 from jaxcnn.training.hlo import Module
 
 CONFIG = "experiments/digits/resnet20.py"  # 19 convolutions, each with a BatchNorm, and a fully connected layer
@@ -140,7 +140,7 @@ def test_wrong_use_is_one_line_before_anything_is_compiled(scaling, argv, words)
 
 @pytest.mark.parametrize("name", ["tpu:v5e:4", "gpu:h100:4"])
 def test_a_missing_compiler_is_named(scaling, name, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "plugins", lambda: tmp_path / "none")
+    monkeypatch.setattr(ahead_of_time, "plugins", lambda: tmp_path / "none")
     line = refused(scaling, "--config", CONFIG, "--topology", name, "--batch-per-chip", "8")
     assert {"tpu": "libtpu", "gpu": "jax-cuda12-plugin"}[name[:3]] in line
     assert "make aot" in line
@@ -156,10 +156,10 @@ def answer(**changes):
     } | changes  # fmt: skip
 
 
-def test_what_does_not_fit_is_told_with_its_mend_and_written(scaling, monkeypatch, tmp_path):
+def test_what_does_not_fit_is_told_with_its_fix_and_written(scaling, monkeypatch, tmp_path):
     big = answer(hbm_bytes=2 * 10**10, fits=False, memory=answer()["memory"] | {"activations": 198 * 10**8})
-    monkeypatch.setattr(run, "compile_all", lambda *_: [answer(), big])
-    monkeypatch.setattr(run, "check_compilers", lambda _: None)
+    monkeypatch.setattr(ahead_of_time, "compile_all", lambda *_: [answer(), big])
+    monkeypatch.setattr(ahead_of_time, "check_compilers", lambda _: None)
     asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "8,800", MANY]
     code, _, err = scaling(*asked)
     assert code == 2
@@ -174,8 +174,8 @@ def test_what_does_not_fit_is_told_with_its_mend_and_written(scaling, monkeypatc
 def test_what_the_compiler_refuses_has_a_row(scaling, monkeypatch, tmp_path):
     unknown = dict.fromkeys(["flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "temp_bytes"])
     refusal = answer(**unknown, hbm_bytes=2 * 10**10, fits=False, memory={})
-    monkeypatch.setattr(run, "compile_all", lambda *_: [refusal])
-    monkeypatch.setattr(run, "check_compilers", lambda _: None)
+    monkeypatch.setattr(ahead_of_time, "compile_all", lambda *_: [refusal])
+    monkeypatch.setattr(ahead_of_time, "check_compilers", lambda _: None)
     code, _, err = scaling("--config", CONFIG, "--topology", "tpu:v5e:4", "--batch-per-chip", "800", MANY)
     assert (code, "does not fit" in err) == (2, True)
     (row,) = json.loads((tmp_path / "out/scaling.json").read_text())
@@ -187,8 +187,8 @@ def test_a_compiler_that_dies_leaves_the_other_rows(scaling, monkeypatch, tmp_pa
     worker = tmp_path / "worker"
     worker.write_text(f"#!/bin/sh\nif grep -q v4; then kill -SEGV $$; fi\necho '{json.dumps(answer())}'\n")
     worker.chmod(0o755)
-    monkeypatch.setattr(run, "check_compilers", lambda _: None)
-    monkeypatch.setattr(run.sys, "executable", str(worker))
+    monkeypatch.setattr(ahead_of_time, "check_compilers", lambda _: None)
+    monkeypatch.setattr(ahead_of_time.sys, "executable", str(worker))
     code, _, err = scaling(
         "--config", CONFIG, "--topology", "tpu:v4:4", "--topology", "tpu:v5e:4", "--batch-per-chip=8"
     )
@@ -248,7 +248,7 @@ def test_every_study_asks_for_sound_programs(request):
     assert len(studies) == 6
     for path in studies:
         study = read_study(path)
-        asked = [request for run in study.runs for request in requests_of(run)]
+        asked = [request for grid in study.grids for request in requests_of(grid)]
         assert len(asked) >= 7
         assert study.title
         assert study.about

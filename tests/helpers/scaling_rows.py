@@ -1,13 +1,17 @@
-"""Rows as `jaxcnn scaling` makes them, of made-up figures in a plausible order of size."""
+"""Rows as `jaxcnn scaling` makes them, of made-up figures in a plausible order of size; types in a program."""
 
+from collections import Counter
 from typing import Any
+
+from jaxcnn.scaling.program_costs import product_kind
+from jaxcnn.training.hlo import Module
 
 GIB = 2**30
 ROOFS = {
     ("v5e", "bfloat16"): (197e12, 819e9),
     ("v5e", "float32"): (197e12, 819e9),
-    ("h100", "bfloat16"): (989.4e12, 3352e9),
-    ("h100", "float32"): (494.7e12, 3352e9),
+    ("h100", "bfloat16"): (989.4e12, 3352.32e9),
+    ("h100", "float32"): (494.7e12, 3352.32e9),
 }
 FLOPS = {"resnet50_tv": 24.1e9, "vgg16": 93e9, "alexnet": 4.3e9, "googlenet": 9.5e9}
 INTENSITY = {"resnet50_tv": 63.1, "vgg16": 190.0, "alexnet": 330.0, "googlenet": 41.0}
@@ -94,3 +98,15 @@ def forty() -> list[dict[str, Any]]:
     sizes = [predicted(m, c, n) for m in FLOPS for c in ("v5e", "h100") for n in (1, 8, 64, 256)]
     others = [predicted(dtype="float32", chips=n, variant={"norm.scope": "shard"}) for n in (1, 4, 16, 64, 256, 1024)]
     return [*sizes, *others, unfit(2e11, model="vgg16", batch=1024), unfit(None, model="vgg16", batch=4096)]
+
+
+def product_types(module: Module) -> Counter[tuple[str, ...]]:
+    """Return how many convolutions and matrix products there are of each (dtype of the result, of the operands)."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for body in module.computations.values():
+        shapes = {i.name: i.arrays for i in body}
+        for instruction in body:
+            if product_kind(instruction):
+                operands = [shapes[o][0].dtype for o in instruction.operands[:2] if shapes.get(o)]
+                found[(instruction.arrays[0].dtype, *operands)] += 1
+    return found

@@ -10,11 +10,9 @@ import jaxcnn
 from jaxcnn import UserError
 from jaxcnn.commands import tables as command
 from jaxcnn.models import list_models
-from jaxcnn.papers import precision as module
-from jaxcnn.papers import published, stacks
-from jaxcnn.papers.precision import precision
+from jaxcnn.papers import published, structure
 from jaxcnn.papers.published import Figure, agreement, figure, of_model, papers
-from jaxcnn.papers.structure import TABLES, build
+from jaxcnn.papers.structure import TABLES, build, precision
 
 FAST = [*(name for name in TABLES if name != "resnet-table6"), pytest.param("resnet-table6", marks=pytest.mark.slow)]
 
@@ -138,25 +136,27 @@ def test_small_filters_cost_less_for_what_they_see():
     for row in rows.values():
         assert row["parameters"] == row["per pair"] * 256**2
         assert row["MMACs"] == row["parameters"] * 28**2
-    assert stacks.receptive_field(3, 10) == 21
+    assert structure.receptive_field(3, 10) == 21
 
 
 @pytest.mark.slow
 def test_precision_compares_the_two_types(monkeypatch):
-    make: Any = module.create_model
+    make: Any = structure.create_model
 
     def tiny(name: str, num_classes: int = 10, dtype: Any = None, **overrides: Any) -> Any:
         return make("alexnet", num_classes, dtype, width=0.125, small_images=True, **overrides)
 
-    monkeypatch.setattr(module, "create_model", tiny)
+    monkeypatch.setattr(structure, "create_model", tiny)
     told: list[str] = []
     table = precision(["one"], report=told.append)
     assert told == ["one"]
     name, pixels, *found = (cell.ours for cell in table.rows[0])
     assert (name, pixels) == ("one", 32)
     assert all(1e-4 < value < 0.1 for value in found)
-    monkeypatch.setattr(module, "create_model", lambda name, n=10, dtype=None, **more: tiny(name, n, "float32", **more))
-    assert module.errors("one") == (0, 0)
+    monkeypatch.setattr(
+        structure, "create_model", lambda name, n=10, dtype=None, **more: tiny(name, n, "float32", **more)
+    )
+    assert structure.errors("one") == (0, 0)
 
 
 def test_precision_refuses_before_it_computes():

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcnn.scaling import ahead_of_time
-from jaxcnn.scaling.topology import parse
+from jaxcnn.scaling.chips import parse_topology
+from jaxcnn.scaling.program_costs import memory_limit
 
 GIB = 2**30
 
@@ -36,9 +37,9 @@ def test_a_refusal_for_size_is_read(message, sizes):
 
 
 def test_limits():
-    assert ahead_of_time.memory_limit(parse("tpu:v5e:4")) == round(15.75 * GIB)  # what its compiler says it has
-    assert ahead_of_time.memory_limit(parse("tpu:v3:4")) < 16 * GIB  # of a core, one of two
-    assert ahead_of_time.memory_limit(parse("gpu:h100:8")) == pytest.approx(0.75 * 84_942_979_072, abs=1)
+    assert memory_limit(parse_topology("tpu:v5e:4")) == round(15.75 * GIB)  # what its compiler says it has
+    assert memory_limit(parse_topology("tpu:v3:4")) < 16 * GIB  # of a core, one of two
+    assert memory_limit(parse_topology("gpu:h100:8")) == pytest.approx(0.75 * 84_942_979_072, abs=1)
 
 
 def program(width) -> Any:
@@ -48,12 +49,12 @@ def program(width) -> Any:
 
 
 def test_what_was_compiled_is_kept_under_its_program(tmp_path):
-    place = parse("tpu:v5e:1")
+    place = parse_topology("tpu:v5e:1")
     first = ahead_of_time.compile_step(program(16), place, tmp_path)
     assert (first["cached"], "ENTRY" in first["text"]) == (False, True)
     assert ahead_of_time.compile_step(program(16), place, tmp_path) == first | {"cached": True}
     assert not ahead_of_time.compile_step(program(32), place, tmp_path)["cached"]
-    assert not ahead_of_time.compile_step(program(16), parse("tpu:v5e:4"), tmp_path)["cached"]
+    assert not ahead_of_time.compile_step(program(16), parse_topology("tpu:v5e:4"), tmp_path)["cached"]
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -62,14 +63,14 @@ def test_what_was_compiled_is_kept_under_its_program(tmp_path):
     [b"", b"no gzip", gzip.compress(b"x")[:10] + b"\xff" * 20, gzip.compress(b'{"text": "ENT'), gzip.compress(b"[]")],
 )
 def test_a_damaged_entry_is_compiled_again(tmp_path, damage):
-    ahead_of_time.compile_step(program(16), parse("tpu:v5e:1"), tmp_path)
+    ahead_of_time.compile_step(program(16), parse_topology("tpu:v5e:1"), tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage)
-    assert not ahead_of_time.compile_step(program(16), parse("tpu:v5e:1"), tmp_path)["cached"]
+    assert not ahead_of_time.compile_step(program(16), parse_topology("tpu:v5e:1"), tmp_path)["cached"]
     assert json.loads(gzip.decompress(path.read_bytes()))["text"]
 
 
 def test_options_of_xla_make_another_program(tmp_path, monkeypatch):
-    ahead_of_time.compile_step(program(16), parse("tpu:v5e:1"), tmp_path)
+    ahead_of_time.compile_step(program(16), parse_topology("tpu:v5e:1"), tmp_path)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_some=1")
-    assert not ahead_of_time.compile_step(program(16), parse("tpu:v5e:1"), tmp_path)["cached"]
+    assert not ahead_of_time.compile_step(program(16), parse_topology("tpu:v5e:1"), tmp_path)["cached"]

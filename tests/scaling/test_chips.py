@@ -1,3 +1,5 @@
+"""Published figures with their sources, and slices by name."""
+
 import math
 import subprocess
 import sys
@@ -6,34 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.scaling.chips import CHIPS, Chip, Cost, collective_seconds, target_config, wire_bytes
-from jaxcnn.training.collectives import KINDS
-
-MB = 1e6
-SLICES = [
-    ("v3", (4, 8)),
-    ("v4", (2, 2, 1)),
-    ("v4", (4, 4, 8)),
-    ("v5e", (2, 4)),
-    ("v5e", (16, 16)),
-    ("v5p", (8, 8, 16)),
-    ("v6e", (8, 16)),
-    ("a100", (4, 8)),
-    ("h100", (1, 8)),
-    ("h100", (16, 8)),
-]
-
-
-@st.composite
-def groups(draw) -> tuple[Chip, tuple[int, ...], int]:
-    """A chip, a slice of it and a group of its devices, more than one."""
-    name, shape = draw(st.sampled_from(SLICES))
-    devices = math.prod(shape) * CHIPS[name].devices
-    divisors = [n for n in range(2, devices + 1) if devices % n == 0]
-    return CHIPS[name], shape, draw(st.sampled_from(divisors))
-
-
-SIZES = st.integers(1, 10**10)
+from jaxcnn import UserError
+from jaxcnn.scaling.chips import CHIPS, LARGEST, parse_topology, target_config
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -53,114 +29,6 @@ def test_the_flops_a_byte_at_which_each_chip_is_balanced():
     assert [CHIPS[name].flops["float32"].value for name in ("v5e", "a100")] == [197e12, 156e12]
 
 
-@given(groups(), st.sampled_from(KINDS), SIZES, SIZES)
-def test_more_bytes_take_longer_and_no_more_steps(where, kind, some, more):
-    chip, shape, group = where
-    less, longer = (collective_seconds(chip, shape, kind, n, group) for n in (some, some + more))
-    assert less.latency == longer.latency >= 0
-    within_a_chip = group <= chip.devices
-    assert (less.bandwidth == longer.bandwidth == 0) if within_a_chip else (0 < less.bandwidth < longer.bandwidth)
-
-
-@given(groups(), SIZES)
-def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather(where, shard):
-    chip, shape, group = where
-    reduce, scatter, gather = (
-        collective_seconds(chip, shape, kind, nbytes, group)
-        for kind, nbytes in (
-            ("all-reduce", shard * group),
-            ("reduce-scatter", shard),
-            ("all-gather", shard * group),
-        )
-    )
-    assert reduce.bandwidth == pytest.approx(scatter.bandwidth + gather.bandwidth)
-    assert reduce.latency <= scatter.latency + gather.latency  # one launch instead of two
-    whole = shard * group
-    assert wire_bytes("all-reduce", whole, group) == pytest.approx(
-        wire_bytes("reduce-scatter", shard, group) + wire_bytes("all-gather", whole, group)
-    )
-
-
-@given(st.sampled_from(SLICES), st.sampled_from(KINDS), SIZES)
-def test_a_device_by_itself_pays_nothing(where, kind, nbytes):
-    name, shape = where
-    assert collective_seconds(CHIPS[name], shape, kind, nbytes, 1) == Cost(0, 0)
-    assert wire_bytes(kind, nbytes, 1) == 0
-
-
-@given(groups(), SIZES)
-def test_no_link_is_given_more_than_its_rate(where, nbytes):
-    """What a device sends takes at least as long as over all of its chip's links at once."""
-    chip, shape, group = where
-    chips = group // math.gcd(group, chip.devices)
-    rate = chip.link.value * (2 * chip.torus.value if chip.platform == "tpu" else 1)
-    for kind in KINDS:
-        seconds = collective_seconds(chip, shape, kind, nbytes, group).bandwidth
-        assert seconds >= wire_bytes(kind, nbytes, chips) / rate * (1 - 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "kind", "nbytes", "group", "seconds"),
-    [
-        # 2×2: no ring; each chip sends 2·3/4 of the bytes over its two links.
-        ("v5e", (2, 2), "all-reduce", 90 * MB, 4, 1.5 * 90e6 / (2 * 45e9)),
-        # A whole pod: two rings, each both ways.
-        ("v5e", (16, 16), "all-reduce", 90 * MB, 256, 2 * 255 / 256 * 90e6 / (4 * 45e9)),
-        ("v5e", (16, 16), "all-reduce", 90 * MB, 16, 2 * 15 / 16 * 90e6 / (2 * 45e9)),
-        # Half an axis is a line, and so is an axis of 8.
-        ("v5e", (16, 16), "all-reduce", 90 * MB, 8, 2 * 7 / 8 * 90e6 / 45e9),
-        ("v5e", (8, 16), "all-reduce", 90 * MB, 128, 2 * 127 / 128 * 90e6 / (3 * 45e9)),
-        # The book's all-gather over a line of 4: three hops of a quarter.
-        ("v5e", (4, 4), "all-gather", 90 * MB, 4, 3 * 22.5e6 / 45e9),
-        ("v5e", (4, 4), "collective-permute", 90 * MB, 16, 90e6 / 45e9),
-        # The book: on a ring an all-to-all takes a quarter of the all-gather of all that it moves.
-        ("v5e", (16, 16), "all-to-all", 90 * MB, 16, 16 * 90e6 / (2 * 45e9) / 4),
-        ("v5e", (2, 2), "all-to-all", 90 * MB, 4, 45e6 / 45e9),
-        # Cubes of 4×4×4 close all three axes; 2×2×4 and 4×4 do not.
-        ("v4", (4, 4, 4), "all-reduce", 90 * MB, 64, 2 * 63 / 64 * 90e6 / (6 * 45e9)),
-        ("v4", (2, 2, 4), "all-reduce", 90 * MB, 16, 2 * 15 / 16 * 90e6 / (3 * 45e9)),
-        ("v4", (4, 4, 1), "all-reduce", 90 * MB, 16, 2 * 15 / 16 * 90e6 / (2 * 45e9)),
-        # Two cores a chip: four chips share the links; two cores of one chip use none.
-        ("v3", (2, 2), "all-reduce", 83 * MB, 8, 1.5 * 83e6 / (2 * 83e9)),
-        ("v3", (2, 2), "reduce-scatter", 83 * MB, 8, 3 * 2 * 83e6 / (2 * 83e9)),
-        ("v3", (2, 2), "all-reduce", 83 * MB, 2, 0),
-        # One node: NVLink. Two: each GPU's eighth crosses the NIC as well.
-        ("h100", (1, 8), "all-reduce", 90 * MB, 8, 2 * 7 / 8 * 90e6 / 450e9),
-        ("h100", (2, 8), "all-reduce", 90 * MB, 16, 2 * (7 / 8 * 90e6 / 450e9 + 1 / 2 * 90e6 / 8 / 50e9)),
-        ("h100", (2, 8), "all-reduce", 90 * MB, 8, 2 * 7 / 8 * 90e6 / 450e9),
-        ("h100", (2, 8), "all-to-all", 90 * MB, 16, 45e6 / 50e9),
-        ("h100", (2, 8), "collective-permute", 90 * MB, 16, 90e6 / 50e9),
-        ("a100", (1, 8), "all-gather", 90 * MB, 8, 7 / 8 * 90e6 / 300e9),
-    ],
-)
-def test_the_seconds_worked_by_hand(name, shape, kind, nbytes, group, seconds):
-    assert collective_seconds(CHIPS[name], shape, kind, nbytes, group).bandwidth == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "kind", "group", "microseconds"),
-    [
-        ("v5e", (4, 4), "all-gather", 4, 3),  # the book's three hops
-        ("v5e", (16, 16), "all-reduce", 256, 2 * (8 + 8)),  # half way round each axis, there and back
-        ("v5e", (16, 16), "collective-permute", 256, 1),
-        ("h100", (1, 8), "all-reduce", 8, 6.6 + 2 * 7 * 0.6),  # NCCL's own sum for a ring
-        ("h100", (16, 8), "all-reduce", 128, 6.6 + 2 * (7 * 0.6 + 4 * 5)),  # and for a tree of 16 nodes
-    ],
-)
-def test_the_steps_worked_by_hand(name, shape, kind, group, microseconds):
-    assert collective_seconds(CHIPS[name], shape, kind, 1, group).latency == pytest.approx(microseconds / 1e6)
-
-
-def test_a_group_that_does_not_divide_the_slice_is_refused():
-    with pytest.raises(ValueError, match=r"groups of 3 devices do not divide a slice of \(2, 2\) TPU v5e"):
-        collective_seconds(CHIPS["v5e"], (2, 2), "all-reduce", 1, 3)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'all-hands'"):
-        collective_seconds(CHIPS["v5e"], (2, 2), "all-hands", 1, 4)
-
-
 @pytest.mark.parametrize("name", ["a100", "h100"])
 def test_the_target_config_tells_what_the_chip_tells(name):
     chip, text = CHIPS[name], target_config(name)
@@ -178,3 +46,61 @@ def test_the_h100_is_the_one_that_experiments_compile_for():
 def test_the_figures_load_no_jax():
     probe = "import sys, jaxcnn.scaling.chips; assert not {'jax', 'flax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("tpu:v5e:4", (2, 2)),
+        ("tpu:v5e:8", (2, 4)),
+        ("tpu:v5e:16x16", (16, 16)),
+        ("tpu:v4:4", (2, 2, 1)),
+        ("tpu:v4:64", (4, 4, 4)),
+        ("tpu:v4:4096", (16, 16, 16)),
+        ("tpu:v5p:1", (1, 1, 1)),
+        ("gpu:h100:8", (1, 8)),
+        ("gpu:h100:4", (1, 4)),
+        ("gpu:a100:64", (8, 8)),
+        ("gpu:h100:16x4", (16, 4)),
+    ],
+)
+def test_shapes(name, shape):
+    assert parse_topology(name).shape == shape
+
+
+@given(version=st.sampled_from(sorted(LARGEST)), power=st.sampled_from([0, *range(2, 13)]))
+def test_a_number_of_chips_is_a_compact_slice_of_so_many(version, power):
+    if 2**power <= LARGEST[version]:
+        slice_ = parse_topology(f"tpu:{version}:{2**power}")
+        assert slice_.chips == math.prod(slice_.shape) == 2**power
+        assert max(slice_.shape) <= 4 * min(slice_.shape)
+        assert [*slice_.shape] == sorted(slice_.shape) or power == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e", "neither tpu nor gpu"),
+        ("cpu:x86:4", "neither tpu nor gpu"),
+        ("tpu:v9:4", "there is no tpu 'v9', but v3, v4, v5e"),
+        ("gpu:v4:4", "there is no gpu 'v4'"),
+        ("tpu:v5e", "'' is no number"),
+        ("tpu:v5e:0", "'0' is no number"),
+        ("tpu:v5e:2x-2", "is no number"),
+        ("tpu:v5e:²", "is no number"),
+        ("tpu:v5e:2", "no standard slice"),
+        ("tpu:v5e:12", "no standard slice"),
+        ("tpu:v5e:2x2x2", "2 dimensions"),
+        ("tpu:v4:8x8", "3 dimensions"),
+        ("tpu:v5e:3x4", "even"),
+        ("tpu:v5e:512", "a pod of v5e has 256 chips"),
+        ("tpu:v5e:32x32", "a pod of v5e has 256 chips"),
+        ("gpu:h100:12", "nodes of 8"),
+        ("gpu:h100:1x2x3", "nodes of 8"),
+        ("gpu:h100:1x64", "nodes of 8"),
+    ],
+)
+def test_a_bad_name_is_told_with_its_mend(name, words):
+    with pytest.raises(UserError, match=f"--topology {name}") as error:
+        parse_topology(name)
+    assert words in str(error.value)

@@ -14,10 +14,10 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 from scaling_rows import FLOPS, GIB, INTENSITY, ROOFS, forty, measured, predicted, unfit
 
-from jaxcnn.scaling.chips import wire_bytes
 from jaxcnn.scaling.plots import draw, memory, roofline, throughput, wire
+from jaxcnn.scaling.prediction import wire_bytes
 
-PICTURES = {"throughput": throughput, "memory": memory, "roofline": lambda rows: roofline(rows, ROOFS), "wire": wire}
+PICTURES = {"throughput": throughput, "memory": memory, "roofline": roofline, "wire": wire}
 pictures = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 
 
@@ -58,7 +58,7 @@ def words(figure: Figure) -> list[str]:
 
 
 def test_a_row_of_each_kind_gives_pngs_with_something_on_them(tmp_path):
-    paths = draw([predicted(), measured()], tmp_path, ROOFS)
+    paths = draw([predicted(), measured()], tmp_path)
     assert [path.name for path in paths] == ["throughput.png", "memory.png", "roofline.png", "wire.png"]
     for path in paths:
         with Image.open(path) as image:
@@ -79,7 +79,7 @@ def test_a_row_of_each_kind_gives_pngs_with_something_on_them(tmp_path):
     ids=["nothing", "measured", "one chip", "unfit"],
 )
 def test_what_has_nothing_to_show_is_not_drawn(tmp_path, rows, names):
-    assert [path.name for path in draw(rows, tmp_path, ROOFS)] == names
+    assert [path.name for path in draw(rows, tmp_path)] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
@@ -207,7 +207,7 @@ def test_bars_of_the_wire_are_what_each_chip_sends():
 
 def test_points_stand_on_their_roofs_with_the_predicted_interval_below():
     rows = [predicted(m, c, n) for m in FLOPS for c in ("v5e", "h100") for n in (8, 4)]
-    axes = made(roofline(rows, ROOFS)).axes[0]
+    axes = made(roofline(rows)).axes[0]
     few = [row for row in rows if row["chips"] == 4]
     roofs = [ROOFS[row["chip"], "bfloat16"] for row in few]
     on = [
@@ -229,6 +229,7 @@ def test_points_stand_on_their_roofs_with_the_predicted_interval_below():
 
 def test_a_gpu_has_a_roof_for_each_dtype_and_a_chip_of_none_is_left_out():
     rows = [predicted(chip="h100", dtype=dtype) for dtype in ("bfloat16", "float32")]
-    axes = made(roofline([*rows, predicted(chip="v5e")], {k: v for k, v in ROOFS.items() if k[0] == "h100"})).axes[0]
+    unknown = predicted() | {"chip": "v99"}
+    axes = made(roofline([*rows, unknown])).axes[0]
     assert [points[-1, 1] for points in lines(axes, "roof")] == [989.4e12, 494.7e12]
-    assert roofline(rows, {}) is None
+    assert roofline([unknown, predicted(dtype="bfloat16") | {"dtype": "float8"}]) is None

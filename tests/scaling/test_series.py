@@ -1,10 +1,10 @@
 import pytest
 from scaling_rows import measured, predicted, unfit
 
-from jaxcnn.scaling.chips import wire_bytes
-from jaxcnn.scaling.prediction import predict
-from jaxcnn.scaling.series import common, facts, fewest, interval, labels, origin, sent, series
-from jaxcnn.scaling.topology import Topology
+from jaxcnn.scaling.chips import Topology
+from jaxcnn.scaling.plots import common, fewest, interval, origin, sent
+from jaxcnn.scaling.prediction import estimate, wire_bytes
+from jaxcnn.scaling.report import differences, series, traits
 
 
 def test_an_interval_is_of_all_chips_or_in_percent():
@@ -22,24 +22,24 @@ def test_an_unknown_interval_is_empty():
 
 def test_labels_say_what_differs_and_the_rest_is_common():
     rows = [predicted(chips=4), predicted(chips=8, variant={"norm.scope": "shard"})]
-    assert labels(rows) == ["4 chips (1x4)", "8 chips (2x4), norm.scope=shard"]
-    assert labels(rows, keep={"model"}, drop={"chips"}) == ["resnet50_tv", "resnet50_tv, norm.scope=shard"]
-    assert labels(rows[:1]) == ["as configured"]
+    assert differences(rows) == ["4 chips (1x4)", "8 chips (2x4), norm.scope=shard"]
+    assert differences(rows, keep={"model"}, drop={"chips"}) == ["resnet50_tv", "resnet50_tv, norm.scope=shard"]
+    assert differences(rows[:1]) == ["as configured"]
     assert common(rows) == "resnet50_tv, v5e, 128 images/chip, bfloat16"
 
 
 def test_a_config_not_named_after_its_model_is_named_too():
-    assert facts(predicted(config="a/resnet50_tv_lars.py"))["model"] == "resnet50_tv_lars"
-    assert facts(predicted(config="a/large_batch.py"))["model"] == "resnet50_tv (large_batch)"
+    assert traits(predicted(config="a/resnet50_tv_lars.py"))["model"] == "resnet50_tv_lars"
+    assert traits(predicted(config="a/large_batch.py"))["model"] == "resnet50_tv (large_batch)"
 
 
 def test_the_size_set_for_a_row_is_no_variant_and_its_model_axis_is():
     row = predicted(variant={"global_batch_size": 1024, "mesh.data": 4}, mesh={"data": 4, "model": 2})
-    assert [key for key in facts(row) if "." in key or "_" in key] == ["mesh.model"]
+    assert [key for key in traits(row) if "." in key or "_" in key] == ["mesh.model"]
 
 
 def test_dollars_are_no_formula():
-    assert facts(predicted(variant={"data.name": "$a$"}))["data.name"] == r"data.name=\$a\$"
+    assert traits(predicted(variant={"data.name": "$a$"}))["data.name"] == r"data.name=\$a\$"
 
 
 def test_weak_and_strong_scaling_are_series_of_their_own():
@@ -77,7 +77,7 @@ def test_bytes_sent_are_summed_by_kind():
 @pytest.mark.parametrize(("name", "version"), [("tpu:v3:2x2", "v3"), ("tpu:v5e:2x2", "v5e")])
 def test_bytes_sent_sum_to_those_of_the_prediction(name, version):
     row = predicted(chips=4) | {"chip": version}
-    told = predict(row, Topology(name, version, (2, 2)))
+    told = estimate(row, Topology(name, version, (2, 2)))
     assert sum((sent(row | told) or {}).values()) == pytest.approx(told["wire_bytes"])
 
 

@@ -17,7 +17,7 @@ from jaxcnn.models import create_model
 from jaxcnn.models.layers import Classifier, Endpoint, FullyConnected, batch_norm, conv
 from jaxcnn.training import sharding
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.collectives import collectives
+from jaxcnn.training.hlo import collectives
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.state import init_variables, path_name
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from scaling_rows import product_types
 
-from jaxcnn.scaling.count import activations, bytes_accessed, hbm_traffic, product_flops, product_types
+from jaxcnn.scaling.program_costs import activations, bytes_accessed, flops_of, product_flops
 from jaxcnn.training.hlo import Module
 
 
@@ -88,6 +89,8 @@ def test_loops_count_as_often_as_they_run():
     once, looped = (Module(compile_(f, *shapes).as_text() or "") for f in (lambda x, y: x @ y, many))
     assert product_flops(looped) == 7 * product_flops(once)
     assert product_flops(looped, once=True) == product_flops(once)
+    assert flops_of(looped, None) == product_flops(looped)
+    assert flops_of(looped, 100.0) == 100 + 6 * product_flops(once)  # XLA reports a loop body once
     assert bytes_accessed(looped) > 7 * bytes_accessed(once)
     assert bytes_accessed(looped, once=True) < bytes_accessed(looped) / 3
 
@@ -102,7 +105,8 @@ ENTRY %main (a: f32[1]) -> f32[1] {
   ROOT %b = f32[1000]{0:T(8,128)} negate(%near)
 }
 """
-    assert hbm_traffic(Module(text)) == 4096 + 4096  # read once to the chip, written once by the kernel, in whole tiles
+    # Read once to the chip, written once by the kernel, in whole tiles.
+    assert bytes_accessed(Module(text), hbm=True) == 4096 + 4096
     assert bytes_accessed(Module(text)) == 2 * (4096 + 4096)
 
 
