@@ -9,7 +9,7 @@ import pytest
 
 from jaxcnn import cli
 from jaxcnn.data.sources import make_source
-from jaxcnn.distributed.interrupt import only_trainer
+from jaxcnn.safe_files import only_trainer
 from jaxcnn.training.trained import classifier, open_run
 
 
