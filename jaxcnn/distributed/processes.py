@@ -51,6 +51,16 @@ def find_place(timeout: float) -> Place | None:
         ) from error
 
 
+def check_devices() -> None:
+    """Raise a UserError where JAX finds no device; from here on it holds those it finds."""
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {error}") from error
+
+
 def _has_kubernetes() -> bool:
     from importlib.util import find_spec
 

@@ -1,15 +1,9 @@
-"""Pictures of runs: curves over steps, predictions, and where the network looks."""
+"""Pictures of runs: curves over steps."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-_WRONG, _RIGHT, _BAR = "#c1121f", "#2a7f3f", "#a8cbe8"
 
 
 def curves(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
@@ -36,101 +30,3 @@ def curves(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
         axes.grid(alpha=0.3)
     loss.legend(title="thick: evaluation, thin: training", fontsize=8, title_fontsize=8)
     figure.savefig(out, dpi=120, format="png")
-
-
-def prediction_grid(
-    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str], out: Path
-) -> None:
-    """Images with the class predicted, its probability, and the truth where it is another, six in a row, as PNG.
-
-    Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
-      labels: true classes (N,).
-      probabilities: (N, classes).
-    """
-    count = len(images)
-    columns = min(count, 6)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
-    for i, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
-        axes.axis("off")
-        if i >= count:
-            continue
-        axes.imshow(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i], cmap="gray", vmin=0, vmax=255)
-        guess = int(np.argmax(probabilities[i]))
-        title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
-        colour = _WRONG if wrong else _RIGHT
-        title += f"\nis {names[labels[i]]}" if wrong else ""
-        axes.set_title(title, fontsize=8, color=colour)
-    figure.savefig(out, dpi=120, format="png")
-
-
-def top5_cards(
-    images: np.ndarray, titles: Sequence[str], probabilities: np.ndarray, names: Sequence[str], out: Path
-) -> None:
-    """Each image under its title, and under it the five likeliest classes with bars of their probabilities, as PNG.
-
-    Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
-      probabilities: (N, classes).
-    """
-    side, row, gap = 2.4, 0.23, 0.15  # inches
-    sheet = _Sheet(len(images), side + 2 * gap, side + 5 * row + 3 * gap)
-    for i, image in enumerate(images):
-        _show(sheet.axes(i, gap, 5 * row + gap, side, side), image, titles[i])
-        bars = sheet.axes(i, gap, gap / 2, side, 5 * row)
-        bars.set(xlim=(0, 1), ylim=(4.5, -0.5))
-        top = np.argsort(-probabilities[i], kind="stable")[:5]
-        bars.barh(range(len(top)), probabilities[i, top], height=0.86, color=_BAR)
-        for rank, c in enumerate(top):
-            bars.text(0.01, rank, _shorten(names[int(c)], 30), va="center", fontsize=7.5, parse_math=False)
-            bars.text(0.99, rank, f"{probabilities[i, c]:.1%}", va="center", ha="right", fontsize=7.5)
-    sheet.figure.savefig(out, dpi=120, format="png")
-
-
-def heat_cards(images: np.ndarray, titles: Sequence[str], heat: np.ndarray, captions: Sequence[str], out: Path) -> None:
-    """Each image under its title, and beside it the same image below its heat map, under the caption, as PNG.
-
-    Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
-      heat: (N, H, W) in 0 … 1, from blue to red.
-    """
-    side, gap = 2.4, 0.15  # inches
-    sheet = _Sheet(len(images), 2 * side + 3 * gap, side + 3 * gap)
-    for i, image in enumerate(images):
-        _show(sheet.axes(i, gap, gap, side, side), image, titles[i])
-        overlay = sheet.axes(i, side + 2 * gap, gap, side, side)
-        _show(overlay, image, captions[i])
-        overlay.imshow(heat[i], cmap="turbo", vmin=0, vmax=1.15, alpha=0.55)  # beyond 1, turbo gets dark again
-    sheet.figure.savefig(out, dpi=120, format="png")
-
-
-class _Sheet:
-    """A figure of `count` cards, each `width` by `height` inches, that is about square."""
-
-    def __init__(self, count: int, width: float, height: float):
-        self.columns = min(count, max(1, round(math.sqrt(count * height / width))))
-        self.rows = -(-count // self.columns)
-        self.card = (width, height)
-        self.figure = Figure(figsize=(self.columns * width, self.rows * height))
-
-    def axes(self, i: int, left: float, bottom: float, width: float, height: float) -> Axes:
-        """New axes without a frame at that place of card `i`, in inches from its lower left corner."""
-        x = i % self.columns * self.card[0] + left
-        y = (self.rows - 1 - i // self.columns) * self.card[1] + bottom
-        wide, high = self.figure.get_size_inches()
-        axes = self.figure.add_axes((x / wide, y / high, width / wide, height / high))
-        axes.axis("off")
-        return axes
-
-
-def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(_shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
-
-
-def _shorten(text: str, length: int, keep_end: bool = False) -> str:
-    """`text` in at most `length` characters, the rest replaced by …; of a path, the end tells most."""
-    if len(text) <= length:
-        return text
-    return "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"

@@ -1,8 +1,10 @@
 """What a run says of itself: at its start, at every line of the log, and in result.json."""
 
+import math
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +14,14 @@ import jax
 
 import jaxcnn
 from jaxcnn.config import Config
-from jaxcnn.configfile import config_hash
+from jaxcnn.configfile import config_hash, to_json
+from jaxcnn.tasks import create_task
+from jaxcnn.tasks.base import Group
 from jaxcnn.training.collectives import collectives
 from jaxcnn.training.placement import describe
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.run_log import read_metrics
-from jaxcnn.training.state import count_params
+from jaxcnn.training.state import count_params, shapes_of
 
 
 class Clock:
@@ -177,3 +181,32 @@ def commit() -> str:
         return subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def dry_run(config: Config, program: Program, data: Data) -> str:
+    """Compile the step -> the config as JSON, and lines of network, devices, steps, batch, optimizer groups, memory."""
+    began = time.monotonic()
+    step = program.train_step.lower(program.state, program.batch).compile()
+    batch = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in program.batch.items())
+    groups = _heads("optimizer", optimizer_groups(program.state.params, program.task.parameters))
+    lines = [to_json(config), plan(config, program, data, 0), f"batch      {batch}", *groups]
+    return "\n".join([*lines, compiled(step, time.monotonic() - began)])
+
+
+def optimizer_groups(params: Any, group_of: Callable[[str], Group]) -> list[str]:
+    """Return a line for each optimizer group with the number of its parameters; `group_of` takes a parameter's path."""
+    sizes = Counter[Group]()
+    for path, shape in shapes_of(params).items():
+        sizes[group_of(path)] += math.prod(shape)
+    return [
+        f"{size:,} parameters "
+        + ("frozen" if group.frozen else f"at rate × {group.multiplier:g}, {'' if group.decay else 'no '}weight decay")
+        for group, size in sizes.items()
+    ]
+
+
+def headline(config: Config, result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is worth a line of what `result` holds: the task's scores, and how long it took."""
+    scores = [f"eval/{score.name}" for score in create_task(config).headline]
+    keys = ("step", "epoch", "train/loss", *scores, "eval/examples", "images_per_sec", "wall_time_s")
+    return {key: result.get(key) for key in keys}

@@ -1,6 +1,7 @@
 """`jaxcnn evaluate`: all examples, the checkpoint asked for, the same scores however they are computed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from jaxcnn import cli
 from jaxcnn.data.sources import make_source
 from jaxcnn.safe_files import only_trainer
-from jaxcnn.training.trained import classifier, open_run
+from jaxcnn.training.trained import open_run
 
 
 @pytest.fixture
@@ -167,8 +168,7 @@ def test_dense_at_the_size_of_training_is_the_average_with_the_mirror_image(work
     """Computed by the library from the pixels alone."""
     run, source = open_run(workdir, "last", []), make_source("digits", "test")
     images, labels = (np.stack([source[i][key] for i in range(len(source))]) for key in ("image", "label"))
-    classify = classifier(run.model, run.input)
-    mean = np.mean([classify(run.variables, x) for x in (images, images[:, :, ::-1])], axis=0)
+    mean = np.mean([run.outputs(x)["probabilities"] for x in (images, images[:, :, ::-1])], axis=0)
     found = evaluate("--protocol=dense", "--scales=8")
     assert found["views"] == 2
     assert found["eval/loss"] == pytest.approx(-np.log(mean[np.arange(355), labels]).mean(), rel=1e-5)
@@ -184,7 +184,7 @@ def test_it_says_how_many_shapes_there_are(workdir, capsys):
 def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, evaluate, monkeypatch):
     def resized(*arguments: Any) -> Any:
         run = open_run(*arguments)
-        return run._replace(input={**run.input, "resize": 12})
+        return replace(run, input={**run.input, "resize": 12})
 
     own = evaluate("--protocol=1crop")
     monkeypatch.setattr("jaxcnn.training.trained.open_run", resized)

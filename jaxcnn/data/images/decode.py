@@ -39,8 +39,8 @@ class Box(NamedTuple):
     width: float
 
 
-def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
-    """The image in `path`, upright, its centre brought to `shape` (H, W, C): uint8, C of 1 (grey) or 3 (RGB).
+def read_image(path: Path | np.ndarray, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
+    """Return the image in `path`, or its pixels, upright, its centre brought to `shape` (H, W, C): uint8, C of 1 or 3.
 
     Args:
       resize: the shorter side becomes so many pixels and the centre is cropped, as torchvision evaluates (256 for the
@@ -50,14 +50,15 @@ def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = Non
       UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS, as it is or resized.
     """
     height, width, channels = shape
-    image = open_image(path, channels)
+    image = _of_pixels(path, channels) if isinstance(path, np.ndarray) else open_image(path, channels)
     if resize is None:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     else:
         scaled = shorter_to(image.size, resize)
         if math.prod(scaled) > MAX_PIXELS:
+            what = "an image" if isinstance(path, np.ndarray) else path
             raise UserError(
-                f"{path} of {image.width}×{image.height} would be resized to {scaled[0]}×{scaled[1]} pixels: "
+                f"{what} of {image.width}×{image.height} would be resized to {scaled[0]}×{scaled[1]} pixels: "
                 f"more than {MAX_PIXELS:,} are refused; crop it first"
             )
         image = center_crop(image.resize(scaled, Image.Resampling.BILINEAR), (height, width))
@@ -79,6 +80,15 @@ def open_image(path: Path, channels: int) -> Image.Image:
         raise UserError(f"cannot read the image {path}: {reason}") from error
     except ValueError as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+def _of_pixels(pixels: np.ndarray, channels: int) -> Image.Image:
+    """Return uint8 (H, W) or (H, W, 1, 3 or 4) in the mode of `channels`."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"an image of {pixels.dtype} {pixels.shape}: give uint8 (H, W) or (H, W, C) of 1, 3 or 4 channels"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert(_MODES[channels])
 
 
 def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
