@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         from jaxcnn.training.trained import open_run
 
         run = open_run(arguments.workdir, arguments.checkpoint, overrides)
-        scores = run.evaluate(arguments.protocol or "", arguments.scales or ())
+        scores = run.evaluate(protocol=arguments.protocol or "", scales=arguments.scales or ())
         if arguments.save:
             examples = run.examples(_DRAWN)
             images = examples["image"]

@@ -289,14 +289,13 @@ class TrainedModel:
         except UserError as error:
             return Prediction(name=name, error=str(error))
 
-    def evaluate(self, protocol: str = "", scales: Sequence[int] = (), **overrides: Any) -> dict[str, Any]:
+    def evaluate(self, overrides: Overrides = (), protocol: str = "", scales: Sequence[int] = ()) -> dict[str, Any]:
         """Score every example of the evaluation set once, on all devices and processes.
 
         Args:
+          overrides: of the config's `data.` keys and global_batch_size, such as {"data.eval_split": "train"}.
           protocol: a paper's test, "1crop", "10crop", "144crop" or "dense"; "": as the run itself evaluates.
           scales: of "dense", lengths in pixels of the shorter side.
-          overrides: `data.` keys and global_batch_size, as in evaluate(**{"data.eval_split": "train"}); others are for
-            `open_run`.
 
         Returns:
           "eval/…" scores, "eval/examples", and what was evaluated: "workdir", "checkpoint", "model", "data", "split".
@@ -328,14 +327,14 @@ class TrainedModel:
             print(words, file=sys.stderr)
         return about | scores
 
-    def examples(self, count: int, **overrides: Any) -> dict[str, np.ndarray]:
+    def examples(self, count: int, overrides: Overrides = ()) -> dict[str, np.ndarray]:
         """Return the first examples of the evaluation set, at most a batch: "image" as `outputs` takes it, targets."""
         batch = next(self._data(overrides)[1].eval_batches())
         return {key: value[batch["mask"] > 0][:count] for key, value in batch.items()}
 
-    def _data(self, overrides: dict[str, Any]) -> tuple[Config, Dataset]:
+    def _data(self, overrides: Overrides) -> tuple[Config, Dataset]:
         """Return the config with the overrides, and its data set, of which only the evaluation split is read."""
-        for key in overrides:
+        for key in dict(overrides):
             if not key.startswith("data.") and key != "global_batch_size":
                 raise UserError(f"config.{key} is of the network: give it to open_run(workdir, overrides=…)")
         config = copy.deepcopy(self.config)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import jaxcnn
 from jaxcnn import cli
 from jaxcnn.data.sources import make_source
 from jaxcnn.safe_files import only_trainer
@@ -88,6 +89,13 @@ def test_batch_and_devices_do_not_change_the_scores(overrides, workdir, evaluate
     assert {k: v for k, v in found.items() if k != "eval/loss"} == {
         k: v for k, v in expected.items() if k != "eval/loss"
     }
+
+
+def test_python_finds_what_the_command_prints(workdir, evaluate):
+    assert jaxcnn.open_run(workdir, 20).evaluate() == evaluate("--checkpoint=20")
+    words = ["--protocol=dense", "--scales=8,12", "--checkpoint=best"]
+    found = jaxcnn.open_run(workdir, "best").evaluate(protocol="dense", scales=[8, 12])
+    assert json.loads(json.dumps(found)) == evaluate(*words)
 
 
 def test_another_split_has_its_own_number_of_examples(evaluate):

@@ -11,6 +11,7 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
+import jaxcnn
 from jaxcnn import UserError, cli
 from jaxcnn.config import base_config
 from jaxcnn.data.images.decode import read_image
@@ -52,6 +53,16 @@ def test_each_image_gets_five_classes_of_falling_probability(workdir, digit, cap
         assert len({t["class"] for t in o["top5"]} & set("0123456789")) == 5
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1 + 1e-6
+
+
+def test_python_says_what_the_command_says_of_files_and_of_their_pixels(workdir, digit, capsys):
+    paths = [digit(i) for i in range(3)]
+    assert cli.main(["predict", "--workdir", str(workdir), "--json", *paths]) == 0
+    printed, run = objects(capsys.readouterr().out), jaxcnn.open_run(workdir)
+    predictions = run.predict(paths)
+    assert [{"image": p.name, **p.summary} for p in predictions] == printed
+    pixels = [np.asarray(Image.open(path)) for path in paths]
+    assert [p.summary for p in run.predict(pixels)] == [p.summary for p in predictions]
 
 
 def test_it_says_what_evaluation_counted(workdir, digit, capsys):
