@@ -2,14 +2,14 @@
 
 An experiment is a Python file whose `get_config()` starts from `base_config()` and sets what differs. The result is
 locked: an unknown key or a wrong type is an error that names the key and its nearest neighbour, before data is read.
-`jaxcnn.configfile` loads and stores configs.
+`jaxcnn.configfile` loads and stores configs. A new task adds its rows to `TASK_KEYS`.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxcnn import UserError
 from jaxcnn.safe_files import shown
@@ -18,10 +18,20 @@ Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no ty
 
 
 class Rule(NamedTuple):
-    """What values a key may hold: a predicate and its words."""
+    """Which values a key may hold.
+
+    Attributes:
+      accepts: whether a value of the right type is legal.
+      words: the legal values, for errors.
+      types: types that the key takes; empty for the type of its default alone.
+    """
 
     accepts: Callable[[Any], bool]
     words: str
+    types: tuple[type, ...] = ()
+
+
+Row = tuple[Any, Rule, str]  # default, legal values, meaning with its unit
 
 
 def _finite(value: float) -> bool:
@@ -49,26 +59,54 @@ def _ascending(values: Iterable[float]) -> bool:
     return all(isinstance(v, int | float) and _finite(v) and v > 0 for v in values) and values == sorted(set(values))
 
 
+def names_of(text: str) -> list[str]:
+    """Return the names in a list with commas: "stem, stage1" -> ["stem", "stage1"]."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def factors_of(text: str) -> dict[str, float]:
+    """Return the factor of each name: "head=10,stage1=0.1" -> {"head": 10.0, "stage1": 0.1}.
+
+    Raises:
+      ValueError: an entry is not NAME=NUMBER.
+    """
+    pairs = [entry.partition("=") for entry in names_of(text)]
+    return {name.strip(): float(factor) for name, _, factor in pairs}
+
+
+def _positive_factors(text: str) -> bool:
+    try:
+        return all(name and 0 < factor < float("inf") for name, factor in factors_of(text).items())
+    except ValueError:
+        return False
+
+
 _ANY = Rule(lambda v: True, "anything")
 _RISING = Rule(_ascending, "positive numbers that rise")
 _FLOATS = Rule(lambda v: all(isinstance(x, int | float) and _finite(x) for x in v), "a list of numbers")
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
 
-# key: (default, legal values, meaning with its unit)
-KEYS: dict[str, tuple[Any, Rule, str]] = {
+# The keys of each task, which only a config of that task has.
+TASK_KEYS: dict[str, dict[str, Row]] = {
+    "classification": {
+        "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
+    },
+}
+# The keys that every config has.
+KEYS: dict[str, Row] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
     "epochs": (0.0, _at_least(0), "length of training in epochs (0: see steps)"),
     "global_batch_size": (128, _at_least(1), "examples a step, over all devices and processes"),
     "dtype": ("bfloat16", _one_of("bfloat16", "float32"), "compute type; state is float32 always"),
+    "deterministic": (False, _ANY, "ask XLA for deterministic GPU operations, which may be slower"),
     "log_every": (50, _at_least(1), "steps between two lines of training metrics"),
     "eval_every": (0, _at_least(0), "steps between two evaluations (0: once an epoch)"),
     "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),
     "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
     "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
     "reset_head": (False, _ANY, "init_from: give the head fresh weights where the number of classes differs"),
-    "task.name": ("classification", _one_of("classification"), "loss and metrics"),
-    "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
+    "task.name": ("classification", _one_of(*TASK_KEYS), "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
     "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),
@@ -100,21 +138,49 @@ KEYS: dict[str, tuple[Any, Rule, str]] = {
     "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),
     "data.prefetch": (8, _at_least(1), "batches read ahead"),
     "data.timeout": (600.0, _above(0), "seconds without a batch after which reading is given up"),
-    "optimizer.name": ("adam", _one_of("adam", "adamw", "sgd"), "adam and sgd add the decay to the gradient"),
+    "optimizer.name": (
+        "adam",
+        _one_of("adam", "adamw", "sgd", "rmsprop", "adagrad", "lars", "lamb"),
+        "adamw and lamb decouple the weight decay; the others add it to the gradient",
+    ),
     "optimizer.learning_rate": (1e-3, _above(0), "peak rate"),
-    "optimizer.schedule": ("cosine", _one_of("constant", "step", "cosine"), "rate after warm-up"),
+    "optimizer.base_batch_size": (0, _at_least(0), "batch that the rate is stated for; it scales to others (0: off)"),
+    "optimizer.batch_scaling": (
+        "linear",
+        _one_of("linear", "sqrt"),
+        "base_batch_size: the rate grows as the batch (Goyal et al. 2017) or its root (Krizhevsky 2014)",
+    ),
+    "optimizer.schedule": ("cosine", _one_of("constant", "step", "cosine", "polynomial"), "rate after warm-up"),
     "optimizer.warmup_epochs": (0.0, _at_least(0), "linear warm-up from 0, in epochs"),
     "optimizer.warmup_steps": (0, _at_least(0), "the same in steps; one of the two is 0"),
     "optimizer.decay_epochs": ((), _RISING, "schedule=step: epochs at which the rate is multiplied"),
     "optimizer.decay_steps": ((), _RISING, "the same in steps; one of the two is ()"),
     "optimizer.decay_factor": (0.1, _above(0), "schedule=step: the multiplier"),
-    "optimizer.final_scale": (0.0, _between(0, 1), "schedule=cosine: last rate as a share of the peak"),
-    "optimizer.momentum": (0.9, _between(0, 1), "sgd: momentum"),
-    "optimizer.nesterov": (False, _ANY, "sgd: Nesterov's form"),
-    "optimizer.b1": (0.9, _between(0, 1), "adam, adamw: decay of the first moment"),
-    "optimizer.b2": (0.999, _between(0, 1), "adam, adamw: decay of the second moment"),
-    "optimizer.epsilon": (1e-8, _above(0), "adam, adamw: added to the denominator"),
+    "optimizer.power": (1.0, _above(0), "schedule=polynomial: its power (LARS: 2; DeepLab: 0.9)"),
+    "optimizer.final_scale": (0.0, _between(0, 1), "schedule=cosine, polynomial: last rate as a share of the peak"),
+    "optimizer.momentum": (0.9, _between(0, 1), "sgd, lars, rmsprop: momentum (0: none)"),
+    "optimizer.nesterov": (False, _ANY, "sgd, lars, rmsprop: Nesterov's form of the momentum"),
+    "optimizer.b1": (0.9, _between(0, 1), "adam, adamw, lamb: decay of the first moment"),
+    "optimizer.b2": (0.999, _between(0, 1), "adam, adamw, lamb: decay of the second moment"),
+    "optimizer.rms_decay": (0.9, _between(0, 1), "rmsprop: decay of the mean square (Tieleman and Hinton 2012)"),
+    "optimizer.initial_accumulator": (
+        0.0,
+        _at_least(0),
+        "adagrad: first sum of squares (TensorFlow: 0.1)",
+    ),
+    "optimizer.trust_coefficient": (0.001, _above(0), "lars: η, share of a layer's norm by which it moves"),
+    "optimizer.epsilon": (1e-8, _above(0), "adam, adamw, lamb, rmsprop: added to the denominator (LAMB's paper: 1e-6)"),
     "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
+    "optimizer.freeze": (
+        "",
+        Rule(lambda v: all(names_of(v)), "NAME,NAME"),
+        "parameters that stay as they are: stem,stage1",
+    ),
+    "optimizer.multipliers": (
+        "",
+        Rule(_positive_factors, "NAME=FACTOR,NAME=FACTOR with positive factors"),
+        "factors on the rate of some parameters: head=10",
+    ),
     "optimizer.clip_norm": (0.0, _at_least(0), "largest global norm of the gradient (0: no clipping)"),
     "optimizer.accumulate": (1, _at_least(1), "micro-batches that a global batch is cut into, one after another"),
     "ema.decay": (0.0, _between(0, 1), "moving average of the weights, which evaluation then uses (0: off)"),
@@ -146,14 +212,32 @@ _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", 
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
 
 
-def base_config() -> Config:
-    """Every key at its default, locked against unknown keys and wrong types."""
+def keys_of(task: str) -> dict[str, Row]:
+    """Return the rows of all keys that a config of `task` has.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    _, rule, words = KEYS["task.name"]
+    if not isinstance(task, str) or task not in TASK_KEYS:
+        raise UserError(f"config.task.name={shown(task)}: it must be {rule.words}")
+    return KEYS | {"task.name": (task, rule, words)} | TASK_KEYS[task]
+
+
+def every_key() -> dict[str, Row]:
+    """Return the rows of all keys of all tasks, for what reads keys before it knows the task."""
+    return {key: row for task in TASK_KEYS for key, row in keys_of(task).items()}
+
+
+def base_config(task: str = "classification") -> Config:
+    """Return every key of `task` at its default, locked against unknown keys and wrong types."""
     config: Config = ConfigDict()
-    for key, (default, _, _) in KEYS.items():
+    for key, (default, rule, _) in keys_of(task).items():
         group, _, leaf = key.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        group_of(config, key)[leaf] = default
+        # ConfigDict holds a key to the type of its default, unless a reference lists more types.
+        group_of(config, key)[leaf] = FieldReference(default, rule.types) if rule.types else default
     config.model.overrides = ConfigDict()
     config.lock()
     config.model.overrides.unlock()
@@ -181,31 +265,71 @@ def flatten(config: Config) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
-def unknown_key(key: str) -> UserError:
-    """The error for a key that does not exist, with its nearest neighbour."""
-    leaves = {k.rsplit(".", 1)[-1]: k for k in KEYS}
+def unknown_key(key: str, keys: Mapping[str, Row] | None = None) -> UserError:
+    """Return the error for a key that is not in `keys` (default: those of all tasks), with its nearest neighbour."""
+    keys = every_key() if keys is None else keys
+    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
     leaf = key.rpartition(".")[2][:300]
-    near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
+    near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
     hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
+    if owners := [task for task, rows in TASK_KEYS.items() if key in rows]:
+        hint = f"it is a key of task.name={' | '.join(owners)}; base_config(task=…) picks the task"
     return UserError(f"config has no key '{key[:300]}': {hint}")
 
 
-def typed(key: str, value: Any) -> Any:
-    """`value` in the type of the key's default (a whole number is a float too), or the error that names both."""
-    default = KEYS[key][0]
+def typed(key: str, value: Any, keys: Mapping[str, Row] = KEYS) -> Any:
+    """Return `value` in a type that the row of `key` takes (a whole number is a float too).
+
+    Raises:
+      UserError: it is of another type.
+    """
+    default, rule, _ = keys[key]
+    types = rule.types or (type(default),)
     if type(value) is int and not _finite(value):
         raise UserError(f"config.{key}={shown(value)}: an integer has 64 bits at most")
-    if type(default) is float and type(value) is int:
+    if float in types and type(value) is int:
         return float(value)
-    if type(default) is tuple and type(value) is list:
+    if tuple in types and type(value) is list:
         return tuple(value)
-    if type(value) is not type(default):
+    if type(value) not in types:
+        names = " or ".join(each.__name__ for each in types)
         raise UserError(
-            f"config.{key}={shown(value)} is of type {type(value).__name__}: "
-            f"it must be {type(default).__name__}, such as {default!r}"
+            f"config.{key}={shown(value)} is of type {type(value).__name__}: it must be {names}, such as {default!r}"
         )
     return value
+
+
+# What two keys must not be together, and what to do: {c.KEY} is a value of the config.
+_CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
+    (
+        lambda c: (c.steps > 0) == (c.epochs > 0),
+        "config.steps and config.epochs: set exactly one of the two, the other stays 0",
+    ),
+    (
+        lambda c: 0 < c.data.resize < c.data.image_size,
+        "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}: "
+        "the centre is cut out of what it was resized to",
+    ),
+    (
+        lambda c: c.mesh.data == c.mesh.model == -1,
+        "config.mesh.data and config.mesh.model: one of the two can be -1, all remaining devices",
+    ),
+    (
+        lambda c: bool(c.optimizer.warmup_steps and c.optimizer.warmup_epochs),
+        "config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0",
+    ),
+    (
+        lambda c: bool(c.optimizer.decay_steps) + bool(c.optimizer.decay_epochs) != (c.optimizer.schedule == "step"),
+        "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; "
+        "the other schedules take neither",
+    ),
+    (
+        lambda c: c.global_batch_size % c.optimizer.accumulate != 0,
+        "config.optimizer.accumulate={c.optimizer.accumulate} does not divide "
+        "config.global_batch_size={c.global_batch_size}",
+    ),
+)
 
 
 def validate(config: Config) -> None:
@@ -215,39 +339,26 @@ def validate(config: Config) -> None:
       UserError: naming the key, its value and the legal ones.
     """
     flat = flatten(config)
-    if missing := sorted(KEYS.keys() - flat.keys()):
+    keys = keys_of(flat.get("task.name", "classification"))
+    if missing := sorted(keys.keys() - flat.keys()):
         raise UserError(
-            f"config has lost {', '.join(missing)}: set the keys of a group one by one, do not replace the group"
+            f"config lacks {', '.join(missing)}: set the keys of a group one by one instead of replacing the group, "
+            "and choose a task by base_config(task=…) instead of setting task.name"
         )
     for key, value in flat.items():
-        if key.startswith(OPEN):
-            if not isinstance(value, bool | int | float | str | tuple | list | None) or key.count(".") > 2:
-                raise UserError(f"config.{key}={shown(value)}: an override is a number, text, truth value or list")
-            continue
-        if key not in KEYS:
-            raise unknown_key(key)
-        _, rule, _ = KEYS[key]
-        if not rule.accepts(typed(key, value)):
-            raise UserError(f"config.{key}={shown(value)}: it must be {rule.words}")
-    if config.data.resize and config.data.resize < config.data.image_size:
-        raise UserError(
-            f"config.data.resize={config.data.resize} is less than config.data.image_size={config.data.image_size}: "
-            "the centre is cut out of what it was resized to"
-        )
-    if config.mesh.data == config.mesh.model == -1:
-        raise UserError("config.mesh.data and config.mesh.model: one of the two can be -1, the rest of the devices")
-    optimizer = config.optimizer
-    if (config.steps > 0) == (config.epochs > 0):
-        raise UserError("config.steps and config.epochs: set exactly one of the two, the other stays 0")
-    if optimizer.warmup_steps and optimizer.warmup_epochs:
-        raise UserError("config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0")
-    if bool(optimizer.decay_steps) + bool(optimizer.decay_epochs) != (optimizer.schedule == "step"):
-        raise UserError(
-            "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; "
-            "the other schedules take neither"
-        )
-    if config.global_batch_size % optimizer.accumulate:
-        raise UserError(
-            f"config.optimizer.accumulate={optimizer.accumulate} does not divide "
-            f"config.global_batch_size={config.global_batch_size}"
-        )
+        _check_value(key, value, keys)
+    for broken, words in _CONFLICTS:
+        if broken(config):
+            raise UserError(words.format(c=config))
+
+
+def _check_value(key: str, value: Any, keys: Mapping[str, Row]) -> None:
+    if key.startswith(OPEN):
+        if not isinstance(value, bool | int | float | str | tuple | list | None) or key.count(".") > 2:
+            raise UserError(f"config.{key}={shown(value)}: an override is a number, text, truth value or list")
+        return
+    if key not in keys:
+        raise unknown_key(key, keys)
+    rule = keys[key][1]
+    if not rule.accepts(typed(key, value, keys)):
+        raise UserError(f"config.{key}={shown(value)}: it must be {rule.words}")

@@ -3,6 +3,10 @@
 import ast
 import json
 import math
+import os
+import runpy
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import KEYS, Config, base_config, flatten, validate
+from jaxcnn.config import KEYS, TASK_KEYS, Config, Rule, base_config, flatten, keys_of, typed, unknown_key, validate
 from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data.images import augment_device
 from jaxcnn.data.images.augment_host import parse
@@ -31,9 +35,16 @@ MAY_DIFFER = {
     *("mesh.data", "mesh.model", "mesh.placement", "remat"),
 }
 # Other programs lie beside the experiments: those have a get_config().
-EXPERIMENTS = sorted(
+FILES = sorted(
     path for path in (Path(__file__).parents[1] / "experiments").glob("*/*.py") if "def get_config" in path.read_text()
 )
+# Every FILE, or FILE:ARGUMENT where a file has several recipes, as --config takes them.
+EXPERIMENTS = [
+    f"{path}:{name}" if name else str(path)
+    for path in FILES
+    for name in runpy.run_path(str(path)).get("ARGUMENTS", [""])
+]
+ROWS = keys_of("classification")
 INF, NAN = float("inf"), float("nan")
 
 # Every key that has a rule: legal values besides the default, the extreme ones, and illegal ones of the right type.
@@ -61,20 +72,31 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.workers": ([2], [-1]),
     "data.prefetch": ([1], [0]),
     "data.timeout": ([0.5, 3600.0], [0.0, -1.0]),
-    "optimizer.name": (["adam", "adamw", "sgd"], ["lars", "Adam"]),
+    "optimizer.name": (["adam", "adamw", "sgd", "rmsprop", "adagrad", "lars", "lamb"], ["lion", "Adam"]),
     "optimizer.learning_rate": ([1e-9], [0.0, -0.1, INF, NAN]),
-    "optimizer.schedule": (["constant", "cosine"], ["linear", ""]),
+    "optimizer.base_batch_size": ([256], [-1]),
+    "optimizer.batch_scaling": (["linear", "sqrt"], ["root", ""]),
+    "optimizer.schedule": (["constant", "cosine", "polynomial"], ["linear", ""]),
     "optimizer.warmup_epochs": ([0.5], [-1.0, INF]),
     "optimizer.warmup_steps": ([1], [-1]),
     "optimizer.decay_epochs": ([], [(3, 2), (2, 2), (0, 1), (-1,), ("a",), (INF,)]),
     "optimizer.decay_steps": ([], [(3, 2), (2, 2), (0, 1), (-1,), ("a",), (INF,)]),
     "optimizer.decay_factor": ([10.0], [0.0, -0.1, INF]),
+    "optimizer.power": ([0.9, 2.0], [0.0, -1.0, INF]),
     "optimizer.final_scale": ([0.5], [-0.1, 1.0]),
     "optimizer.momentum": ([0.0], [-0.1, 1.0]),
     "optimizer.b1": ([0.0], [-0.1, 1.0]),
     "optimizer.b2": ([0.0], [-0.1, 1.0]),
+    "optimizer.rms_decay": ([0.0], [-0.1, 1.0]),
+    "optimizer.initial_accumulator": ([0.1], [-0.1, INF]),
+    "optimizer.trust_coefficient": ([1.0], [0.0, -0.1]),
     "optimizer.epsilon": ([1.0], [0.0, -1e-8]),
     "optimizer.weight_decay": ([1e-4], [-1e-4, INF]),
+    "optimizer.freeze": (["stem", "stem, stage1_block1/conv1"], ["stem,,stage1", ","]),
+    "optimizer.multipliers": (
+        ["head=10", "head = 0.5, stage1=1e-3"],
+        ["head", "head=", "=1", "head=0", "head=-1", "head=nan", "head=inf", "head=ten", "head=1,,stem=2"],
+    ),
     "optimizer.clip_norm": ([1.0], [-1.0, INF]),
     "optimizer.accumulate": ([4], [0, -1]),
     "ema.decay": ([0.9999], [-0.1, 1.0]),
@@ -112,7 +134,7 @@ def refusal(config: Config) -> str:
 
 def test_the_defaults_are_legal_once_there_is_a_length():
     validate(config_with())
-    assert flatten(base_config()) == dict(sorted((key, default) for key, (default, _, _) in KEYS.items()))
+    assert flatten(base_config()) == dict(sorted((key, default) for key, (default, _, _) in ROWS.items()))
 
 
 @pytest.mark.parametrize("group", ["", "task", "model", "data", "optimizer", "ema", "mesh", "norm"])
@@ -161,7 +183,7 @@ def test_a_whole_number_is_a_float_too():
 
 
 def test_the_table_of_values_covers_every_rule():
-    assert VALUES.keys() == {key for key, (_, rule, _) in KEYS.items() if rule.words != "anything"}
+    assert VALUES.keys() == {key for key, (_, rule, _) in ROWS.items() if rule.words != "anything"}
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (legal, _) in VALUES.items() for v in legal])
@@ -177,7 +199,7 @@ def test_a_legal_value_is_accepted(key, value):
 def test_an_illegal_value_is_named_with_its_key_and_the_legal_ones(key, value):
     config = config_with()
     put(config, key, value)
-    assert f"config.{key}={value!r}: it must be {KEYS[key][1].words}" in refusal(config)
+    assert f"config.{key}={value!r}: it must be {ROWS[key][1].words}" in refusal(config)
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0.0), (10, 1.0)])
@@ -219,6 +241,80 @@ def test_micro_batches_divide_the_batch():
 @pytest.mark.parametrize("group", [{"name": "digits"}, ConfigDict({"name": "digits"})], ids=["dict", "ConfigDict"])
 def test_a_group_replaced_whole_is_refused_with_what_it_lost(group):
     assert "data.image_size" in refusal(config_with(data=group))
+
+
+# Tasks, and keys of several types.
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """A second task, with a key of its own."""
+    rows = {"task.most": (9, Rule(lambda v: v > 0, "1 or more"), "largest number")}
+    monkeypatch.setitem(TASK_KEYS, "counting", rows)
+    default, _, words = KEYS["task.name"]
+    monkeypatch.setitem(KEYS, "task.name", (default, Rule(lambda v: v in TASK_KEYS, " | ".join(TASK_KEYS)), words))
+    return "counting"
+
+
+def test_a_config_has_the_keys_of_its_task_only(counting):
+    config = base_config(counting)
+    config.epochs = 1
+    validate(config)
+    assert (config.task.name, config.task.most) == (counting, 9)
+    with pytest.raises(AttributeError, match="locked"):
+        config.task.label_smoothing = 0.1
+    assert "task.most" not in flatten(base_config())
+    config.task.most = 0
+    assert "config.task.most=0" in refusal(config)
+
+
+def test_a_key_of_another_task_names_its_task_and_a_misspelt_one_its_nearest(counting):
+    config = base_config(counting)
+    set_key(config, "task.most", "3")
+    assert config.task.most == 3
+    with pytest.raises(UserError, match=r"task\.label_smoothing.*task\.name=classification"):
+        set_key(config, "task.label_smoothing", "0.1")
+    with pytest.raises(UserError, match=r"'task\.mots'.*'task\.most'"):
+        set_key(config, "task.mots", "1")
+    assert "'task.most'" in str(unknown_key("task.mots"))  # where no task is known, the keys of all are
+
+
+def test_a_config_of_one_task_cannot_become_another(counting):
+    config = config_with()
+    with pytest.raises(UserError, match=r"task\.name='counting'"):
+        set_key(config, "task.name", counting)
+    set_key(config, "task.name", "classification")
+    put(config, "task.name", counting)
+    assert "task.most" in refusal(config)
+    with pytest.raises(UserError, match=r"task\.name='sorting'.*counting"):
+        base_config("sorting")
+
+
+def test_config_json_says_its_task(counting, tmp_path):
+    config = base_config(counting)
+    config.epochs, config.task.most = 1, 4
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert flatten(from_json(tmp_path / "config.json")) == flatten(config)
+    (tmp_path / "config.json").write_text('{"epochs": 1, "task": {"most": 4}}')  # the default task has no such key
+    with pytest.raises(UserError, match=r"task\.most"):
+        from_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("(3, 4)", (3, 4)), ("3,4", (3, 4))])
+def test_a_key_may_take_two_types(monkeypatch, tmp_path, text, value):
+    monkeypatch.setitem(KEYS, "side", (0, Rule(lambda v: True, "a side or two", (int, tuple)), "side"))
+    config = config_with()
+    set_key(config, "side", text)
+    validate(config)
+    assert config.side == value
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert from_json(tmp_path / "config.json").side == value
+    config.side = (7, 8)
+    assert flatten(config)["side"] == (7, 8)
+    with pytest.raises(TypeError):
+        config.side = "3"
+    with pytest.raises(UserError, match=r"config\.side=.*int or tuple"):
+        typed("side", 1.5)
 
 
 # Overrides from the command line.
@@ -383,6 +479,72 @@ def test_a_file_without_get_config_is_told_so(tmp_path):
     assert "defines no get_config()" in load_error(tmp_path / "empty.py")
 
 
+# Arguments: --config FILE:ARGUMENT.
+
+
+@pytest.fixture
+def family(tmp_path):
+    """`family(signature, name)`: a file whose get_config takes an argument and puts it in `model.name`."""
+
+    def write(signature: str = "name", file: str = "family.py", known: str = "ARGUMENTS = ('small', 'large')") -> Path:
+        body = ["from jaxcnn.config import base_config", known, f"def get_config({signature}):"]
+        body += [
+            "    config = base_config()",
+            "    config.epochs = 1",
+            "    if name == 'odd': raise ValueError('an odd one')",
+        ]
+        body += ["    config.model.name = name", "    return config"]
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("\n".join(body) + "\n")
+        return tmp_path / file
+
+    return write
+
+
+def test_the_argument_reaches_get_config(family):
+    path = family()
+    assert load_config(f"{path}:small").model.name == "small"
+    assert load_config(f"{path}:large", [("seed", "3")]).seed == 3
+    assert load_config(family("name='default'")).model.name == "default"
+    assert load_config(f"{family(known='')}:a:b").model.name == "a:b"  # the first colon that ends a file
+
+
+def test_a_missing_argument_is_an_error_that_lists_them(family):
+    path = family()
+    assert all(words in load_error(path) for words in (f"{path}:ARGUMENT", "small", "large"))
+
+
+def test_an_unknown_argument_names_the_file_and_its_nearest(family):
+    path = family()
+    message = load_error(f"{path}:smal")
+    assert all(words in message for words in (str(path), "'smal'", "small", "large"))
+
+
+def test_an_argument_that_the_file_refuses_is_the_files_own_error(family):
+    path = family(known="")
+    message = load_error(f"{path}:odd")
+    assert message.startswith(f"{path}:6: ")
+    assert "an odd one" in message
+
+
+@pytest.mark.parametrize("argument", ["small", ""])
+def test_a_file_without_an_argument_refuses_one(experiment, argument):
+    path = experiment()
+    assert f"{path} takes no argument" in load_error(f"{path}:{argument}")
+
+
+def test_a_file_whose_name_holds_a_colon_comes_first(family):
+    family()
+    inner = family("name='inner'", file="family.py:small.py", known="")
+    assert load_config(inner).model.name == "inner"
+    outer = family(file="a:b/family.py")
+    assert load_config(f"{outer}:small").model.name == "small"
+
+
+def test_a_missing_file_with_an_argument_is_named_without_it(tmp_path):
+    assert f"{tmp_path}/no.py does not exist" in load_error(f"{tmp_path}/no.py:resnet50")
+
+
 # config.json.
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -455,8 +617,32 @@ def test_the_hash_changes_with_any_value():
         hashes.add(config_hash(config))
     config = base_config()
     config.model.overrides.dropout = 0.5
-    assert len(hashes | {config_hash(config)}) == len(KEYS) + 2
+    assert len(hashes | {config_hash(config)}) == len(ROWS) + 2
     assert config_hash(base_config()) in hashes
+
+
+# Deterministic operations.
+
+_SET_UP = """
+import os, sys
+from jaxcnn.commands.options import set_up_jax
+from jaxcnn.config import base_config
+config = base_config()
+config.deterministic = sys.argv[1] == "True"
+set_up_jax(config)
+import jax
+print(float(jax.jit(lambda x: x.sum())(jax.numpy.ones(3))), os.environ.get("XLA_FLAGS"))
+"""
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_deterministic_is_a_flag_that_this_jaxlib_knows(tmp_path, on):
+    mine = "--xla_cpu_enable_fast_math=false"
+    environment = os.environ | {"XLA_FLAGS": mine, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+    words = [sys.executable, "-c", _SET_UP, str(on)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    flags = f"{mine} --xla_gpu_deterministic_ops=true" if on else mine
+    assert done.stdout.strip() == f"3.0 {flags}", done.stderr
 
 
 # Resuming.
@@ -487,7 +673,7 @@ def test_a_resumed_config_may_not_differ_and_every_difference_is_named(begun):
     assert "log_every" not in message
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", ROWS)
 def test_only_what_does_not_change_the_training_may_differ(begun, key):
     workdir, changed = begun(config_with()), config_with()
     put(changed, key, other(flatten(changed)[key]))
@@ -551,8 +737,8 @@ class Shapes:
         raise NotImplementedError
 
 
-def named(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
+def named(path: Path | str) -> str:
+    return "/".join(str(path).split("/")[-2:])
 
 
 def test_there_are_experiments():
@@ -561,12 +747,12 @@ def test_there_are_experiments():
 
 def test_every_network_of_224_pixels_has_an_experiment_on_imagenet():
     large = {name for name in list_models() if create_model(name).image_size == 224}  # type: ignore[attr-defined]
-    paths = {path.stem: path for path in EXPERIMENTS if path.parent.name == "imagenet"}
-    assert paths.keys() == large
-    assert all(load_config(path).model.name == name for name, path in paths.items())
+    recipes = {recipe.rpartition(":")[2]: recipe for recipe in EXPERIMENTS if "/imagenet/" in recipe}
+    assert recipes.keys() == large
+    assert all(load_config(recipe).model.name == name for name, recipe in recipes.items())
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_an_experiment_imports_nothing_of_ours_but_the_config(path):
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -578,13 +764,13 @@ def test_an_experiment_imports_nothing_of_ours_but_the_config(path):
     assert {name for name in imported if name.split(".")[0] == "jaxcnn"} == {"jaxcnn.config"}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
-def test_an_experiments_step_keeps_the_shapes_of_the_state(path):
-    config = load_config(path)
+@pytest.mark.parametrize("recipe", EXPERIMENTS, ids=named)
+def test_an_experiments_step_keeps_the_shapes_of_the_state(recipe):
+    config = load_config(recipe)
     data = Shapes(config)
     model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
     program = build_program(config, model, data, make_mesh(1))
-    state, loss = jax.eval_shape(program.train_step, program.state, program.batch)
+    state, loss = jax.eval_shape(program.train_step, program.state, program.largest_batch)
     assert loss.shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), program.state

@@ -1,7 +1,7 @@
 """VGG-11, half as wide, on Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 pixels.
 
 At this size the last pooling is left out; the rest is the paper's, initialised as He et al. and trained with Adam. The
-paper's own recipe, SGD at 224 pixels, is in experiments/imagenet/vgg11.py.
+paper's own recipe, SGD at 224 pixels, is in experiments/imagenet/vgg.py.
 
 90.26 % top-1 on the test images, last checkpoint; 16 minutes on two cores of a busy Xeon. Recorded in
 experiments/results/fashion_mnist-vgg11.

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parse(parser, argv)
 
     config = config_of(arguments, overrides)
-    set_up_jax()
+    set_up_jax(config)
     import jax
 
     if arguments.profile:
@@ -60,7 +60,7 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.models import create_model
     from jaxcnn.training import report, throughput
-    from jaxcnn.training.program import build_program
+    from jaxcnn.training.program import ByBucket, build_program
     from jaxcnn.training.sharding import make_mesh
 
     commit = report.commit()
@@ -68,10 +68,14 @@ def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | 
     model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
     devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
-    train_step = program.train_step.lower(state, program.batch).compile()
+    train_step = program.train_step.lower(state, program.largest_batch).compile()
     if jax.process_index() == 0:
         print(report.plan(config, program, data, 0), file=sys.stderr)
-        print(report.compiled(train_step, time.monotonic() - compiling), file=sys.stderr, flush=True)
+        print(
+            report.compiled(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling),
+            file=sys.stderr,
+            flush=True,
+        )
     lengths = {"steps": steps, "warmup": warmup, "repeats": repeats}
     rates = throughput.measure(config, data, program, state, train_step, **lengths)
     profile = {"profile": _profile(folder, config, data, program, train_step)} if folder else {}

@@ -72,9 +72,9 @@ def save(figure: Any, out: Path) -> None:
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     """Declare `name` and --config-json, of which exactly one is due."""
     group = parser.add_mutually_exclusive_group(required=True)
-    words = "experiment file; it is Python and is executed: trust where it is from"
+    words = "experiment file, with the argument of its get_config; it is Python and is executed: trust where it is from"
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
-    group.add_argument(name, metavar="FILE", help=words, **may_lack)
+    group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed"
     group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
 
@@ -90,12 +90,13 @@ def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -
     return load_config(arguments.config, overrides)
 
 
-def set_up_jax(devices: bool = True) -> None:
+def set_up_jax(config: Any = None, devices: bool = True) -> None:
     """Keep compiled programs on the disk, so that the second start of a run does not compile again.
 
     JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 
     Args:
+      config: with `deterministic`, XLA is asked for deterministic GPU operations; other devices ignore the flag.
       devices: whether to look for devices now, which takes the memory of a GPU.
 
     Raises:
@@ -109,7 +110,7 @@ def set_up_jax(devices: bool = True) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))
     if devices:
-        check_devices()
+        check_devices(config is not None and config.deterministic)
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("jaxcnn scaling", description=__doc__, epilog=OVERRIDES)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="FILE", help="experiment file; it is Python and is executed")
+    what.add_argument("--config", metavar="FILE[:ARG]", help="experiment file; it is Python and is executed")
     what.add_argument("--config-json", metavar="FILE", type=Path, help="a config in JSON, such as a run's config.json")
     what.add_argument(
         "--study",

@@ -22,7 +22,7 @@ def measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) ->
         raise UserError("--measure takes one --batch-per-chip")
     if arguments.devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", min(max(arguments.devices), _MOST))
-    set_up_jax()
+    set_up_jax(config)
     import jax.numpy as jnp
 
     from jaxcnn.data.dataset import Dataset

@@ -62,6 +62,8 @@ class Dataset:
         if height is None or width is None:
             raise UserError(f"images of {data.name} differ in size: set config.data.image_size, such as 224")
         self.image_shape = (height, width, channels)
+        self.buckets: tuple[tuple[int, int], ...] = ((height, width),)
+        self.eval_buckets = self.buckets
         resize = data.resize or round(max(height, width) * 256 / 224)
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
@@ -127,7 +129,7 @@ class Dataset:
         finally:
             getattr(batches, "close", int)()  # ends the reader's threads or processes
 
-    def resident(self, training: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def resident(self, training: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """All examples: images uint8 (N, H, W, C), labels int32 (N,) and mask float32 (N,), 0 where one is broken."""
         reader = self.reader if training else replace(self.reader, source=self.eval)
         images = np.empty((len(reader.source), *self.image_shape), np.uint8)
@@ -142,7 +144,7 @@ class Dataset:
         with ThreadPoolExecutor(pipeline.usable_cores()) as threads:
             for _ in threads.map(read, range(len(images))):
                 pass  # what is raised there is raised here
-        return images, labels, mask
+        return {"image": images, "label": labels}, mask
 
     def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and example, int32 (stop - start, global batch) each, of the batches of steps `start` … `stop` - 1."""

@@ -59,7 +59,7 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
       "unfit", [bytes needed, bytes there are], of a program that the compiler refuses for its size. "cached" says
       whether it was on the disk.
     """
-    lowered = program.train_step.lower(program.state, program.batch)
+    lowered = program.train_step.lower(program.state, program.largest_batch)
     path = folder / f"{_key(lowered.as_text(), topology)}.json.gz"
     if kept := _read(path):
         return kept | {"cached": True}
@@ -139,7 +139,7 @@ def facts(found: dict[str, Any], program: Program, topology: Topology) -> dict[s
         return row | dict.fromkeys(empty) | sizes | {"memory": {}, "collectives": {}, "collective_groups": []}
     module = Module(found["text"])
     devices, cores = program.mesh.size, topology.chip.devices
-    images = program.batch["label"].shape[0] / devices
+    images = program.largest_batch["mask"].shape[0] / devices
     flops, accessed = found["cost"].get("flops"), found["cost"].get("bytes accessed")
     if flops and accessed:  # a TPU's compiler counts the bodies of loops once
         flops += count.product_flops(module) - count.product_flops(module, once=True)
@@ -174,7 +174,7 @@ def _memory(sizes: dict[str, int], program: Program, kept: int) -> dict[str, int
     parts = {
         "parameters": _held(state.params),
         "optimizer": _held((state.opt_state, state.ema)),
-        "batch": _held(program.batch),
+        "batch": _held(program.largest_batch),
     }
     held = sizes["argument"] + max(0, sizes["output"] - sizes["alias"]) + sizes["generated_code"]
     activations = min(kept, sizes["temp"])

@@ -48,7 +48,8 @@ def sent(row: Row) -> dict[str, float] | None:
 
 def facts(row: Row) -> dict[str, str]:
     """What may tell the row from another, each in a few words."""
-    model, config, shape = row["model"], Path(row.get("config", "")).stem, row["topology"].split(":")[-1]
+    model, shape = row["model"], row["topology"].split(":")[-1]
+    config = Path(row.get("config", "").rpartition(":")[2]).stem  # of FILE:ARGUMENT the argument
     changed = {key: value for key, value in row.get("variant", {}).items() if key not in _SIZES}
     if (row.get("mesh") or {}).get("model", 1) > 1:
         changed.setdefault("mesh.model", row["mesh"]["model"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.config import KEYS, Config, flatten, unknown_key
+from jaxcnn.config import KEYS, Config, every_key, flatten, unknown_key
 from jaxcnn.configfile import from_json, load_config, to_json
 from jaxcnn.scaling.topology import Topology, parse
 
@@ -138,7 +138,7 @@ def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         key, _, values = text.partition("=")
         key = _full(key)
-        if key not in KEYS and not key.startswith("model.overrides."):
+        if key not in every_key() and not key.startswith("model.overrides."):
             raise unknown_key(key)
         if key in found or not all(values.split(",")):
             raise UserError(f"--sweep {text}: write each key once, as --sweep {key}=VALUE,VALUE")

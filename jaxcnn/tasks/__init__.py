@@ -1,9 +1,12 @@
-"""Loss and metrics of a kind of work. `create_task(config)` builds the one that `config.task.name` names."""
+"""Kinds of work. `create_task(config)` builds the one that `config.task.name` names."""
 
 from jaxcnn.config import Config
+from jaxcnn.tasks.base import Task
 from jaxcnn.tasks.classification import Classification
 
+TASKS: dict[str, type[Task]] = {"classification": Classification}
 
-def create_task(config: Config) -> Classification:
-    """The task of a validated config."""
-    return Classification(label_smoothing=config.task.label_smoothing)
+
+def create_task(config: Config) -> Task:
+    """Return the task of a validated config."""
+    return TASKS[config.task.name](config)

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxcnn.config import Config
+
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[Any, Any]]  # {name: (sum, weight)}: added over batches, micro-batches and shards, divided once
 Terms = dict[str, tuple[jax.Array, jax.Array | None]]  # the same of the objective; weight None: the undivided sum
@@ -18,11 +20,11 @@ Rows = dict[str, np.ndarray]  # one row an example, in the order of the evaluati
 Variables = Any
 
 
-class Images(Protocol):
-    """What a task may ask of a data set to say what its targets are."""
+class Images(NamedTuple):
+    """What a task may know of a data set to say what its targets are; (H, W, C) is the shape of one bucket's images."""
 
     num_classes: int
-    image_shape: tuple[int, int, int]  # (H, W, C) of one batch shape
+    image_shape: tuple[int, int, int]
 
 
 class Group(NamedTuple):
@@ -58,12 +60,18 @@ class Headline(NamedTuple):
 class Parts(Protocol):
     """What `make_step` builds an unusual update from; the spine's own code, not copies of it."""
 
-    def gradients(self, state: Any, batch: Batch, objective: Callable[..., Any] | None = None, player: str = "") -> Any:
-        """Gradients of one objective with respect to one player, over micro-batches, shards and devices."""
+    def gradients(self, objective: Callable[..., Any] | None = None, player: str = "") -> Callable[[Any, Batch], Any]:
+        """Return (state, batch) -> gradients of an objective with respect to one player.
+
+        They are those of the global batch, over micro-batches, shards and devices.
+
+        Args:
+          objective: (variables, batch, rngs) -> terms, sums, new batch_stats.
+        """
         ...
 
-    def update(self, state: Any, result: Any, player: str = "") -> Any:
-        """The state after the player's optimizer has taken a step along `result`, what `gradients` gave."""
+    def update(self, player: str, state: Any, result: Any) -> Any:
+        """Return the state after the player's optimizer has taken a step along `result`, what `gradients` gave."""
         ...
 
 
@@ -74,7 +82,9 @@ class Task:
     headline: tuple[Headline, ...] = ()
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
-    fixed_weights: frozenset[str] = frozenset()  # terms whose weight is known before the forward pass, by `weights`
+
+    def __init__(self, config: Config):
+        """Take what the task needs of a validated config."""
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
@@ -105,7 +115,7 @@ class Task:
         raise NotImplementedError
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return the weights of the terms in `fixed_weights`, known from the batch alone."""
+        """Return fixed weights of terms, such as sampled anchors × images: they replace those that `loss` gives."""
         return {}
 
     def measure(self, outputs: Any, batch: Batch) -> Sums:

@@ -1,7 +1,6 @@
 """Classification: cross-entropy, top-1 and top-5."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,25 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.tasks.base import Headline, Task
+from jaxcnn.config import Config
+from jaxcnn.tasks.base import Batch, Headline, Sums, Task, Terms
 
 AUX_WEIGHT = 0.3  # of each auxiliary classifier's loss (GoogLeNet, section 5)
 
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, weight)}: added over steps and shards, divided once
 
-
-@dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Cross-entropy over a batch whose rows have weight `mask`, 0 for padding."""
 
-    label_smoothing: float = 0.0
-    metrics = ("loss", "top1", "top5")
-    best = "top1"  # the evaluation metric that picks the best checkpoint, the larger the better
+    headline = (Headline("loss", "loss {:.4f}", "loss"), Headline("top1", "top-1 {:.2%}", "top-1 error", error=True))
 
-    def loss(self, outputs: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
-        """Mean loss over the examples of the batch, and its metrics as (sum, weight).
+    def __init__(self, config: Config):
+        self.label_smoothing = config.task.label_smoothing
 
-        The loss to minimise has the labels smoothed and the auxiliary classifiers' losses added; the metric "loss" has
+    def loss(self, outputs: dict[str, Any], batch: Batch) -> tuple[Terms, Sums]:
+        """Return cross-entropy as the objective, of auxiliary classifiers too, and the sums of its metrics.
+
+        The objective has the labels smoothed and the auxiliary classifiers' losses added; the metric "loss" has
         neither, so that it means the same in training and evaluation: nats an example.
 
         Args:
@@ -49,7 +47,7 @@ class Classification:
             "top1": (jnp.sum((above < 1) * mask), weight),
             "top5": (jnp.sum((above < 5) * mask), weight),
         }
-        return jnp.sum(objective * mask) / jnp.maximum(weight, 1), sums
+        return {"cross_entropy": (jnp.sum(objective * mask), weight)}, sums
 
     def _mixed(self, logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
         """Cross-entropy (N,) against the label, or both labels of a mixed image by their shares."""
@@ -64,14 +62,6 @@ class Classification:
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets)
-
-    # Of the protocol, until this class inherits it:
-    forward, parameters = Task.forward, Task.parameters
-    headline = (
-        Headline("loss", "loss {:.4f}", "cross-entropy, nats"),
-        Headline("top1", "top-1 {:.2%}", "top-1 error, %", error=True),
-        Headline("top5", "top-5 {:.2%}"),
-    )
 
     def predict(self, outputs: dict[str, Any]) -> dict[str, jax.Array]:
         """Return {"probabilities": float32 (N, classes)}."""

@@ -5,9 +5,9 @@ data, the model and the time spent; and Orbax's metrics, by which the best is kn
 """
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,26 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jaxcnn import UserError
 from jaxcnn.training import checksums
 from jaxcnn.training.orbax_errors import quieten, reason, steady
-from jaxcnn.training.state import TrainState, check_tree, shapes_of
+from jaxcnn.training.state import TrainState, check_tree, overlay, select, shapes_of
 
 Tree = Any
+FORMAT = 1  # of a checkpoint; every later version reads this one
 
 
 class Checkpoints:
     """The checkpoints under `workdir/checkpoints`.
 
     Args:
+      best: the score whose best checkpoint is kept besides, and "max" or "min", as `Task.best` has them.
       keep_last: newest checkpoints kept; None opens them for reading only.
-      metric: the evaluation metric (higher is better) whose best checkpoint is kept besides.
 
     Raises:
       UserError: there is no such folder; or, to be written to, all that is in it is damaged.
     """
 
-    def __init__(self, workdir: Path, metric: str, keep_last: int | None = None):
+    def __init__(self, workdir: Path, best: tuple[str, str], keep_last: int | None = None):
         self.folder = Path(workdir).resolve() / "checkpoints"
-        self.metric = metric
+        self.metric, self.sign = f"eval/{best[0]}", {"max": 1.0, "min": -1.0}[best[1]]
         self.keeps = keep_last is not None
         self.writes = self.keeps and jax.process_index() == 0  # folders, that is; each process writes its arrays
         self.sound = set[int]()  # steps whose files have been found to be what was written
@@ -51,12 +52,12 @@ class Checkpoints:
             )
 
         def score(metrics: dict[str, float]) -> float:
-            return metrics[metric]
+            return self.sign * metrics[self.metric]
 
-        best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        best_one = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without one Orbax writes no metrics
-            preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
+            preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best_one]),
             read_only=not self.keeps,
             create=self.keeps,
             # One move takes a checkpoint out of sight, and it is deleted after: a kill leaves no half of one.
@@ -107,25 +108,27 @@ class Checkpoints:
             raise UserError(f"{self.folder} holds no checkpoint yet")
         if which == "last":
             return steps[-1]
-        if which == "best":
-            return max((self._score(s), s) for s in steps)[1]
+        if which == "best":  # the newest where none has a score, such as imported weights
+            return max(steps, key=lambda step: (self._rank(step), step))
         if which in map(str, steps):
             return int(which)
         raise UserError(f"there is no checkpoint {which!r} in {self.folder}: there are best, last, {steps}")
 
-    @property
-    def best_score(self) -> float:
-        """The highest evaluation score of a checkpoint; -1 where none was evaluated."""
-        return max((self._score(s) for s in self.steps), default=-1.0)
+    def is_better(self, scores: dict[str, float]) -> bool:
+        """Return whether an evaluation is better than that of every checkpoint there is."""
+        return self.metric in scores and self.sign * scores[self.metric] > max(
+            map(self._rank, self.steps), default=-inf
+        )
 
-    def _score(self, step: int) -> float:
+    def _rank(self, step: int) -> float:
+        """Return the checkpoint's score, the larger the better; minus infinity where it has none."""
         metrics: Any = self.manager.metrics(step)
         score = metrics.get(self.metric) if isinstance(metrics, dict) else None
-        return float(score) if isinstance(score, int | float) else -1.0
+        return self.sign * score if isinstance(score, int | float) else -inf
 
     def save(self, state: TrainState, info: dict[str, Any], metrics: dict[str, float]) -> None:
         """Begin to save; returns once the arrays are copied, the writing goes on beside training."""
-        self.save_arrays({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}, info, metrics)
+        self.save_arrays(state.saved(), info, metrics)
 
     def save_arrays(self, arrays: dict[str, Tree], info: dict[str, Any], metrics: dict[str, float]) -> None:
         """The same of any arrays, {"params", "batch_stats"} among them; in place of what was saved of that step."""
@@ -139,8 +142,10 @@ class Checkpoints:
                 (self.folder / checksums.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
             self.manager.save(
                 self.saving,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info)),
-                metrics=metrics or None,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info | {"format": FORMAT})
+                ),
+                metrics=metrics if self.metric in metrics else None,
                 force=True,
                 custom_metadata=checksums.PROMISE,
             )
@@ -178,8 +183,19 @@ class Checkpoints:
             ) from error
 
     def info(self, step: int) -> dict[str, Any]:
-        """The JSON object saved with checkpoint `step`."""
-        return self._restore(step, info=ocp.args.JsonRestore())["info"]
+        """Return the JSON object saved with checkpoint `step`.
+
+        Raises:
+          UserError: it is of a format that this version does not read.
+        """
+        info = self._restore(step, info=ocp.args.JsonRestore())["info"]
+        found = info.get("format") if isinstance(info, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} has format {found or 'none'}, this version of jaxcnn reads "
+                f"{FORMAT}: use the version that wrote it, or train again in a new --workdir"
+            )
+        return info
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of checkpoint `step`.
@@ -187,18 +203,22 @@ class Checkpoints:
         Args:
           like: shapes, dtypes and the shardings to restore onto (arrays or `jax.ShapeDtypeStruct`).
         """
-        return TrainState(**self._arrays(step, {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}))
+        return TrainState(**self._arrays(step, like.saved()))
 
     def restore_variables(self, step: int, like: Tree) -> Tree:
-        """The {"params", "batch_stats"} that evaluation uses: the moving average where the run kept one."""
-        if self._metadata(step).get("ema"):
-            return self._arrays(step, {"ema": like})["ema"]
-        return self._arrays(step, like)
+        """Return the {"params", "batch_stats"} that evaluation uses: the moving average of what has one."""
+        averaged = shapes_of(self._metadata(step).get("ema") or {})
+        if not averaged:
+            return self._arrays(step, like)
+        ema = select(like, lambda path: path in averaged)
+        rest = select(like, lambda path: path not in averaged)
+        found = self._arrays(step, {"ema": ema} | rest)
+        return overlay(found.pop("ema"), found | {key: {} for key in like if key not in found})
 
     def variable_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Path -> shape of what `restore_variables` reads."""
+        """Return path -> shape of what `restore_variables` reads."""
         saved = self._metadata(step)
-        return shapes_of(saved.get("ema") or {key: saved[key] for key in ("params", "batch_stats") if key in saved})
+        return shapes_of({key: saved[key] for key in ("params", "batch_stats") if key in saved})
 
     def _arrays(self, step: int, like: Tree) -> Tree:
         check_tree(f"checkpoint {self.folder / str(step)}", self._metadata(step), like)
@@ -245,6 +265,6 @@ def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None
     Args:
       info: "step", "model", "num_classes" and "input", as training saves them.
     """
-    checkpoints = Checkpoints(workdir, "none", keep_last=1)
+    checkpoints = Checkpoints(workdir, ("none", "max"), keep_last=1)
     checkpoints.save_arrays(variables, info, {})
     checkpoints.close()

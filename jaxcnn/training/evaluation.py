@@ -1,45 +1,148 @@
-"""Evaluation: every example once, whatever the batch and the number of devices."""
+"""Evaluation: every example once, whatever the batch and the number of devices; and the papers' test protocols."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from jaxcnn.tasks.classification import Sums
-from jaxcnn.training.sharding import on_all, on_devices
-from jaxcnn.training.state import zero_metrics
+from jaxcnn.tasks.base import Batch, Rows, Sums, Task
+from jaxcnn.training.sharding import on_devices
+from jaxcnn.training.step import measured
+
+_AHEAD = 2  # batches that the host may be ahead of the device
 
 
 def means(prefix: str, sums: Sums) -> dict[str, float]:
-    """{name: (sum, weight)} on the device -> {"prefix/name": sum / weight} as Python floats."""
-    return {f"{prefix}/{name}": float(s) / max(float(w), 1.0) for name, (s, w) in jax.device_get(sums).items()}
+    """Return {"prefix/name": sum / weight} as Python floats, of the scalar sums on the device whose weight is not 0."""
+    pairs = {name: pair for name, pair in jax.device_get(sums).items() if np.ndim(pair[0]) == 0}
+    return {f"{prefix}/{name}": float(total) / float(weight) for name, (total, weight) in pairs.items() if weight}
+
+
+class Totals:
+    """The sums and rows of an evaluation, added on the host: counts in int64, all else in float64."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.sums: Sums = {}
+        self.rows: list[Rows] = []
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Add what an evaluation step gave, stacked over the batches of a call."""
+        counted = jax.device_get({key: result[key] for key in ("examples", "sums")})
+        self.examples += int(np.sum(counted["examples"], dtype=np.int64))
+        new = jax.tree.map(lambda x: np.sum(x, axis=0, dtype=_wide(x.dtype)), counted["sums"])
+        self.sums = jax.tree.map(np.add, self.sums, new) if self.sums else new
+        if result["rows"]:
+            rows = _on_host(result["rows"])
+            flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in rows.items()}  # (batches, N, …) -> (rows, …)
+            kept = flat.pop("mask") > 0
+            self.rows.append({name: x[kept] for name, x in flat.items()})
+
+    def ordered_rows(self) -> Rows:
+        """Return the rows of all examples, in the order of the evaluation set."""
+        if not self.rows:
+            return {}
+        joined = {name: np.concatenate([part[name] for part in self.rows]) for name in self.rows[0]}
+        order = np.argsort(joined["example"], kind="stable")
+        return {name: x[order] for name, x in joined.items()}
+
+
+def _wide(dtype: Any) -> Any:
+    return np.int64 if np.issubdtype(dtype, np.integer) else np.float64
+
+
+def _on_host(rows: Any) -> Any:
+    """Return all rows of sharded arrays in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(rows)
+    with jax.transfer_guard("allow"):
+        return process_allgather(rows, tiled=True)
 
 
 def evaluate(
-    eval_step: Callable[[Any, Sums, Any], Sums], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
-    mesh: Mesh, metrics: Iterable[str], examples: int, broken: Callable[[], int] = int, take: Any = next,
+    eval_step: Callable[[Any, Any], dict[str, Any]], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
+    task: Task, mesh: Mesh, examples: int, broken: Callable[[], int] = int, take: Any = next,
 ) -> dict[str, float]:  # fmt: skip
-    """Run a jitted `eval_step` over all batches -> {"eval/loss", "eval/top1", …, "eval/examples"}, as fractions.
+    """Run `eval_step` over all batches -> {"eval/…": the task's scores, "eval/examples"}.
 
     Args:
-      broken: tells afterwards how many examples this process could not read; if any, they are "eval/broken" together.
-      take: the built-in `next`, or what raises where evaluation is to end early.
+      broken: returns, once all is read, how many examples this process could not read; if any, "eval/broken" is
+        their number in all processes.
+      take: fetches the next batch; the loop passes a version of `next` that raises `Cut` on a signal.
 
     Raises:
       RuntimeError: not each of the `examples` that could be read was counted once.
     """
-    sums = jax.tree.map(partial(on_all, mesh), zero_metrics(metrics))
+    totals, pending = Totals(), deque[Any]()
     with closing(on_devices(batches, mesh)) as feed:
         while (batch := take(feed, None)) is not None:
-            sums = eval_step(variables, sums, batch)
-    counted = int(jax.device_get(sums["loss"][1]))
+            pending.append(eval_step(variables, batch))
+            if len(pending) > _AHEAD:
+                totals.add(pending.popleft())
+    for result in pending:
+        totals.add(result)
     missing = broken() if jax.process_count() == 1 else int(process_allgather(np.int32(broken())).sum())
-    if counted + missing != examples:
-        raise RuntimeError(f"evaluation counted {counted} examples of {examples}, {missing} could not be read")
-    scores: dict[str, float] = {**means("eval", sums), "eval/examples": counted}
-    return scores | {"eval/broken": missing} if missing else scores
+    if totals.examples + missing != examples:
+        raise RuntimeError(f"evaluation counted {totals.examples} examples of {examples}, {missing} could not be read")
+    scores = task.scores(totals.sums, totals.ordered_rows())
+    named = {f"eval/{name}": float(value) for name, value in scores.items()} | {"eval/examples": totals.examples}
+    return named | {"eval/broken": missing} if missing else named
+
+
+def densely(model: nn.Module) -> nn.Module:
+    """Return `model` for images larger than it was made for, with the same variables (VGG, section 3.2).
+
+    Networks with fully connected layers over a map have a `dense` form. The others average their last map, and their
+    head is linear: they give the average of the class scores as they are.
+    """
+    return model.clone(dense=True) if hasattr(model, "dense") else model
+
+
+def make_crops_step(
+    model: nn.Module,
+    task: Task,
+    preprocess: Callable[[jax.Array], jax.Array],
+    pixels: int,
+    mirrored: bool,
+) -> Callable[[Any, Batch], dict[str, Any]]:
+    """Return (variables, batch) -> what `evaluate` adds up, images scored by the mean softmax of their crops.
+
+    An example's loss is -log of the mean probability of its class. All is added in float32 logarithms, so that one crop
+    gives what ordinary evaluation gives, and no probability is lost to underflow.
+
+    Args:
+      preprocess: uint8 images -> what the model takes.
+      pixels: of an ordinary global batch. Crops go through the network in parts that are no larger, or of one each.
+      mirrored: count each crop a second time, mirrored left to right.
+    """
+
+    def log_probabilities(variables: Any, crops: jax.Array) -> jax.Array:
+        """uint8 (n, crops, H, W, C) -> float32 (crops, n, classes)."""
+        if mirrored:
+            crops = jnp.concatenate([crops, crops[..., ::-1, :]], axis=1)
+        n, count, *image = crops.shape
+        fitting = [k for k in range(1, count + 1) if count % k == 0 and k * n * image[0] * image[1] <= pixels]
+        together = max(fitting, default=1)
+        parts = crops.reshape(n, count // together, together, *image).swapaxes(0, 1)
+
+        def classify(part: jax.Array) -> jax.Array:
+            outputs: Any = model.apply(variables, preprocess(part.reshape(n * together, *image)), train=False)
+            logs = jax.nn.log_softmax(outputs["logits"])
+            return logs.reshape(n, together, -1).swapaxes(0, 1)
+
+        return jax.lax.map(classify, parts).reshape(count, n, -1)
+
+    def crops_step(variables: Any, batch: Batch) -> dict[str, Any]:
+        names = sorted(name for name in batch if name.startswith("views"))
+        logs = jnp.concatenate([log_probabilities(variables, batch[name]) for name in names])
+        mean = jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logs))
+        return measured(task, {"logits": mean}, batch)
+
+    return crops_step

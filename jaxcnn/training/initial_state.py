@@ -1,17 +1,18 @@
-"""Where a run starts: from the newest checkpoint of its folder, from other weights, or fresh."""
+"""The state a run starts from: the newest checkpoint of its folder, other weights, or fresh ones."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.init_from import load_variables
+from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
-from jaxcnn.training.state import TrainState
+from jaxcnn.training.state import TrainState, path_name, shapes_of
 
 
 def restore_or_init(
@@ -26,13 +27,14 @@ def restore_or_init(
             raise UserError(f"{folder} holds imported weights: give a new --workdir and --config.init_from={folder}")
         check_position(info["position"], data.position)
         state = checkpoints.restore(start, program.state)  # arrays of another model are the better reason, so first
+        state = state.replace(constants=program.constants())
         check_norm(info, config, program)
         return start, state, info["spent"]
     state = program.init()
     if config.init_from:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
-        metric, reset = f"eval/{program.task.best}", config.reset_head
-        loaded, words = load_variables(Path(config.init_from), fresh, metric, data.image_shape, reset)
+        best, reset = program.task.best, config.reset_head
+        loaded, words = load_variables(Path(config.init_from), fresh, best, data.image_shape, reset)
         if words and jax.process_index() == 0:
             print(words, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
@@ -57,3 +59,67 @@ def check_norm(saved: dict[str, Any], config: Config, program: Program) -> None:
             f"the checkpoint was trained with BatchNorm over {before} images, config.norm.scope={config.norm.scope} "
             f"makes that {now} on these devices: train on as many as before, or in another --workdir"
         )
+
+
+def load_variables(
+    path: Path, fresh: Tree, best: tuple[str, str], image_shape: Sequence[int] = (), reset_head: bool = False
+) -> tuple[Tree, str]:
+    """The weights to start from: of a run's folder (its best checkpoint) or of one checkpoint, RUN/checkpoints/STEP.
+
+    Args:
+      fresh: {"params", "batch_stats"} of step 0, on the devices that the result is to be on.
+      image_shape: (H, W, C) of this run's images, for the error.
+      reset_head: whether heads, auxiliary ones too, stay fresh where the number of classes differs.
+
+    Returns:
+      The weights, and what the log is to say of them ("" for nothing).
+
+    Raises:
+      UserError: there is no checkpoint; or it is of another model, of images that other weights go with, or, without
+        `reset_head`, of another number of classes.
+    """
+    if path.is_file():
+        raise UserError(
+            f"config.init_from={path} is a file: make a folder of it first, "
+            f"`jaxcnn weights import --model NAME {path} OUT`, and start from OUT"
+        )
+    run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
+    checkpoints = Checkpoints(run, best)
+    step = checkpoints.resolve(which)
+    saved, now = checkpoints.variable_shapes(step), shapes_of(fresh)
+    heads = [key for key in now if _differs_in_classes(key, saved.get(key, ()), now[key])]
+    if not heads or saved | {key: now[key] for key in heads} != now:
+        try:
+            return checkpoints.restore_variables(step, fresh), ""
+        except UserError as error:
+            raise UserError(f"{error}{_other_images(checkpoints.info(step), image_shape)}") from error
+    there, here = saved[heads[0]][-1], now[heads[0]][-1]
+    if not reset_head:
+        raise UserError(
+            f"config.init_from={path} has {there} classes, this run {here}: config.reset_head=True takes the other "
+            "weights and gives the head fresh ones"
+        )
+
+    def like(keys: Any, x: Any) -> Any:
+        shape = saved[path_name(keys)]  # a head of other classes need not divide; it is not kept
+        cut = shape != x.shape and isinstance(x.sharding, NamedSharding)
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec()) if cut else x.sharding
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, fresh))
+    merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, fresh)
+    return merged, f"the head starts afresh: {there} classes in {path}, {here} here"
+
+
+def _differs_in_classes(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    in_head = key.split("/")[-2] == "head"
+    return in_head and saved != now and len(saved) == len(now) and saved[:-1] == now[:-1]
+
+
+def _other_images(info: dict[str, Any], image_shape: Sequence[int]) -> str:
+    """Words that say why weights may differ in shape, where the images do."""
+    saved = info.get("input", {}).get("image_shape", image_shape)
+    if list(saved) == list(image_shape):
+        return ""
+    there, here = ("×".join(map(str, shape)) for shape in (saved, image_shape))
+    return f". Its images are {there}, this run's {here} (config.data.image_size)"

@@ -25,7 +25,7 @@ from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.run_log import RunLog, write_atomically
 from jaxcnn.training.sharding import make_mesh, on_all, on_devices
-from jaxcnn.training.state import TrainState, zero_metrics
+from jaxcnn.training.state import TrainState, zeros_like
 
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
@@ -43,7 +43,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     began, commit = time.monotonic(), report.commit()  # now: the files may change while this runs
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
     total, on_mesh = program.total_steps, partial(on_all, program.mesh)
-    checkpoints = Checkpoints(workdir, f"eval/{program.task.best}", keep_last=config.keep_last)
+    checkpoints = Checkpoints(workdir, program.task.best, keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
     clock = report.Clock(spent, began)
     if start > total:
@@ -59,15 +59,13 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     calls, evaluation = feeds(config, data, program, start, cadence)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", to_json(config) + "\n")  # all that could refuse it has passed
-    log = RunLog(workdir, start, total, writes=jax.process_index() == 0, evaluation_due=due)
+    log = RunLog(workdir, program.task.headline, start, total, writes=jax.process_index() == 0, evaluation_due=due)
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
         log.say(report.plan(config, program, data, start))
         compiling = time.monotonic()
         with clock.measuring("compile_time_s"):
-            sums = jax.tree.map(on_mesh, zero_metrics(program.task.metrics))
-            train_step = program.train_step.lower(state, program.batch).compile()
-            eval_step = program.eval_step.lower(state.variables, sums, program.eval_batch).compile()
+            train_step, eval_step = program.compile()
         log.say(report.compiled(train_step, time.monotonic() - compiling))
 
         def save(step: int, scores: dict[str, float], due: bool = False) -> None:
@@ -116,7 +114,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                             clock.stop(state)
                             stop_if_not_finite(state, checkpoints)
                             checkpoints.check()
-                            state = state.replace(metrics=jax.tree.map(on_mesh, zero_metrics(program.metrics)))
+                            state = state.replace(metrics=jax.tree.map(on_mesh, zeros_like(program.metrics)))
                             values |= clock.lap((step - logged) * config.global_batch_size)
                             log.metrics(step, epoch_of(step), values)
                             logged = step
@@ -128,7 +126,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                         stop_if_not_finite(state, checkpoints)
                         scores = evaluate(
                             eval_step, state.variables, evaluation(),
-                            mesh=program.mesh, metrics=program.task.metrics, examples=data.eval_examples,
+                            task=program.task, mesh=program.mesh, examples=data.eval_examples,
                             broken=lambda: data.eval_broken, take=take,
                         )  # fmt: skip
                         due = False
@@ -137,8 +135,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
                     for words in data.complaints(epoch_of(step)):
                         log.say(words, everywhere=True)
                     # Save: when it is time, and what evaluates better than all that is kept.
-                    better = bool(scores) and scores[checkpoints.metric] > checkpoints.best_score
-                    if cadence.due("save", step) or better:
+                    if cadence.due("save", step) or checkpoints.is_better(scores):
                         save(step, scores)
         except Cut:
             save(step, {}, due)
@@ -173,7 +170,7 @@ def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cad
     mesh, total = program.mesh, program.total_steps
     if not config.data.resident:
         return ((1, batch) for batch in on_devices(data.train_batches(start, total), mesh)), data.eval_batches
-    most, rows = (shapes["example"].shape[0] for shapes in (program.batch, program.eval_batch))
+    most, rows = (next(iter(x.values()))["example"].shape[0] for x in (program.batch, program.eval_batch))
     examples, _ = resident.load(data, mesh, training=True)
     whole = resident.eval_feeds(data, mesh, rows, config.global_batch_size)
     return resident.train_feed(data, mesh, examples, start, total, most, cadence.next_stop), lambda: iter(whole)

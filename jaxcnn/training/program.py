@@ -1,12 +1,12 @@
-"""A config made concrete on a mesh: every function of a run, jitted with its shardings, and the shapes it takes.
+"""Build a config's program on a mesh: every function of a run, jitted with its shardings, and the shapes it takes.
 
-Training, evaluation and compilation for machines that are not there all start from `build_program`: the step has no
-copy.
+Training, evaluation and compilation for devices that are not here all start from `build_program`: the step has no copy.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -16,26 +16,30 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn.config import Config
-from jaxcnn.tasks import Classification, create_task
+from jaxcnn.tasks import create_task
+from jaxcnn.tasks.base import Group, Images, Task
 from jaxcnn.training import resident
+from jaxcnn.training.optimizer import groups as optimizer_groups
 from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
-from jaxcnn.training.placement import layout
-from jaxcnn.training.sharding import check_batch, over_rows, replicated
-from jaxcnn.training.state import TrainState, init_state
-from jaxcnn.training.step import group_size, make_eval_step, make_train_step
+from jaxcnn.training.sharding import check_batch, layout, on_all, over_rows, replicated
+from jaxcnn.training.state import TrainState, init_state, init_variables, select
+from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step
 
 Tree = Any
+Bucket = tuple[int, int]  # (H, W) of the images of a batch
 
 
 class Data(Protocol):
     """What a run needs of a data set; `jaxcnn.data.dataset.Dataset` is one.
 
-    Batches are this process's rows: "image" uint8 (n, H, W, C), "label" int32 (n,), "mask" float32 (n,), and what names
-    the example, "epoch" and "example" int32 (n,).
+    Batches are this process's rows: "image" uint8 (n, H, W, C), the task's targets (n, …), "mask" float32 (n,), and the
+    names of the examples, "epoch" and "example" int32 (n,). H and W are those of one of the buckets.
     """
 
     num_classes: int
     image_shape: tuple[int, int, int]
+    buckets: tuple[Bucket, ...]
+    eval_buckets: tuple[Bucket, ...]
     eval_examples: int
     position: dict[str, Any]
     input: dict[str, Any]
@@ -67,31 +71,52 @@ class Data(Protocol):
         ...
 
 
+class ByBucket:
+    """A step compiled for each bucket; a batch of another shape is an error.
+
+    Args:
+      programs: {bucket: compiled step}.
+    """
+
+    def __init__(self, programs: dict[Bucket, Any]):
+        self.programs = programs
+
+    def __call__(self, first: Tree, batch: dict[str, jax.Array]) -> Any:
+        """Run the step of the batch's bucket on a state, or on variables."""
+        images = batch["examples"]["image"] if "examples" in batch else batch["image"]
+        return self.programs[images.shape[1], images.shape[2]](first, batch)
+
+
 @dataclass(frozen=True)
 class Program:
     """The parts of a run.
 
     Attributes:
       total_steps: length of training.
-      metrics: names that the state accumulates between two lines of the log.
-      state, batch, eval_batch: shapes, dtypes and shardings of the steps' arguments.
+      groups: optimizer group of each parameter, by its path.
+      metrics: shapes of the sums that the state accumulates between two lines of the log.
+      state: shapes, dtypes and shardings of the state.
+      batch, eval_batch: {bucket (H, W): shapes, dtypes and shardings of a batch}.
       normalised: images that BatchNorm's statistics are over, 0 where there is none.
       init: () -> TrainState on the mesh.
+      constants: () -> the task's constants on the mesh, which no checkpoint holds.
       average_of: (variables) -> a moving average that begins there, {} where it is off.
       train_step: (state, batch) -> (state, loss); the state is donated. With `config.data.resident` what is called a
-        batch here and below is the whole data set and which examples are taken of it, in many steps.
-      eval_step: (variables, sums, batch) -> sums; the sums are donated.
+        batch here and below is all examples and which of them to take, in many steps.
+      eval_step: (variables, batch) -> {"examples", "sums", "rows"}, stacked over the batches of a call.
     """
 
     mesh: Mesh
-    task: Classification
+    task: Task
     total_steps: int
-    metrics: tuple[str, ...]
+    groups: dict[str, Group]
+    metrics: Tree
     state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
-    eval_batch: dict[str, jax.ShapeDtypeStruct]
+    batch: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]
+    eval_batch: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]
     normalised: int
     init: Callable[[], TrainState]
+    constants: Callable[[], Tree]
     average_of: Callable[[Tree], Tree]
     train_step: Any
     eval_step: Any
@@ -100,6 +125,18 @@ class Program:
     def variables(self) -> Tree:
         """Shapes of {"params", "batch_stats"}."""
         return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+    @property
+    def largest_batch(self) -> dict[str, Any]:
+        """Shapes of the batch of the bucket with the most pixels."""
+        return self.batch[max(self.batch, key=lambda bucket: bucket[0] * bucket[1])]
+
+    def compile(self) -> tuple[ByBucket, ByBucket]:
+        """Return the training and the evaluation step compiled for every bucket, before the first batch is read."""
+        train = {key: self.train_step.lower(self.state, batch).compile() for key, batch in self.batch.items()}
+        variables = self.state.variables
+        evaluation = {k: self.eval_step.lower(variables, batch).compile() for k, batch in self.eval_batch.items()}
+        return ByBucket(train), ByBucket(evaluation)
 
 
 def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> Program:
@@ -110,44 +147,74 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     """
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     task = create_task(config)
-    schedule = make_schedule(config, data.steps_per_epoch)
-    tx = make_optimizer(config, schedule)
-    metrics = (*task.metrics, "learning_rate", "grad_norm")
-    everywhere, rows = replicated(mesh), over_rows(mesh)
-
-    def init() -> TrainState:
-        return init_state(model, tx, config.seed, data.image_shape, metrics, config.ema.decay > 0)
-
-    def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    shapes = jax.eval_shape(init)
-    placed = layout(shapes, mesh, config.mesh.placement)
     n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
-    names = {key: jax.ShapeDtypeStruct((n,), np.int32, sharding=rows) for key in ("label", "epoch", "example")}
-    batch = eval_batch = names | {
-        "image": jax.ShapeDtypeStruct((n, *data.image_shape), np.uint8, sharding=rows),
-        "mask": jax.ShapeDtypeStruct((n,), np.float32, sharding=rows),
-    }
-    group = group_size(config, mesh.shape["data"])
-    step = make_train_step(model, task, tx, schedule, config, data.preprocess, mesh, placed)
-    evaluation = make_eval_step(model, task, data.preprocess, mesh)
+    batch, eval_batch = (
+        {(h, w): batch_shapes(task, data, (h, w), n, mesh) for h, w in buckets}
+        for buckets in (data.buckets, data.eval_buckets)
+    )
+    params = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))["params"]
+    groups = optimizer_groups(config, params, task)
+    schedule = make_schedule(config, data.steps_per_epoch)
+    optimizers = {player: make_optimizer(config, schedule, groups) for player in task.players}
+    parts = StepParts(model, task, groups, optimizers, schedule, config, mesh)
+
+    def init(metrics: Tree) -> TrainState:
+        averaged = task.averaged if config.ema.decay else None
+        return init_state(model, parts.init_optimizers, config.seed, data.image_shape, metrics, averaged)
+
+    def constants() -> Tree:
+        return jax.tree.map(partial(on_all, mesh), dict(task.constants))  # new arrays each time: the state is donated
+
+    shapes = jax.eval_shape(lambda: init({})).replace(constants=jax.eval_shape(lambda: dict(task.constants)))
+    # The names and shapes of the sums are those that the step itself adds to none.
+    unplaced = make_train_step(replace(parts, layout=layout(shapes, mesh, config.mesh.placement)), data.preprocess)
+    metrics = jax.eval_shape(unplaced, shapes, next(iter(batch.values())))[0].metrics
+    shapes = shapes.replace(metrics=metrics)
+    placed = layout(shapes, mesh, config.mesh.placement)
+    everywhere = replicated(mesh)
+    step = make_train_step(replace(parts, layout=placed), data.preprocess)
+    evaluation = make_eval_step(model, task, data.preprocess, config.seed, mesh)
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
         most, rows = resident.rows_of_tables(config, mesh, total, data.eval_examples)
-        batch = resident.feed_shapes(mesh, most, n, data.position["examples"], data.image_shape)
-        eval_batch = resident.eval_shapes(mesh, rows, n, data.eval_examples, data.image_shape)
+        targets = task.targets(Images(data.num_classes, data.image_shape))
+        batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data, data.position["examples"], targets)}
+        eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data, targets)}
+    group = group_size(config, mesh.shape["data"])
+    initial = jax.jit(lambda: init(metrics), out_shardings=placed.state.replace(constants={}))
+    state = jax.tree.map(with_sharding, shapes, placed.state)
     return Program(
         mesh=mesh,
         task=task,
         total_steps=total,
+        groups=groups,
         metrics=metrics,
-        state=jax.tree.map(shape, shapes, placed.state),
+        state=state,
         batch=batch,
         eval_batch=eval_batch,
         normalised=n // config.optimizer.accumulate * group // mesh.shape["data"] if shapes.batch_stats else 0,
-        init=jax.jit(init, out_shardings=placed.state),
-        average_of=jax.jit(lambda x: jax.tree.map(jnp.copy, x if shapes.ema else {}), out_shardings=placed.state.ema),
+        init=lambda: initial().replace(constants=constants()),
+        constants=constants,
+        average_of=jax.jit(
+            lambda x: jax.tree.map(jnp.copy, select(x, task.averaged) if shapes.ema else {}),
+            out_shardings=placed.state.ema,
+        ),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),
-        eval_step=jax.jit(evaluation, donate_argnums=1, out_shardings=everywhere),
+        eval_step=jax.jit(
+            evaluation, out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)}
+        ),
     )
+
+
+def batch_shapes(task: Task, data: Data, bucket: Bucket, rows: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the global batch of one bucket: images, the task's targets, the mask and the names of the examples."""
+    image_shape = (*bucket, data.image_shape[-1])
+    one = {"image": jax.ShapeDtypeStruct(image_shape, np.uint8), "mask": jax.ShapeDtypeStruct((), np.float32)}
+    one |= {name: jax.ShapeDtypeStruct((), np.int32) for name in ("epoch", "example")}
+    one |= task.targets(Images(data.num_classes, image_shape))
+    return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=over_rows(mesh)) for name, x in one.items()}
+
+
+def with_sharding(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape and type of an array that lies so."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

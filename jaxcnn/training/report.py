@@ -4,7 +4,7 @@ import math
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +15,12 @@ import jax
 import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
-from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Group
 from jaxcnn.training.collectives import collectives
-from jaxcnn.training.placement import describe
-from jaxcnn.training.program import Data, Program
+from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.run_log import read_metrics
-from jaxcnn.training.state import count_params, shapes_of
+from jaxcnn.training.sharding import describe
+from jaxcnn.training.state import count_params, path_name, shapes_of
 
 
 class Clock:
@@ -104,6 +103,7 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
         f"training   {total:,} steps of {config.global_batch_size}, {float(every):,.6g} an epoch; "
         f"{optimizer.name}, rate {optimizer.learning_rate:g}, {optimizer.schedule}",
+        *_heads("optimizer", optimizer_groups(program)),
     ]
     if start:
         lines.append(f"resuming   from the checkpoint of step {start:,}")
@@ -121,14 +121,15 @@ def _heads(name: str, lines: list[str]) -> list[str]:
     return [f"{name if i == 0 else '':<11}{line}" for i, line in enumerate(lines)]
 
 
-def compiled(executable: Any, seconds: float) -> str:
-    """The line after compilation: its time, the memory that the step takes on each device, and what it sends."""
+def compiled(program: ByBucket, seconds: float) -> str:
+    """Return the line after compilation: its time, memory on each device and collectives, of the largest bucket."""
     text = f"compiled   in {seconds:.1f} s"
+    executable = max(program.programs.values(), key=lambda x: getattr(x.memory_analysis(), "temp_size_in_bytes", 0))
     if memory := executable.memory_analysis():
         held, temporary = _size(memory.argument_size_in_bytes), _size(memory.temp_size_in_bytes)
         text += f"; each device holds {held} of state and batch, {temporary} of temporaries"
     sent = [f"{count} × {kind} of {_size(size)}" for kind, (count, size) in collectives(executable).items()]
-    return text + (f"; it meets the others in {', '.join(sent)}" if sent else "")
+    return text + (f"; collectives per step: {', '.join(sent)}" if sent else "")
 
 
 def _size(count: float) -> str:
@@ -151,13 +152,14 @@ def result(
     final: dict[str, Any] = {}
     for line in lines:
         final |= line
-    scores = [line["eval/top1"] for line in lines if "eval/top1" in line]
+    best, direction = program.task.best
+    scores = [line[f"eval/{best}"] for line in lines if f"eval/{best}" in line]
     devices = program.mesh.devices.flatten()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "model": config.model.name,
         **final,
-        "best/eval/top1": max(scores, default=None),
+        f"best/eval/{best}": {"max": max, "min": min}[direction](scores, default=None),
         "parameters": count_params(program.state.params),
         "config_hash": config_hash(config),
         "commit": commit,
@@ -184,20 +186,22 @@ def commit() -> str:
 
 
 def dry_run(config: Config, program: Program, data: Data) -> str:
-    """Compile the step -> the config as JSON, and lines of network, devices, steps, batch, optimizer groups, memory."""
+    """Compile the step -> the config as JSON, and lines of network, devices, steps, batches, optimizer, memory."""
     began = time.monotonic()
-    step = program.train_step.lower(program.state, program.batch).compile()
-    batch = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in program.batch.items())
-    groups = _heads("optimizer", optimizer_groups(program.state.params, program.task.parameters))
-    lines = [to_json(config), plan(config, program, data, 0), f"batch      {batch}", *groups]
-    return "\n".join([*lines, compiled(step, time.monotonic() - began)])
+    train_step, _ = program.compile()
+    batches = [
+        ", ".join(f"{path_name(path)} {x.dtype} {x.shape}" for path, x in jax.tree_util.tree_leaves_with_path(batch))
+        for batch in program.batch.values()
+    ]
+    lines = [to_json(config), plan(config, program, data, 0), *_heads("batch", batches)]
+    return "\n".join([*lines, compiled(train_step, time.monotonic() - began)])
 
 
-def optimizer_groups(params: Any, group_of: Callable[[str], Group]) -> list[str]:
-    """Return a line for each optimizer group with the number of its parameters; `group_of` takes a parameter's path."""
+def optimizer_groups(program: Program) -> list[str]:
+    """Return a line for each optimizer group with the number of its parameters."""
     sizes = Counter[Group]()
-    for path, shape in shapes_of(params).items():
-        sizes[group_of(path)] += math.prod(shape)
+    for path, shape in shapes_of(program.state.params).items():
+        sizes[program.groups[path]] += math.prod(shape)
     return [
         f"{size:,} parameters "
         + ("frozen" if group.frozen else f"at rate × {group.multiplier:g}, {'' if group.decay else 'no '}weight decay")
@@ -205,8 +209,8 @@ def optimizer_groups(params: Any, group_of: Callable[[str], Group]) -> list[str]
     ]
 
 
-def headline(config: Config, result: dict[str, Any]) -> dict[str, Any]:
-    """Return what is worth a line of what `result` holds: the task's scores, and how long it took."""
-    scores = [f"eval/{score.name}" for score in create_task(config).headline]
-    keys = ("step", "epoch", "train/loss", *scores, "eval/examples", "images_per_sec", "wall_time_s")
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is worth a line of what `result` holds: the scores, and how long it took."""
+    scores = [key for key in result if key.startswith("eval/")]
+    keys = ("step", "epoch", "train/loss", *scores, "images_per_sec", "wall_time_s")
     return {key: result.get(key) for key in keys}

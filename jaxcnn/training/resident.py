@@ -25,24 +25,26 @@ _STEPS = 50  # a call: enough to hide the host, few enough to stop soon
 _SHARE = 0.5  # of a device's memory that data may take
 
 
-def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
-    """Shapes, types and shardings of what `train_feed` gives."""
+def feed_shapes(mesh: Mesh, steps: int, global_batch_size: int, data: Any, examples: int, targets: Any) -> Feed:
+    """Return shapes, types and shardings of what `train_feed` gives."""
     everywhere, columns = replicated(mesh), over_rows(mesh, axis=1)
     table = jax.ShapeDtypeStruct((steps, global_batch_size), np.int32, sharding=columns)
+    one = {"image": jax.ShapeDtypeStruct(data.image_shape, np.uint8), **targets}
     return {
-        "images": jax.ShapeDtypeStruct((examples, *image_shape), np.uint8, sharding=everywhere),
-        "labels": jax.ShapeDtypeStruct((examples,), np.int32, sharding=everywhere),
+        "examples": {
+            k: jax.ShapeDtypeStruct((examples, *x.shape), x.dtype, sharding=everywhere) for k, x in one.items()
+        },
         "epoch": table,
         "example": table,
         "count": jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
     }
 
 
-def eval_shapes(mesh: Mesh, rows: int, global_batch_size: int, examples: int, image_shape: tuple[int, ...]) -> Feed:
-    """Shapes, types and shardings of what `eval_feeds` gives."""
-    feed = feed_shapes(mesh, rows, global_batch_size, examples, image_shape)
+def eval_shapes(mesh: Mesh, rows: int, global_batch_size: int, data: Any, targets: Any) -> Feed:
+    """Return shapes, types and shardings of what `eval_feeds` gives."""
+    feed = feed_shapes(mesh, rows, global_batch_size, data, data.eval_examples, targets)
     mask = jax.ShapeDtypeStruct(feed["example"].shape, np.float32, sharding=feed["example"].sharding)
-    return {key: feed[key] for key in ("images", "labels", "example")} | {"mask": mask}
+    return {key: feed[key] for key in ("examples", "example")} | {"mask": mask}
 
 
 def rows_of_tables(config: Config, mesh: Mesh, total_steps: int, eval_examples: int) -> tuple[int, int]:
@@ -56,7 +58,7 @@ def rows_of_tables(config: Config, mesh: Mesh, total_steps: int, eval_examples: 
 
 
 def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
-    """All examples on the devices, {"images", "labels"}, and their mask (N,) on the host.
+    """Return all examples on the devices, {"examples": {"image", targets …}}, and their mask (N,) on the host.
 
     Raises:
       UserError: those of training and evaluation take more than half of a device's or the host's memory.
@@ -70,13 +72,12 @@ def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
             "memory there are: set it to False"
         )
     began = time.monotonic()
-    images, labels, mask = data.resident(training)
+    arrays, mask = data.resident(training)
     if jax.process_index() == 0:
         seconds = time.monotonic() - began
-        print(
-            f"resident   {len(images):,} images, {images.nbytes / 1e6:.3g} MB, read in {seconds:.1f} s", file=sys.stderr
-        )
-    return {"images": on_all(mesh, images), "labels": on_all(mesh, labels)}, mask
+        size = arrays["image"].nbytes / 1e6
+        print(f"resident   {len(mask):,} images, {size:.3g} MB, read in {seconds:.1f} s", file=sys.stderr)
+    return {"examples": {name: on_all(mesh, x) for name, x in arrays.items()}}, mask
 
 
 def train_feed(
@@ -121,7 +122,7 @@ def many_steps(train_step: Callable[[Any, Any], tuple[Any, jax.Array]], mesh: Me
     def steps(state: Any, feed: Feed) -> tuple[Any, jax.Array]:
         def body(i: jax.Array | int, carry: Any) -> tuple[Any, jax.Array]:
             batch = _pick(feed, i, mesh, ("epoch", "example"))
-            return train_step(carry[0], batch | {"mask": jnp.ones(batch["label"].shape)})
+            return train_step(carry[0], batch | {"mask": jnp.ones(batch["example"].shape)})
 
         start = state, jnp.zeros(())
         return body(0, start) if len(feed["example"]) == 1 else jax.lax.fori_loop(0, feed["count"], body, start)
@@ -129,23 +130,24 @@ def many_steps(train_step: Callable[[Any, Any], tuple[Any, jax.Array]], mesh: Me
     return steps
 
 
-def all_batches(eval_step: Callable[[Any, Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any, Feed], Any]:
-    """`eval_step` of one batch -> (variables, sums, feed) -> sums with all batches of the feed added."""
+def all_batches(eval_step: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Feed], Any]:
+    """Return (variables, feed) -> what `eval_step` gives of one batch, stacked over all batches of the feed."""
 
-    def batches(variables: Any, sums: Any, feed: Feed) -> Any:
-        def body(i: jax.Array | int, sums: Any) -> Any:
-            return eval_step(variables, sums, _pick(feed, i, mesh, ("mask",)))
+    def batches(variables: Any, feed: Feed) -> Any:
+        def one(i: jax.Array | int) -> Any:
+            return eval_step(variables, _pick(feed, i, mesh, ("example", "mask")))
 
         rows = len(feed["example"])
-        return body(0, sums) if rows == 1 else jax.lax.fori_loop(0, rows, body, sums)
+        if rows == 1:
+            return one(0)
+        stacked = jax.lax.map(one, jnp.arange(rows))  # (rows, 1, …)
+        return jax.tree.map(lambda x: x[:, 0], stacked)
 
     return batches
 
 
 def _pick(feed: Feed, i: jax.Array | int, mesh: Mesh, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """The batch of row `i` of the tables, its rows cut over the devices."""
+    """Return the batch of row `i` of the tables, its rows sharded over the devices."""
     example = feed["example"][i]
-    batch = {"image": feed["images"][example], "label": feed["labels"][example]} | {
-        name: feed[name][i] for name in names
-    }
+    batch = {name: x[example] for name, x in feed["examples"].items()} | {name: feed[name][i] for name in names}
     return jax.lax.with_sharding_constraint(batch, over_rows(mesh))

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from tensorboardX.summary import scalar
 
 from jaxcnn import UserError
 from jaxcnn.safe_files import not_written, read_bytes, write_atomically
+from jaxcnn.tasks.base import Headline
 
+_RATES = {"train/images_per_sec": "{:,.0f} images/s", "train/data_wait_frac": "data wait {:.1%}"}
+_COUNTS = {"eval/examples": "of {:,.0f}"}
 _MOST = 2**30  # bytes of a metrics.jsonl
 
 
@@ -50,20 +53,27 @@ class RunLog:
     """Writes a run's metrics; on resume, what was logged after the checkpoint is dropped, for it is computed again.
 
     Args:
+      headline: the task's scores that the bar and the lines show.
       start, total: the step resumed from and the last one.
       evaluation_due: whether that of step `start` is to come, too.
       writes: False in all processes but the first, which then only keep silent.
     """
 
-    def __init__(self, workdir: Path, start: int, total: int, writes: bool = True, evaluation_due: bool = False):
+    def __init__(
+        self, workdir: Path, headline: Sequence[Headline], start: int, total: int, writes: bool = True,
+        evaluation_due: bool = False,
+    ):  # fmt: skip
         self.path, self.total, self.writes = workdir / "metrics.jsonl", total, writes
         self.bar: Progress | None = None
+        formats = {item.name: item.format for item in headline}
+        self.formats = {f"train/{name}": form for name, form in formats.items()} | _RATES
+        self.formats |= {f"eval/{name}": f"eval {form}" for name, form in formats.items()} | _COUNTS
         self.rates = ""  # what the bar shows until the next line of the log
         if not writes:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         if evaluation_due:
-            kept = [line for line in kept if line["step"] < start or "eval/loss" not in line]
+            kept = [line for line in kept if line["step"] < start or "eval/examples" not in line]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
         self.board = Board(workdir / "tensorboard", purge_step=start + 1)
@@ -110,11 +120,14 @@ class RunLog:
             raise not_written(self.path, error) from error
         self.board.scalars(step, values)
         if self.bar and "train/loss" in values:
-            words = _words({name: value for name, value in values.items() if name != "train/loss"})
+            words = self._words({name: value for name, value in values.items() if name != "train/loss"})
             self.rates = words.replace("  ", " ").replace("data wait", "wait")  # all of it fits in 80 columns
             self.advance(step, epoch, values["train/loss"])
         else:
-            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {_words(values)}")
+            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {self._words(values)}")
+
+    def _words(self, values: dict[str, float]) -> str:
+        return "  ".join(form.format(values[name]) for name, form in self.formats.items() if name in values)
 
     def flush(self) -> None:
         """Write out what is buffered, before the checkpoint that is past it."""
@@ -178,16 +191,5 @@ class Board:
             raise not_written(self.folder, error) from error
 
 
-_FORMATS = {
-    "train/loss": "loss {:.4f}", "train/top1": "top-1 {:.2%}", "train/images_per_sec": "{:,.0f} images/s",
-    "train/data_wait_frac": "data wait {:.1%}",
-    "eval/loss": "eval loss {:.4f}", "eval/top1": "eval top-1 {:.2%}", "eval/examples": "of {:,.0f}",
-}  # fmt: skip
-
-
 def _fixed(width: int) -> Column:
     return Column(no_wrap=True, min_width=width)
-
-
-def _words(values: dict[str, float]) -> str:
-    return "  ".join(form.format(values[name]) for name, form in _FORMATS.items() if name in values)

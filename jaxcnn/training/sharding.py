@@ -1,16 +1,22 @@
-"""The named mesh of devices, and batches on it; `jaxcnn.training.placement` says where the state lies."""
+"""The named mesh of devices, and batches on it; `jaxcnn.training.sharding` says where the state lies."""
 
+import math
+import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
+from jaxcnn.training.state import TrainState, path_name
 
 AXES = ("data", "model")
+Tree = Any
+CLASSIFIER = re.compile(r"(^|/)(fc\d*|head)/(kernel|bias)$")
+SMALLEST = 2**12  # elements of what is cut over `data`: gathering less costs more than it saves
 
 
 @runtime_checkable
@@ -104,3 +110,70 @@ def _global(sharding: NamedSharding, value: np.ndarray, shape: tuple[int, ...] |
     """
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(sharding, value, shape)
+
+
+class Layout(NamedTuple):
+    """Shardings of a TrainState, leaf by leaf, and of the gradients, which lie as the optimizer's state does."""
+
+    state: TrainState
+    gradients: Tree
+
+
+def layout(state: TrainState, mesh: Mesh, placement: str) -> Layout:
+    """The layout of a state of these shapes.
+
+    Args:
+      placement: `config.mesh.placement`, "replicated", "zero1" or "fsdp".
+    """
+
+    def place(tree: Tree, over_data: bool) -> Tree:
+        def sharding(path: Any, x: Any) -> NamedSharding:
+            return NamedSharding(mesh, spec(path_name(path), x.shape, mesh, over_data))
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)
+
+    cut, whole = placement in ("zero1", "fsdp"), NamedSharding(mesh, PartitionSpec())
+    placed = jax.tree.map(lambda _: whole, state).replace(
+        params=place(state.params, placement == "fsdp"),
+        opt_state=place(state.opt_state, cut),
+        ema=place(state.ema, cut),
+    )
+    return Layout(placed, place(state.params, cut))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, over_data: bool) -> PartitionSpec:
+    """The axes that the dimensions of one array are cut over.
+
+    Over `data` it is the largest dimension that divides and is free, of equal ones the last.
+
+    Args:
+      path: the array's names joined by "/".
+    """
+    axes: list[str | None] = [None] * len(shape)
+    if CLASSIFIER.search(path) and mesh.shape["model"] > 1 and shape[-1] % mesh.shape["model"] == 0:
+        axes[-1] = "model"
+    parts = mesh.shape["data"]
+    fits = [(n, i) for i, n in enumerate(shape) if axes[i] is None and n % parts == 0]
+    if over_data and parts > 1 and fits and math.prod(shape) >= SMALLEST:
+        axes[max(fits)[1]] = "data"
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
+
+
+def describe(state: TrainState) -> list[str]:
+    """Lines that say how each part of a placed state lies, and what each device holds of it in bytes."""
+    lines = []
+    for part in ("params", "opt_state", "ema"):
+        by_spec: dict[str, list[tuple[str, Any]]] = {}
+        for path, x in jax.tree_util.tree_leaves_with_path(getattr(state, part)):
+            by_spec.setdefault(_words(x.sharding.spec), []).append((path_name(path), x))
+        for words, arrays in by_spec.items():
+            total = sum(x.size * x.dtype.itemsize for _, x in arrays)
+            held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for _, x in arrays)
+            names = ", ".join(name for name, _ in arrays[:2]) + (", …" if len(arrays) > 2 else "")
+            lines.append(f"{part:<9}  {words:<22} {held / 1e6:9.3f} of {total / 1e6:.3f} MB: {len(arrays)}, {names}")
+    return lines
+
+
+def _words(spec: PartitionSpec) -> str:
+    """("data", None) -> "data × -", () -> "whole"."""
+    return " × ".join(axis or "-" for axis in spec) or "whole"

@@ -1,6 +1,7 @@
-"""TrainState: all that a run is. What is not in it, a restart forgets."""
+"""Everything a run needs to resume: TrainState, and its making."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
 
@@ -26,6 +27,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: Optax's.
       ema: moving average of {"params", "batch_stats"}, or {} where it is off.
       metrics: {name: (sum, weight)} since the last line of the log, which then does not depend on where a run was cut.
+      constants: the task's arrays that no step changes; they are not saved.
       fault: {"step", "loss", "grad_norm"} of the first step whose loss or gradient was not finite; -1 while none was.
     """
 
@@ -37,16 +39,37 @@ class TrainState(struct.PyTreeNode):
     ema: Any
     metrics: dict[str, tuple[jax.Array, jax.Array]]
     fault: dict[str, jax.Array]
+    constants: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation uses: the moving average where there is one."""
-        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+        """What evaluation uses: the moving average of what has one."""
+        now = {"params": self.params, "batch_stats": self.batch_stats}
+        return overlay(self.ema, now) | ({"constants": self.constants} if self.constants else {})
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "constants"
+        }
 
 
-def zero_metrics(names: Iterable[str]) -> dict[str, Any]:
-    """Empty sums (0, 0) under `names`, in NumPy. Every leaf is an array of its own, for donation takes each once."""
-    return {name: (np.zeros((), np.float32), np.zeros((), np.float32)) for name in names}
+def select(tree: Any, keep: Callable[[str], bool]) -> Any:
+    """Return the part of nested dicts whose paths `keep` takes; parts without any are left out."""
+    flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
+    return unflatten_dict({path: x for path, x in flat.items() if keep(path)}, sep="/")
+
+
+def overlay(top: Any, tree: Any) -> Any:
+    """Return nested dicts with the values of `top` in place of their own, or besides."""
+    if not isinstance(top, dict) or not isinstance(tree, dict):
+        return top
+    return tree | {key: overlay(value, tree.get(key, {})) for key, value in top.items()}
+
+
+def zeros_like(shapes: Any) -> Any:
+    """Return empty sums of these shapes, in NumPy. Every leaf is an array of its own, for donation takes each once."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> dict[str, Any]:
@@ -56,7 +79,8 @@ def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> d
       UserError: the model does not take such images.
     """
     try:
-        variables: Any = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
+        rngs = {"params": jax.random.key(seed), "latent": jax.random.key(0), "sampling": jax.random.key(0)}
+        variables: Any = model.init(rngs, jnp.zeros((1, *image_shape), jnp.float32), train=False)
     except (ValueError, ZeroDivisionError, TypeError) as error:
         raise UserError(f"the model does not take images of {tuple(image_shape)}: {error}") from error
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -64,27 +88,28 @@ def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> d
 
 def init_state(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    init_optimizer: Callable[[Any], Any],
     seed: int,
     image_shape: Sequence[int],
-    metrics: Iterable[str],
-    ema: bool,
+    metrics: Any,
+    averaged: Callable[[str], bool] | None,
 ) -> TrainState:
     """The state of step 0, to be traced: `jit` it with the shardings wanted, or `eval_shape` it.
 
     Args:
+      init_optimizer: (params) -> its state.
       image_shape: (H, W, C) of the images that the model is given.
-      metrics: names of the step's metrics.
-      ema: whether to keep a moving average of the variables.
+      metrics: shapes of the step's metrics.
+      averaged: (path) -> whether a variable has a moving average; None: none has.
     """
     variables = init_variables(model, seed, image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
         **variables,
-        opt_state=tx.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, variables) if ema else {},
-        metrics=jax.tree.map(jnp.asarray, zero_metrics(metrics)),
+        opt_state=init_optimizer(variables["params"]),
+        ema=jax.tree.map(jnp.copy, select(variables, averaged)) if averaged else {},
+        metrics=jax.tree.map(jnp.asarray, zeros_like(metrics)),
         fault={"step": jnp.full((), -1, jnp.int32), "loss": jnp.zeros(()), "grad_norm": jnp.zeros(())},
     )
 

@@ -1,7 +1,8 @@
 """The step: one function of (state, batch), parallel by the shardings of its arguments."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,121 +13,280 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.models.sharding import statistics_over
-from jaxcnn.tasks import Classification
-from jaxcnn.training.placement import Layout
-from jaxcnn.training.state import TrainState
+from jaxcnn.tasks.base import Batch, Group, Sums, Task, Terms
+from jaxcnn.training.optimizer import merge_params, split_params
+from jaxcnn.training.sharding import Layout
+from jaxcnn.training.state import TrainState, select
 
-Batch = dict[str, jax.Array]
 # (batch of uint8 images, seed or None in evaluation) -> batch of what the model takes
 Preprocess = Callable[[Batch, jax.Array | None], Batch]
-# (params, batch_stats, batch, rng) -> gradients, loss, sums of the metrics, new batch_stats
-Gradients = Callable[[Any, Any, Batch, jax.Array], tuple[Any, jax.Array, Any, Any]]
+# (variables, batch, rngs) -> terms, sums, new batch_stats
+Objective = Callable[[Any, Batch, dict[str, jax.Array]], tuple[Terms, Sums, Any]]
+_STREAMS = ("dropout", "latent", "sampling")  # streams of random numbers in training; the first is the step's own key
+_EVALUATION = 0x6576616C  # folded into the seed for the draws of evaluation, which training must not share
 
 
-def make_train_step(
-    model: nn.Module,
-    task: Classification,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: Config,
-    preprocess: Preprocess,
-    mesh: Mesh,
-    layout: Layout,
-) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
-    """One update of the weights from one global batch, cut into `optimizer.accumulate` micro-batches.
+class Gradients(NamedTuple):
+    """The gradients of an objective over the global batch, and what its forward pass gives besides."""
 
-    The step is written for the whole batch: under `jit`, with the batch cut over the devices, XLA inserts all-reduces
-    of gradients and of BatchNorm's statistics, and one device runs the same code. With BatchNorm over less than the
-    batch (`norm.scope`) the gradients are those of a shard, and cross the wire once. Every random draw is a function of
-    (seed, step), and there of the shard.
+    grads: Any
+    loss: jax.Array
+    sums: Sums
+    batch_stats: Any
 
-    Returns:
-      (state, batch) -> (state, loss of this step). The loss is no part of the donated state: the host is paced by it.
+
+class Partial(NamedTuple):
+    """The same of one micro-batch or shard; parts add up, but for `batch_stats`."""
+
+    grads: Any
+    loss: jax.Array
+    weights: dict[str, jax.Array]
+    sums: Sums
+
+
+# (trained params, the other variables, batch, rng, totals) -> Partial, new batch_stats
+PartialGradients = Callable[[Any, Any, Batch, jax.Array, Any], tuple[Partial, Any]]
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """What a step is made of; `Task.make_step` builds an unusual one from `gradients` and `update`.
+
+    Attributes:
+      groups: optimizer group of each parameter, by its path.
+      optimizers: one for each of `task.players`.
     """
-    gradients, micro_batches = gradients_of(model, task, config.remat), config.optimizer.accumulate
-    group = group_size(config, mesh.shape["data"])
-    if group == mesh.shape["data"]:
-        compute = on_mesh(accumulated(gradients, micro_batches), mesh)
-    else:
-        compute = per_shard(gradients, micro_batches, mesh, group)
+
+    model: nn.Module
+    task: Task
+    groups: dict[str, Group]
+    optimizers: dict[str, optax.GradientTransformation]
+    schedule: optax.Schedule
+    config: Config
+    mesh: Mesh
+    layout: Layout | None = None  # None while the shapes of the state are not known yet
+
+    def objective(self, variables: Any, batch: Batch, rngs: dict[str, jax.Array]) -> tuple[Terms, Sums, Any]:
+        """Apply the model and the task's loss: the objective of every task without players of its own."""
+
+        def forward(variables: Any, batch: Batch, rngs: dict[str, jax.Array]) -> Any:
+            return self.task.forward(self.model, variables, batch, rngs, True)
+
+        if self.config.remat == "block":
+            forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names("block"))
+        outputs, updates = forward(variables, batch, rngs)
+        return *self.task.loss(outputs, batch), updates.get("batch_stats", {})
+
+    def gradients(
+        self, objective: Objective | None = None, player: str = ""
+    ) -> Callable[[TrainState, Batch], Gradients]:
+        """Return (state, batch) -> the gradients of `objective` with respect to the parameters of `player` that train.
+
+        The objective is the sum over its terms of global sum / global weight, whatever the micro-batches
+        (`optimizer.accumulate`), shards and devices are. Under `jit`, with the batch sharded by rows, XLA inserts the
+        all-reduces of gradients and BatchNorm's statistics; with BatchNorm over less than the batch (`norm.scope`)
+        gradients are those of a shard, and cross the wire once.
+
+        Args:
+          objective: (variables, batch, rngs) -> terms, sums, new batch_stats; default: the model and the task's loss.
+          player: a top-level part of `params`; "" for all of them.
+
+        Raises:
+          UserError: micro-batches or shards would need a weight before the forward pass that gives it.
+        """
+        objective = objective or self.objective
+        micro_batches, shards = self.config.optimizer.accumulate, self.mesh.shape["data"]
+        group = group_size(self.config, shards)
+        compute = partial_gradients(objective, self.variables)
+        if group == shards:
+            compute = on_mesh(accumulated(compute, micro_batches), self.mesh)
+        else:
+            compute = per_shard(compute, micro_batches, self.mesh, group)
+
+        def gradients(state: TrainState, batch: Batch) -> Gradients:
+            trained, frozen = self.split(state.params, player)
+            rest = {"params": frozen, "batch_stats": state.batch_stats, "constants": state.constants}
+            rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+            if player:
+                rng = jax.random.fold_in(rng, 1 + self.task.players.index(player))
+            totals, later = self.task.weights(batch), False
+            if micro_batches > 1 or group < shards:
+                totals, later = totals_of_parts(objective, self.variables(trained, rest), batch, totals)
+            part, batch_stats = compute(trained, rest, batch, rng, totals)
+            grads, loss = part.grads, part.loss
+            if later:
+                weight = _positive(next(iter(part.weights.values())))
+                grads, loss = jax.tree.map(lambda x: x / weight, (grads, loss))
+            return Gradients(grads, loss, part.sums, batch_stats)
+
+        return gradients
+
+    def update(self, player: str, state: TrainState, result: Gradients) -> TrainState:
+        """Return the state after the optimizer of `player` has taken a step; its sums join the metrics of the log."""
+        assert self.layout
+        trained, rest = self.split(state.params, player)
+        # Where the optimizer's state is sharded, each device updates its part, and the parameters are gathered.
+        grads = jax.lax.with_sharding_constraint(result.grads, self.split(self.layout.gradients, player)[0])
+        before = state.opt_state[player] if player else state.opt_state
+        updates, after = self.optimizers[player].update(grads, before, trained)
+        params = self.variables(optax.apply_updates(trained, updates), {"params": rest})["params"]
+        params = jax.lax.with_sharding_constraint(params, self.layout.state.params)
+        grad_norm = optax.tree.norm(grads)
+        prefix = f"{player}_" if player else ""
+        sums = result.sums | {
+            f"{prefix}learning_rate": (self.schedule(state.step), 1.0), f"{prefix}grad_norm": (grad_norm, 1.0)
+        }  # fmt: skip
+        return state.replace(
+            params=params,
+            batch_stats=result.batch_stats,
+            opt_state=state.opt_state | {player: after} if player else after,
+            metrics=state.metrics | {name: _added(state.metrics.get(name), pair) for name, pair in sums.items()},
+            fault=_first_fault(state, result.loss, grad_norm, (params, result.batch_stats)),
+        )
+
+    def init_optimizers(self, params: Any) -> Any:
+        """Return the state of each player's optimizer, of its parameters that train."""
+        states = {player: tx.init(self.split(params, player)[0]) for player, tx in self.optimizers.items()}
+        return states.get("", states)
+
+    def split(self, params: Any, player: str) -> tuple[Any, Any]:
+        """Return the parameters of `player` that train, and all others."""
+        if not player:
+            return split_params(params, self.groups)
+        trained, frozen = split_params({player: params[player]}, self.groups)
+        return trained, {key: value for key, value in params.items() if key != player} | frozen
+
+    @staticmethod
+    def variables(trained: Any, others: Any) -> Any:
+        """Return all variables of the model: the trained parameters put back among the others."""
+        constants = {"constants": others["constants"]} if others.get("constants") else {}
+        rest = {key: value for key, value in others.items() if key not in ("params", "constants")}
+        return {"params": merge_params(trained, others["params"])} | rest | constants
+
+
+def make_train_step(parts: StepParts, preprocess: Preprocess) -> Callable[[TrainState, Batch], Any]:
+    """Return one update from one global batch, (state, batch) -> (state, loss of this step).
+
+    Every random draw is a function of (seed, step), and of the shard where there are shards. The loss is no part of
+    the donated state: the host is paced by it.
+    """
+
+    gradients = parts.gradients()
+
+    def one_player(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        result = gradients(state, batch)
+        return parts.update("", state, result), result.loss
+
+    step = parts.task.make_step(parts) or one_player
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        batch = preprocess(batch, state.seed)
-        grads, loss, sums, batch_stats = compute(state.params, state.batch_stats, batch, rng)
-        # Where the optimizer's state is cut, each device updates its part, and the parameters are gathered.
-        grads = jax.lax.with_sharding_constraint(grads, layout.gradients)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params = jax.lax.with_sharding_constraint(params, layout.state.params)
-        grad_norm = optax.tree.norm(grads)
-        sums |= {"learning_rate": (schedule(state.step), 1.0), "grad_norm": (grad_norm, 1.0)}
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, config.ema.decay, state.step),
-            metrics=jax.tree.map(jnp.add, state.metrics, sums),
-            fault=_first_fault(state, loss, grad_norm, (params, batch_stats)),
-        )
-        return state, loss
+        new, loss = step(state, preprocess(batch, state.seed))
+        variables = {"params": new.params, "batch_stats": new.batch_stats}
+        ema = _average(state.ema, select(variables, parts.task.averaged), parts.config.ema.decay, state.step)
+        return new.replace(step=state.step + 1, ema=ema), loss
 
     return train_step
 
 
-def gradients_of(model: nn.Module, task: Classification, remat: str) -> Gradients:
-    """The gradients of the loss of a batch, with what the forward pass gives besides."""
+def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared: Any) -> tuple[dict[str, Any], bool]:
+    """Return what divides each term of a part of the batch, and whether all is divided once more by their weight.
 
-    def forward(variables: Any, images: jax.Array, rng: jax.Array) -> Any:
-        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
+    Parts of terms that share one weight are added undivided, so that no weight need be known first.
 
-    if remat == "block":
-        forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names("block"))
+    Args:
+      declared: weights that the task knows from the batch.
+    """
+    seen: dict[str, Any] = {}
 
-    def gradients(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, jax.Array, Any, Any]:
-        def objective(params: Any) -> tuple[jax.Array, Any]:
-            outputs, updates = forward({"params": params, "batch_stats": batch_stats}, batch["image"], rng)
-            loss, sums = task.loss(outputs, batch)
-            return loss, (sums, updates.get("batch_stats", {}))
+    def survey(variables: Any, batch: Batch) -> None:
+        seen.update(objective(variables, batch, streams(jax.random.key(0)))[0])
 
-        (loss, (sums, new)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return grads, loss, sums, new
-
-    return gradients
+    jax.eval_shape(survey, variables, batch)
+    weights = {id(weight): weight for _, weight in seen.values()}
+    if not declared and len(weights) == 1 and None not in weights.values():
+        return dict.fromkeys(seen, 1.0), True
+    return known_weights(objective, variables, batch, seen.keys() - declared.keys()) | declared, False
 
 
-def accumulated(gradients: Gradients, micro_batches: int, over: tuple[str, ...] = ()) -> Gradients:
-    """The same of a batch in parts, one after another: mean gradients and loss, summed metrics.
+def streams(rng: jax.Array) -> dict[str, jax.Array]:
+    """Return the key of each stream of random numbers in training; a stream that nobody uses costs nothing."""
+    return {name: jax.random.fold_in(rng, i) if i else rng for i, name in enumerate(_STREAMS)}
+
+
+def known_weights(objective: Objective, variables: Any, batch: Batch, names: Collection[str]) -> dict[str, jax.Array]:
+    """Return the terms' global weights, which must not depend on the forward pass; XLA then removes that pass.
+
+    Raises:
+      UserError: a weight depends on the forward pass.
+    """
+
+    def weights(variables: Any, batch: Batch) -> dict[str, Any]:
+        terms, _, _ = objective(variables, batch, streams(jax.random.key(0)))
+        return {name: 1.0 if terms[name][1] is None else jnp.asarray(terms[name][1]) for name in sorted(names)}
+
+    jaxpr = jax.make_jaxpr(weights)(variables, batch).jaxpr
+    reached = set(jaxpr.invars[: len(jax.tree.leaves(variables))])
+    for equation in jaxpr.eqns:
+        if any(not hasattr(x, "val") and x in reached for x in equation.invars):
+            reached.update(equation.outvars)
+    if late := [n for n, x in zip(sorted(names), jaxpr.outvars, strict=True) if not hasattr(x, "val") and x in reached]:
+        raise UserError(
+            f"the weight of {', '.join(late)} depends on the forward pass, so parts of a batch cannot be divided by "
+            "its total: set config.optimizer.accumulate=1 and config.norm.scope=global, or let the task declare it by "
+            "`weights`"
+        )
+    return weights(variables, batch)
+
+
+def partial_gradients(objective: Objective, variables_of: Callable[[Any, Any], Any]) -> PartialGradients:
+    """Return the function that differentiates `objective` on a batch, or on a part of one."""
+
+    def compute(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
+        def value(trained: Any) -> tuple[jax.Array, Any]:
+            terms, sums, batch_stats = objective(variables_of(trained, others), batch, streams(rng))
+            # A weight of None leaves the sum undivided; else the global total divides it, here or once all is added.
+            own = {name: 1.0 if weight is None else weight for name, (_, weight) in terms.items()}
+            divisors = jax.lax.stop_gradient(own | totals)
+            loss = sum((total / _positive(divisors[name]) for name, (total, _) in terms.items()), jnp.zeros(()))
+            return loss, ({name: jnp.asarray(w, jnp.result_type(float)) for name, w in own.items()}, sums, batch_stats)
+
+        (loss, (weights, sums, batch_stats)), grads = jax.value_and_grad(value, has_aux=True)(trained)
+        return Partial(grads, loss, weights, sums), batch_stats
+
+    return compute
+
+
+def accumulated(compute: PartialGradients, micro_batches: int, over: tuple[str, ...] = ()) -> PartialGradients:
+    """Return `compute` of a batch in micro-batches, one after another; the parts are added.
 
     Args:
       over: axes of the surrounding `shard_map`, which keeps account of what differs from shard to shard.
     """
     if micro_batches == 1:
-        return gradients
+        return compute
 
-    def accumulate(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, jax.Array, Any, Any]:
+    def accumulate(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
         # Rows i, i + m, i + 2m … make micro-batch i: each device keeps its own rows, nothing crosses the wire.
         micro = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def body(carry: Any, xs: Any) -> tuple[Any, None]:
             batch_stats, total = carry
-            grads, loss, sums, batch_stats = gradients(params, batch_stats, *xs)
-            return (batch_stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
+            part, batch_stats = compute(trained, others | {"batch_stats": batch_stats}, xs[0], xs[1], totals)
+            return (batch_stats, jax.tree.map(jnp.add, total, part)), None
 
         rngs = jax.random.split(rng, micro_batches)
-        shapes = jax.eval_shape(gradients, params, batch_stats, jax.tree.map(lambda x: x[0], micro), rngs[0])
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:3])
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes, _ = jax.eval_shape(compute, trained, others, first, rngs[0], totals)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zeros = jax.lax.pcast(zeros, over, to="varying") if over else zeros
-        (batch_stats, (grads, loss, sums)), _ = jax.lax.scan(body, (batch_stats, zeros), (micro, rngs))
-        grads, loss = jax.tree.map(lambda x: x / micro_batches, (grads, loss))
-        return grads, loss, sums, batch_stats
+        (batch_stats, part), _ = jax.lax.scan(body, (others["batch_stats"], zeros), (micro, rngs))
+        return part, batch_stats
 
     return accumulate
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function`, traced where layers see the axes of `mesh`."""
+    """Return `function`, traced where layers see the axes of `mesh`."""
 
     def traced(*args: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -135,8 +295,8 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return traced
 
 
-def per_shard(gradients: Gradients, micro_batches: int, mesh: Mesh, group: int) -> Gradients:
-    """`gradients` of each shard, a place along `data`, by itself: their means and sums in one all-reduce.
+def per_shard(compute: PartialGradients, micro_batches: int, mesh: Mesh, group: int) -> PartialGradients:
+    """Return `compute` of each shard, a place along `data`, by itself: the parts are added in one all-reduce.
 
     Args:
       group: neighbouring shards over which BatchNorm takes its statistics.
@@ -144,26 +304,28 @@ def per_shard(gradients: Gradients, micro_batches: int, mesh: Mesh, group: int) 
     shards = mesh.shape["data"]
     view = Mesh(mesh.devices.reshape(-1, group, mesh.shape["model"]), ("group", "shard", "model"))
     over = ("group", "shard")
-    compute = accumulated(gradients, micro_batches, over)
+    inner = accumulated(compute, micro_batches, over)
 
-    def of_shard(params: Any, batch_stats: Any, batch: Batch, rng: jax.Array) -> tuple[Any, jax.Array, Any, Any]:
-        # Of copies of one's own the gradients are one's own, too; else each would be summed where it arises.
-        params, batch_stats = jax.lax.pcast((params, batch_stats), over, to="varying")
+    def of_shard(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
+        # Gradients of a shard's own copies stay its own; else each would be summed where it arises.
+        trained, others = jax.lax.pcast((trained, others), over, to="varying")
         rng = jax.random.fold_in(rng, jax.lax.axis_index(over))
         with statistics_over("shard" if group > 1 else None):
-            grads, loss, sums, batch_stats = compute(params, batch_stats, batch, rng)
-        shares = jax.tree.map(lambda x: x / shards, (grads, loss, batch_stats))
-        (grads, loss, batch_stats), sums = jax.lax.psum((shares, sums), over)
-        return grads, loss, sums, batch_stats
+            part, batch_stats = inner(trained, others, batch, rng, totals)
+        return jax.lax.psum((part, jax.tree.map(lambda x: x / shards, batch_stats)), over)
 
-    rows, whole = PartitionSpec(over), PartitionSpec()
+    rows, replicated = PartitionSpec(over), PartitionSpec()
     return jax.shard_map(
-        of_shard, mesh=view, in_specs=(whole, whole, rows, whole), out_specs=whole, axis_names=set(over)
+        of_shard,
+        mesh=view,
+        in_specs=(replicated, replicated, rows, replicated, replicated),
+        out_specs=replicated,
+        axis_names=set(over),
     )
 
 
 def group_size(config: Config, shards: int) -> int:
-    """Places along `data`, of so many, over which BatchNorm takes its statistics together.
+    """Return over how many places along `data`, of so many shards, BatchNorm takes its statistics together.
 
     Raises:
       UserError: they do not come in groups of `norm.group`.
@@ -175,6 +337,15 @@ def group_size(config: Config, shards: int) -> int:
             "config.norm.scope=shard or global"
         )
     return size
+
+
+def _positive(weight: Any) -> Any:
+    """Return `weight`, and 1 in place of 0, where the sum over nothing is 0 too."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def _added(total: Any, pair: Any) -> Any:
+    return pair if total is None else jax.tree.map(jnp.add, total, pair)
 
 
 def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
@@ -194,12 +365,26 @@ def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array, varia
 
 
 def make_eval_step(
-    model: nn.Module, task: Classification, preprocess: Preprocess, mesh: Mesh
-) -> Callable[[Any, Any, Batch], Any]:
-    """(variables, sums so far, batch) -> sums with the batch's examples added; rows of mask 0 count for nothing."""
+    model: nn.Module, task: Task, preprocess: Preprocess, seed: int, mesh: Mesh
+) -> Callable[[Any, Batch], dict[str, Any]]:
+    """Return (variables, batch) -> {"examples", "sums", "rows"} of the batch; rows of mask 0 count for nothing.
 
-    def eval_step(variables: Any, sums: Any, batch: Batch) -> Any:
-        outputs: Any = model.apply(variables, preprocess(batch, None)["image"], train=False)
-        return jax.tree.map(jnp.add, sums, task.loss(outputs, batch)[1])
+    Each is stacked over a leading axis of one batch, as resident data evaluates several in a call.
+    """
+
+    def eval_step(variables: Any, batch: Batch) -> dict[str, Any]:
+        root = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["example"])  # (N,): one draw an example, for ever
+        batch = preprocess(batch, None)
+        outputs, _ = task.forward(model, variables, batch, {"example": keys}, False)
+        return measured(task, outputs, batch)
 
     return on_mesh(eval_step, mesh)
+
+
+def measured(task: Task, outputs: Any, batch: Batch) -> dict[str, Any]:
+    """Return what the host adds up over the batches of an evaluation, with a leading axis of one batch."""
+    rows = task.collect(outputs, batch)
+    named_rows = {} if rows is None else rows | {"example": batch["example"], "mask": batch["mask"]}
+    counted = {"examples": jnp.sum(batch["mask"] > 0, dtype=jnp.int32), "sums": task.measure(outputs, batch)}
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], counted | {"rows": named_rows})

@@ -91,7 +91,7 @@ def one_call(config: Config, data: Data, program: Program, steps: int) -> Call:
 
 def _resident(data: Data, program: Program, steps: int, warmup: int) -> Calls:
     """Calls that end where a warm-up or a measurement does."""
-    period, most = warmup + steps, program.batch["example"].shape[0]
+    period, most = warmup + steps, program.largest_batch["example"].shape[0]
 
     def next_stop(step: int) -> int:
         return step - step % period + (warmup if step % period < warmup else period)

@@ -39,9 +39,8 @@ from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, report
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import evaluate
+from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.program import Data, Program, build_program
-from jaxcnn.training.protocols import densely, make_views_step
 from jaxcnn.training.sharding import make_mesh, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.entries import check_finite, from_paths, to_paths
@@ -117,7 +116,7 @@ def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
 
 def _parts(config: Config, model: Any, data: Any, part: Slice | None = None) -> tuple[nn.Module, Data]:
     """Return the network and the data set of a config, but for those that are given."""
-    check_devices()
+    check_devices(config.deterministic)
     part = part or Slice(jax.process_index(), jax.process_count())
     data = Dataset(config, part) if data is None else data
     return _network(config, data.num_classes) if model is None else model, data
@@ -320,7 +319,7 @@ class TrainedModel:
             step, batches, views = self._views(protocol, scales, config, data, program)
             about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
         scores = evaluate(
-            step, self.variables, batches, mesh=self.mesh, metrics=program.task.metrics, examples=data.eval_examples,
+            step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
         )  # fmt: skip
         for words in data.complaints(0):
@@ -359,11 +358,11 @@ class TrainedModel:
         shapes = len({rows.aspect for rows in batches})
         compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
         print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
-        step = make_views_step(
+        step = make_crops_step(
             densely(self.model) if protocol == "dense" else self.model, program.task,
             partial(normalize, mean=data.mean, std=data.std), batch * size * size, views.mirrored,
         )  # fmt: skip
-        step = jax.jit(step, donate_argnums=1, out_shardings=replicated(self.mesh))
+        step = jax.jit(step, out_shardings=replicated(self.mesh))
         return step, view_batches(data.eval, views, batches, part=data.part, workers=config.data.workers), views
 
 
@@ -384,7 +383,7 @@ def open_run(
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
     config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
     mesh = make_mesh(config.mesh.data, config.mesh.model)
-    checkpoints = Checkpoints(workdir, f"eval/{create_task(config).best}")
+    checkpoints = Checkpoints(workdir, create_task(config).best)
     step = checkpoints.resolve(str(checkpoint))
     info = checkpoints.info(step)
     try:

@@ -25,6 +25,7 @@ from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
 from jaxcnn.commands import options
+from jaxcnn.configfile import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
 STEPS = 60
@@ -361,7 +362,7 @@ def test_the_kubernetes_job_gives_each_pod_its_number():
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert flags["process"] == f"$({container['env'][0]['name']})"
-    assert (LAUNCH.parents[1] / flags["config"]).is_file()
+    load_config(LAUNCH.parents[1] / flags["config"])
 
 
 # Four processes

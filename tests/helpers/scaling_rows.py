@@ -26,7 +26,7 @@ def predicted(model="resnet50_tv", chip="v5e", chips=8, batch=128.0, dtype="bflo
         {"kind": "all-gather", "count": 1, "bytes": 4e6, "group_size": chips, "groups": 1, "spans": [1, chips]},
     ]
     row = {
-        "config": f"experiments/imagenet/{model}.py",
+        "config": f"experiments/imagenet/family.py:{model}",
         "model": model,
         "dtype": dtype,
         "variant": {},
@@ -72,7 +72,7 @@ def unfit(total: float | None, **changes) -> dict[str, Any]:
 def measured(chips=8, median=200.0, **changes) -> dict[str, Any]:
     """A row that ran on the devices of one CPU."""
     row = {
-        "config": "experiments/imagenet/resnet50_tv.py",
+        "config": "experiments/imagenet/resnet.py:resnet50_tv",
         "model": "resnet50_tv",
         "dtype": "bfloat16",
         "variant": {},

@@ -59,6 +59,8 @@ class Blobs:
     damaged: tuple[int, ...] = ()
     num_classes: int = CLASSES
     image_shape: tuple[int, int, int] = (5, 4, 3)
+    buckets: tuple[tuple[int, int], ...] = ((5, 4),)
+    eval_buckets: tuple[tuple[int, int], ...] = ((5, 4),)
     input: dict[str, Any] = dataclasses.field(default_factory=lambda: {"image_shape": (5, 4, 3)})
     position: dict[str, Any] = dataclasses.field(default_factory=lambda: {"data": "blobs", "seed": 0, "examples": 80})
 
@@ -118,7 +120,7 @@ def build(config: Config, model: nn.Module | None = None, data: Blobs | None = N
 def steps(program: Program, count: int, data: Blobs | None = None, state: Any = None) -> tuple[Any, list[float]]:
     """The state after `count` more steps of a program, and their losses."""
     state = program.init() if state is None else state
-    data = data or Blobs(program.batch["label"].shape[0])
+    data = data or Blobs(program.largest_batch["label"].shape[0])
     start, losses = int(state.step), []
     for batch in on_devices(data.train_batches(start, start + count), program.mesh):
         state, loss = program.train_step(state, batch)

@@ -154,7 +154,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         seeds.write(folder / "config.json", to_json(config).encode())
         given = {"image_shape": (4, 4, 3), "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": ["a", "b"]}
         info = {"step": 0, "model": "linear", "num_classes": 2, "input": given}
-        checkpoints = Checkpoints(folder, "eval/top1", keep_last=1)
+        checkpoints = Checkpoints(folder, ("top1", "max"), keep_last=1)
         checkpoints.save_arrays(init_variables(Linear(), 0, (4, 4, 3)), info, {"eval/top1": 0.5})
         checkpoints.close()
         metadata = folder / "checkpoints/0/_CHECKPOINT_METADATA"

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxcnn.training.init_from import load_variables
 from tiny import Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
 from jaxcnn.training.checkpoint import Checkpoints, save_variables
-from jaxcnn.training.init_from import load_variables
 from jaxcnn.training.state import check_tree
 
-METRIC = "eval/top1"
+METRIC = ("top1", "max")
 ADAM = {"ema__decay": 0.9, "optimizer__weight_decay": 1e-3}
 
 

@@ -22,7 +22,7 @@ from jaxcnn.training.checkpoint import Checkpoints, save_variables
 from jaxcnn.training.evaluation import evaluate
 from jaxcnn.training.initial_state import restore_or_init
 
-METRIC = "eval/top1"
+METRIC = ("top1", "max")
 # 12 steps, 5 an epoch: lines of the log at 4, 8, 12; evaluations at 5, 10, 12; checkpoints at 3, 6, 9, 12.
 EVERYTHING: dict[str, Any] = {
     "checkpoint_every": 3, "ema__decay": 0.9, "optimizer__accumulate": 2,

@@ -15,11 +15,11 @@ from tiny import CLASSES, Blobs, Tiny, assert_same, build, fit, leaves, lines, r
 from jaxcnn import UserError
 from jaxcnn.models import create_model
 from jaxcnn.models.layers import Classifier, Endpoint, FullyConnected, batch_norm, conv
-from jaxcnn.training import placement
+from jaxcnn.training import sharding
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.collectives import collectives
 from jaxcnn.training.sharding import make_mesh
-from jaxcnn.training.state import init_variables
+from jaxcnn.training.state import init_variables, path_name
 
 # Adam's division by a root near 0 would magnify rounding: here its epsilon is large.
 ADAM = {"optimizer__learning_rate": 0.01, "optimizer__epsilon": 0.01, "ema__decay": 0.9, "global_batch_size": 32}
@@ -57,7 +57,7 @@ class Network(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _small_arrays_are_cut_too(monkeypatch):
-    monkeypatch.setattr(placement, "SMALLEST", 32)
+    monkeypatch.setattr(sharding, "SMALLEST", 32)
 
 
 @functools.cache  # what one test has compiled serves the others
@@ -134,7 +134,7 @@ def test_a_fully_connected_layer_is_cut_into_so_many_parts(split, params, moment
     ],
 )
 def test_the_rules(path, shape, over_data, expected):
-    got = placement.spec(path, shape, make_mesh(4, 2), over_data)
+    got = sharding.spec(path, shape, make_mesh(4, 2), over_data)
     assert tuple(got) == tuple(expected) + (None,) * (len(got) - len(expected))
 
 
@@ -145,7 +145,7 @@ def test_what_lies_over_model_is_nearly_all_of_the_old_networks(name, share):
     mesh = make_mesh(4, 2)
     sizes = {True: 0, False: 0}
     for path, x in jax.tree_util.tree_leaves_with_path(params):
-        sizes["model" in placement.spec(placement.path_name(path), x.shape, mesh, False)] += x.size
+        sizes["model" in sharding.spec(path_name(path), x.shape, mesh, False)] += x.size
     assert sizes[True] / sum(sizes.values()) == pytest.approx(share, abs=5e-4)
 
 
@@ -217,7 +217,7 @@ def test_shards_have_draws_of_their_own():
 
 def sent(model: nn.Module | None = None, **values: Any) -> dict[str, Any]:
     program = program_of(model, **values)
-    return collectives(program.train_step.lower(program.state, program.batch).compile())
+    return collectives(program.train_step.lower(program.state, program.largest_batch).compile())
 
 
 def size(tree: Any) -> int:
@@ -267,7 +267,7 @@ def test_gradients_of_micro_batches_cross_the_wire_once_where_the_step_speaks_of
     values: dict[str, Any] = {"mesh__data": 8, "norm__scope": "shard", "optimizer__accumulate": 4}
     assert {kind: number for kind, (number, _) in sent(**values).items()} == {"all-reduce": 1}
     program = program_of(**values)
-    text = program.train_step.lower(program.state, program.batch).compile().as_text()
+    text = program.train_step.lower(program.state, program.largest_batch).compile().as_text()
     assert not [line for line in text.splitlines() if " all-reduce(" in line and "while/body" in line]
 
 
@@ -279,7 +279,7 @@ def test_every_family_takes_every_scope_and_placement(name):
     data = Blobs(32, image_shape=(32, 32, 3))
     values = {"norm__scope": "group", "optimizer__accumulate": 2, "remat": "block", "mesh__placement": "fsdp"}
     program = build(tiny_config(**ADAM, mesh__data=4, mesh__model=2, **values), model, data)
-    state, _ = jax.eval_shape(program.train_step, program.state, program.batch)
+    state, _ = jax.eval_shape(program.train_step, program.state, program.largest_batch)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.state)
 
 
@@ -292,7 +292,12 @@ def test_rematerialisation_keeps_what_blocks_give_and_computes_their_inside_anew
         config = tiny_config(global_batch_size=8, remat=remat)
         overrides = {} if name == "resnet20" else {"small_images": True, "width": 0.125}
         program = build(config, create_model(name, CLASSES, **overrides), data)
-        return program.train_step.trace(program.state, program.batch).lower().as_text().count("stablehlo.convolution")
+        return (
+            program.train_step.trace(program.state, program.largest_batch)
+            .lower()
+            .as_text()
+            .count("stablehlo.convolution")
+        )
 
     assert convolutions("block") - convolutions("none") == inside
 
@@ -309,11 +314,11 @@ ONE = {"mesh__data": 1}
 )
 def test_a_checkpoint_opens_on_every_other_placement_to_the_bit_and_trains_on(there, here, tmp_path):
     state, _ = run(**there)
-    checkpoints = Checkpoints(tmp_path, "eval/top1", keep_last=1)
+    checkpoints = Checkpoints(tmp_path, ("top1", "max"), keep_last=1)
     checkpoints.save(state, {"step": 3}, {})
     checkpoints.close()
     program = program_of(**here)
-    restored = Checkpoints(tmp_path, "eval/top1").restore(3, program.state)
+    restored = Checkpoints(tmp_path, ("top1", "max")).restore(3, program.state)
     assert_same(restored, state)
     for said, x in zip(jax.tree.leaves(program.state), jax.tree.leaves(restored), strict=True):
         assert x.sharding.is_equivalent_to(said.sharding, x.ndim)

@@ -54,7 +54,7 @@ def profiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("profile")
     config = tiny_config(mesh__data=8)
     program, data = build(config), Blobs(16)
-    step = program.train_step.lower(program.state, program.batch).compile()
+    step = program.train_step.lower(program.state, program.largest_batch).compile()
     summary = record(folder, step, program.init(), one_call(config, data, program, 3), 3)
     return folder, step, summary
 

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Tiny, ripple
 
+from jaxcnn.config import base_config
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
 from jaxcnn.data.sources.base import Source
 from jaxcnn.models.layers import Classifier, FullyConnected
-from jaxcnn.tasks import Classification
-from jaxcnn.training.evaluation import evaluate
-from jaxcnn.training.protocols import densely, make_views_step
+from jaxcnn.tasks import create_task
+from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.sharding import make_mesh, on_devices, replicated
 
 SIDE, CLASSES = 8, 7
+TASK = create_task(base_config())
 SIDES = ((9, 12), (12, 9), (8, 8), (5, 30))
 NORMALIZE = partial(normalize, mean=(0.5,) * 3, std=(0.2,) * 3)
 
@@ -89,12 +90,12 @@ def one_by_one(name: str, views: Views, size: int) -> dict[str, float]:
 
 
 def scores(name: str, views: Views, size: int, batch: int, devices: int) -> dict[str, float]:
-    source, mesh, task = Photographs(size), make_mesh(devices), Classification()
+    source, mesh = Photographs(size), make_mesh(devices)
     model = densely(MODELS[name]) if views.protocol == "dense" else MODELS[name]
-    step = make_views_step(model, task, NORMALIZE, batch * SIDE * SIDE, views.mirrored)
+    step = make_crops_step(model, TASK, NORMALIZE, batch * SIDE * SIDE, views.mirrored)
     batches = view_batches(source, views, plan(source, views, batch, devices))
-    jitted = jax.jit(step, donate_argnums=1, out_shardings=replicated(mesh))
-    return evaluate(jitted, variables(name), batches, mesh=mesh, metrics=task.metrics, examples=size)
+    jitted = jax.jit(step, out_shardings=replicated(mesh))
+    return evaluate(jitted, variables(name), batches, task=TASK, mesh=mesh, examples=size)
 
 
 @pytest.mark.parametrize(("batch", "devices"), [(13, 1), (8, 8), (100, 8)])
@@ -124,13 +125,14 @@ def test_the_same_variables_serve_both_forms():
 def test_every_example_is_counted_once_whatever_the_batch(size, batch, devices, protocol):
     """The sums of the labels are those of all examples, each once; nothing is computed of the images."""
 
-    def count(_: Any, sums: Any, batch: Any) -> Any:
-        total = (np.asarray(batch["label"]) * np.asarray(batch["mask"])).sum()
-        return {k: (s + total, w + np.asarray(batch["mask"]).sum()) for k, (s, w) in sums.items()}
+    def count(_: Any, batch: Any) -> Any:
+        mask = np.asarray(batch["mask"])
+        total = (np.asarray(batch["label"]) * mask).sum()
+        return {"examples": mask.sum()[None], "sums": {"loss": (total[None], mask.sum()[None])}, "rows": {}}
 
     source, views = Photographs(size), make_views(protocol, (SIDE, SIDE, 3))
     batches = view_batches(source, views, plan(source, views, batch, devices))
-    found = evaluate(count, None, batches, mesh=make_mesh(devices), metrics=["loss"], examples=size)
+    found = evaluate(count, None, batches, task=TASK, mesh=make_mesh(devices), examples=size)
     mean = np.mean([source[i]["label"] for i in range(size)])
     assert found == {"eval/loss": pytest.approx(mean), "eval/examples": size}
 
@@ -145,25 +147,23 @@ class Constant(nn.Module):
 
 def test_a_probability_too_small_for_float32_keeps_its_loss_and_its_rank():
     """Class 1 in one view of two, all others in its mirror image: -log of (1 / 7 + e^-1000) / 2, then of e^-1000."""
-    step = jax.jit(make_views_step(Constant(), Classification(), lambda x: x.astype(jnp.float32), 4, mirrored=True))
+    step = jax.jit(make_crops_step(Constant(), TASK, lambda x: x.astype(jnp.float32), 4, mirrored=True))
     views = jnp.zeros((2, 1, 1, 2, 3), jnp.uint8).at[0, 0, 0, 1].set(1).at[1].set(1)
-    zeros: Any = dict.fromkeys(Classification.metrics, (0.0, 0.0))
     for label, losses in ((0, (np.log(14), 1000.0)), (1, (-np.log(4 / 7), 0.0))):
         for row, loss in enumerate(losses):
             batch = {"views0": views, "label": jnp.full(2, label), "mask": jnp.arange(2) == row}
-            sums = step({}, zeros, batch)
-            assert (float(sums["loss"][0]), float(sums["loss"][1])) == (pytest.approx(loss, rel=1e-6, abs=1e-6), 1)
-            assert float(sums["top1"][0]) == label
+            sums = step({}, batch)["sums"]
+            assert (sums["loss"][0].item(), sums["loss"][1].item()) == (pytest.approx(loss, rel=1e-6, abs=1e-6), 1)
+            assert sums["top1"][0].item() == label
 
 
 def compiled(devices: int, batch: int) -> Any:
     """The program of 144 crops of one image a device."""
     mesh, views = make_mesh(devices), make_views("144crop", (SIDE, SIDE, 3))
-    step = make_views_step(MODELS["averaging"], Classification(), NORMALIZE, batch * SIDE * SIDE, views.mirrored)
+    step = make_crops_step(MODELS["averaging"], TASK, NORMALIZE, batch * SIDE * SIDE, views.mirrored)
     source = Photographs(devices)
     example = next(on_devices(view_batches(source, views, plan(source, views, batch, devices)), mesh))
-    zeros: Any = dict.fromkeys(Classification.metrics, (0.0, 0.0))
-    return jax.jit(step, out_shardings=replicated(mesh)).lower(variables("averaging"), zeros, example).compile()
+    return jax.jit(step, out_shardings=replicated(mesh)).lower(variables("averaging"), example).compile()
 
 
 def test_devices_add_their_sums_and_exchange_no_views():

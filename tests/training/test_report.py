@@ -108,7 +108,7 @@ def test_the_plan_tells_model_types_devices_data_and_length(dtype, start):
 
 def test_the_compiled_step_tells_its_memory():
     program = build(tiny_config())
-    executable: Any = program.train_step.lower(program.state, program.batch).compile()
+    executable, _ = program.compile()
     assert re.fullmatch(
         r"compiled   in 1\.5 s; each device holds [\d.]+ kB of state and batch, [\d.]+ k?B of temporaries",
         report.compiled(executable, 1.5),

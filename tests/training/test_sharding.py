@@ -68,7 +68,7 @@ def test_batch_norm_takes_its_statistics_over_the_global_batch():
 def test_devices_meet_in_all_reduces_and_one_device_meets_nobody():
     def compiled(devices: int) -> str:
         program = build(tiny_config(mesh__data=devices, **SGD))
-        return program.train_step.lower(program.state, program.batch).compile().as_text()
+        return program.train_step.lower(program.state, program.largest_batch).compile().as_text()
 
     assert "all-reduce" in compiled(2)
     assert "all-reduce" not in compiled(1)

@@ -15,7 +15,7 @@ SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1}
 
 
 def batch_of(program: Any, step: int = 0) -> Any:
-    size = program.batch["label"].shape[0]
+    size = program.largest_batch["label"].shape[0]
     return next(on_devices(Blobs(size).train_batches(step, step + 1), program.mesh))
 
 
@@ -126,7 +126,7 @@ def test_micro_batch_i_is_rows_i_and_every_kth_after():
 
 def test_cutting_a_batch_into_micro_batches_moves_no_rows_between_devices():
     program = build(tiny_config(**SGD, optimizer__accumulate=2, mesh__data=4))
-    text = program.train_step.lower(program.state, program.batch).compile().as_text()
+    text = program.train_step.lower(program.state, program.largest_batch).compile().as_text()
     assert "all-reduce" in text
     assert not [op for op in ("all-gather", "all-to-all", "collective-permute") if op in text]
 
@@ -143,7 +143,7 @@ def test_the_moving_average_follows_its_recursion_and_warms_up():
         expected = {k: d * v + (1 - d) * new[k] for k, v in expected.items()}
     for path, x in leaves(state.ema).items():
         np.testing.assert_allclose(x, expected[path], rtol=1e-5, atol=1e-7, err_msg=path)
-    assert state.variables is state.ema
+    assert_same(state.variables, state.ema)
 
 
 def test_without_a_moving_average_evaluation_uses_the_weights(plain):
