@@ -1,6 +1,7 @@
 """`jaxcnn plot`: draw the loss and error curves of one or several runs into one PNG."""
 
 from pathlib import Path
+from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import Parser
@@ -13,27 +14,59 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="PNG", type=Path, default=Path("curves.png"), help="default: curves.png")
     arguments = parser.parse_args(argv)
 
+    from jaxcnn.figures.curves import curves
     from jaxcnn.training.run_log import read_metrics
 
-    runs = {}
+    runs, tasks = {}, {}
     for workdir in {path.resolve(): path for path in arguments.workdir}.values():
         lines = read_metrics(workdir / "metrics.jsonl")
         if not lines:
             raise UserError(f"{workdir} holds no metrics.jsonl with a line in it: is it the folder of a run?")
         name = next(str(p) for p in (workdir.name, workdir, workdir.resolve()) if str(p) and str(p) not in runs)
-        runs[name] = lines
-
-    from jaxcnn.figures.runs import curves
+        runs[name], tasks[name] = lines, _task_of(workdir)
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    curves(runs, arguments.out)
+    headlines = [_headline(task) for task in tasks.values()]
+    # Runs of several tasks share the axes of the scores that they share.
+    curves(runs, list({score.name: score for headline in headlines for score in headline}.values()), arguments.out)
     width = max(map(len, runs))
     for name, lines in runs.items():
-        scores = [(line["eval/top1"], line["step"]) for line in lines if "eval/top1" in line]
-        words = "not evaluated yet"
-        if scores:
-            (best, best_step), (last, last_step) = max(scores), scores[-1]
-            words = f"best top-1 {best:.2%} at step {best_step:,}, last {last:.2%} at step {last_step:,}"
-        print(f"{name:<{width}}  {words}")
+        print(f"{name:<{width}}  {_words(tasks[name], lines)}")
     print(f"curves: {arguments.out}")
     return 0
+
+
+def _task_of(workdir: Path) -> Any:
+    """Return the task of a run; the default one where its config.json is missing or of another version."""
+    from jaxcnn.config import base_config
+    from jaxcnn.configfile import from_json
+    from jaxcnn.tasks import create_task
+
+    try:
+        return create_task(from_json(workdir / "config.json"))
+    except UserError:
+        return create_task(base_config())
+
+
+def _headline(task: Any) -> Any:
+    """Return the scores that a task shows."""
+    from jaxcnn.tasks.base import Headline
+
+    return getattr(task, "headline", ()) or (
+        Headline("loss", "loss {:.4f}", "cross-entropy, nats"),
+        Headline("top1", "top-1 {:.2%}", "top-1 error, %", error=True),
+    )
+
+
+def _words(task: Any, lines: list[dict[str, Any]]) -> str:
+    """Return the best score of a run, of which the last of several, and its last one."""
+    name, direction = task.best if isinstance(task.best, tuple) else (task.best, "max")
+    scores = [(line[f"eval/{name}"], line["step"]) for line in lines if f"eval/{name}" in line]
+    if not scores:
+        return "not evaluated yet"
+    sign = 1 if direction == "max" else -1
+    best, best_step = max(scores, key=lambda score: (sign * score[0], score[1]))
+    last, last_step = scores[-1]
+    shown = next((score.format for score in _headline(task) if score.name == name), f"{name} {{:.4g}}")
+    alone = shown[shown.index("{") :]  # the number without the words before it
+    return f"best {shown.format(best)} at step {best_step:,}, last {alone.format(last)} at step {last_step:,}"

@@ -117,13 +117,9 @@ def _cards(network: Any, drawn: list[Any]) -> Any:
 
 def _heat(network: Any, drawn: list[Any]) -> Any:
     """Draw the images, each beside its Grad-CAM for the likeliest class."""
-    import jax
-
-    from jaxcnn.figures.grad_cam import grad_cam
     from jaxcnn.figures.overlays import heat_cards
 
     images, top = np.stack([p.image for p in drawn]), [p.summary["top5"][0] for p in drawn]
-    program = jax.jit(lambda variables, images, classes: grad_cam(network.model, variables, images, classes))
-    heat = program(network.variables, network.normalize(images), np.array([best["index"] for best in top]))
+    heat = network.explain(images, np.array([best["index"] for best in top]))
     captions = [f"{best['class']} {best['probability']:.0%}" for best in top]
-    return heat_cards(images, _titles(drawn), np.asarray(heat), captions)
+    return heat_cards(images, _titles(drawn), heat, captions)

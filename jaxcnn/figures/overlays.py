@@ -1,7 +1,12 @@
-"""Pictures of predictions, and of where a network looks; NumPy and matplotlib only, so that tasks can draw with it."""
+"""Draw images with what was predicted of them: titles, bars of scores, heat maps.
+
+A task draws its predictions with these. They need NumPy and matplotlib only, and import nothing of this package. Each
+takes uint8 images (N, H, W, C), C of 1 or 3, returns a figure, and writes it as PNG where `out` is given.
+"""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,12 +16,15 @@ _WRONG, _RIGHT, _BAR = "#c1121f", "#2a7f3f", "#a8cbe8"
 
 
 def prediction_grid(
-    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str]
+    images: np.ndarray,
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    out: Path | None = None,
 ) -> Figure:
     """Draw images with the class predicted, its probability, and the truth where it is another, six in a row.
 
     Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
       labels: true classes (N,).
       probabilities: (N, classes).
     """
@@ -28,20 +36,24 @@ def prediction_grid(
         axes.axis("off")
         if i >= count:
             continue
-        axes.imshow(images[i].squeeze(-1) if images.shape[-1] == 1 else images[i], cmap="gray", vmin=0, vmax=255)
+        axes.imshow(_shown(images[i]), cmap="gray", vmin=0, vmax=255)
         guess = int(np.argmax(probabilities[i]))
         title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
-        colour = _WRONG if wrong else _RIGHT
         title += f"\nis {names[labels[i]]}" if wrong else ""
-        axes.set_title(title, fontsize=8, color=colour)
-    return figure
+        axes.set_title(title, fontsize=8, color=_WRONG if wrong else _RIGHT)
+    return _written(figure, out)
 
 
-def top5_cards(images: np.ndarray, titles: Sequence[str], probabilities: np.ndarray, names: Sequence[str]) -> Figure:
+def top5_cards(
+    images: np.ndarray,
+    titles: Sequence[str],
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    out: Path | None = None,
+) -> Figure:
     """Draw each image under its title, and under it the five likeliest classes with bars of their probabilities.
 
     Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
       probabilities: (N, classes).
     """
     side, row, gap = 2.4, 0.23, 0.15  # inches
@@ -55,14 +67,15 @@ def top5_cards(images: np.ndarray, titles: Sequence[str], probabilities: np.ndar
         for rank, c in enumerate(top):
             bars.text(0.01, rank, _shorten(names[int(c)], 30), va="center", fontsize=7.5, parse_math=False)
             bars.text(0.99, rank, f"{probabilities[i, c]:.1%}", va="center", ha="right", fontsize=7.5)
-    return sheet.figure
+    return _written(sheet.figure, out)
 
 
-def heat_cards(images: np.ndarray, titles: Sequence[str], heat: np.ndarray, captions: Sequence[str]) -> Figure:
+def heat_cards(
+    images: np.ndarray, titles: Sequence[str], heat: np.ndarray, captions: Sequence[str], out: Path | None = None
+) -> Figure:
     """Draw each image under its title, and beside it the same image below its heat map, under the caption.
 
     Args:
-      images: uint8 (N, H, W, C), C of 1 or 3.
       heat: (N, H, W) in 0 … 1, from blue to red.
     """
     side, gap = 2.4, 0.15  # inches
@@ -72,7 +85,7 @@ def heat_cards(images: np.ndarray, titles: Sequence[str], heat: np.ndarray, capt
         overlay = sheet.axes(i, side + 2 * gap, gap, side, side)
         _show(overlay, image, captions[i])
         overlay.imshow(heat[i], cmap="turbo", vmin=0, vmax=1.15, alpha=0.55)  # beyond 1, turbo gets dark again
-    return sheet.figure
+    return _written(sheet.figure, out)
 
 
 class _Sheet:
@@ -85,7 +98,7 @@ class _Sheet:
         self.figure = Figure(figsize=(self.columns * width, self.rows * height))
 
     def axes(self, i: int, left: float, bottom: float, width: float, height: float) -> Axes:
-        """New axes without a frame at that place of card `i`, in inches from its lower left corner."""
+        """Return new axes without a frame at that place of card `i`, in inches from its lower left corner."""
         x = i % self.columns * self.card[0] + left
         y = (self.rows - 1 - i // self.columns) * self.card[1] + bottom
         wide, high = self.figure.get_size_inches()
@@ -95,12 +108,23 @@ class _Sheet:
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
     axes.set_title(_shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
 
 
+def _shown(image: np.ndarray) -> np.ndarray:
+    """Return the image as matplotlib takes it: one of a single channel as (H, W)."""
+    return image.squeeze(-1) if image.shape[-1] == 1 else image
+
+
+def _written(figure: Figure, out: Path | None) -> Figure:
+    if out:
+        figure.savefig(out, dpi=120, format="png")
+    return figure
+
+
 def _shorten(text: str, length: int, keep_end: bool = False) -> str:
-    """`text` in at most `length` characters, the rest replaced by …; of a path, the end tells most."""
+    """Return `text` in at most `length` characters, the rest replaced by …; of a path, the end tells most."""
     if len(text) <= length:
         return text
     return "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"

@@ -35,6 +35,7 @@ from jaxcnn.distributed.interrupt import Interrupt
 from jaxcnn.distributed.peers import Team
 from jaxcnn.distributed.processes import check_devices
 from jaxcnn.models import create_model
+from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, report
@@ -259,22 +260,34 @@ class TrainedModel:
         """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each."""
         return jax.device_get(self._program(images))
 
+    def explain(self, images: np.ndarray, classes: Any = None) -> np.ndarray:
+        """Return how much each pixel of images as `outputs` takes them speaks for a class: float32 (N, H, W) in 0 … 1.
+
+        Args:
+          classes: int (N,); None: the likeliest of each image. See `jaxcnn.models.grad_cam`.
+        """
+        images = jax.device_put(images, jax.local_devices()[0])
+        program = jax.jit(lambda variables, x: grad_cam(self.model, variables, self.normalize(x), classes))
+        return np.asarray(program(self._weights, images))
+
     @cached_property
     def task(self) -> Any:
         """The task of the config."""
         return create_task(self.config)
 
     @cached_property
-    def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
+    def _weights(self) -> Any:
         # One device does: the variables of a run are on all, and each would compute the same.
-        variables = jax.device_put(self.variables, jax.local_devices()[0])
+        return jax.device_put(self.variables, jax.local_devices()[0])
 
+    @cached_property
+    def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
         @jax.jit
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, {}, False)
             return self.task.predict(outputs)
 
-        return partial(program, variables)
+        return partial(program, self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])

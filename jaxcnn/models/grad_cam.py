@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM, Selvaraju et al., ICCV 2017 (arXiv:1610.02391)."""
+"""Explain a class by the pixels that speak for it: Grad-CAM, Selvaraju et al., ICCV 2017 (arXiv:1610.02391)."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxcnn.models.layers import Endpoint
 
 
 def grad_cam(model: Any, variables: Any, images: jax.Array, classes: jax.Array | None = None) -> jax.Array:
-    """Which pixels speak for a class: images (N, H, W, C) as the model takes them -> float32 (N, H, W) in 0 … 1.
+    """Return how much each pixel of images (N, H, W, C) speaks for a class: float32 (N, H, W) in 0 … 1.
 
     Each image's map reaches 1 at its strongest pixel, or is zero where nothing speaks for the class. It is taken from
     the model's last endpoint A: equation 1 averages d logit / d A over space to a weight per channel, equation 2 is
@@ -19,6 +19,7 @@ def grad_cam(model: Any, variables: Any, images: jax.Array, classes: jax.Array |
 
     Args:
       model: a network of the registry, or any with `endpoints`, "logits" and `Endpoint` modules.
+      images: as the model takes them.
       variables: its weights; the statistics of BatchNorm are used, not the batch's, so that images do not mix.
       classes: int (N,), the class to explain; None: the likeliest of each image.
 
@@ -31,7 +32,7 @@ def grad_cam(model: Any, variables: Any, images: jax.Array, classes: jax.Array |
     features = jax.eval_shape(lambda: model.apply(variables, images)[name])
 
     def logit(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Sum of the logits wanted when `delta` is added to the endpoint, and the endpoint."""
+        """Return the sum of the logits explained when `delta` is added to the endpoint, and the endpoint."""
         met = []
 
         def add(function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

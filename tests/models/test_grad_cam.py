@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.figures.grad_cam import grad_cam
 from jaxcnn.models import create_model
+from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.models.layers import Endpoint
 
 
