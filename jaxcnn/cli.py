@@ -12,7 +12,7 @@ import traceback
 from typing import NoReturn
 
 from jaxcnn import UserError, __version__
-from jaxcnn.commands import several
+from jaxcnn.commands import options
 
 COMMANDS = {
     "train": "train a network from an experiment file; run again, it resumes",
@@ -97,7 +97,7 @@ def run() -> NoReturn:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     code = main()
-    for end in several.ENDS:
+    for end in options.ENDS:
         end(code)
     sys.exit(code)
 

@@ -1,13 +1,19 @@
-"""Files of someone else: what is read is bounded, what is parsed means one thing, what is shown writes no escapes.
+"""Files that others wrote or read at the same time: bounded reads, strict JSON, printable text, atomic writes, locks.
 
-A reader of such a file begins here. See SECURITY.md.
+A reader of a file of someone else's begins here. See SECURITY.md.
 """
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
+
+from jaxcnn import UserError
 
 MAX_JSON = 2**26  # bytes; a manifest of a million classes or shards stays below it
 
@@ -70,3 +76,51 @@ def shown(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` without what could write escapes to a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file in one move, so that neither a reader nor a crash ever sees half of it.
+
+    Raises:
+      UserError: it cannot be written; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """Return the error for a file or folder of a run that could not be written."""
+    return UserError(f"{path} cannot be written ({error.strerror}): fix that and run the same command again")
+
+
+@contextmanager
+def only_trainer(workdir: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel releases it however the process ends.
+
+    Raises:
+      UserError: another process trains there (its host and number are named), or the folder cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UserError(
+                f"--workdir {workdir} is in use by {owner}: end it first, or choose another folder"
+            ) from None
+        file.truncate(0)
+        with suppress(OSError):  # The lock holds even where a full disk has no room for the owner's name.
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield

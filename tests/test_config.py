@@ -19,7 +19,19 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import KEYS, TASK_KEYS, Config, Rule, base_config, flatten, keys_of, typed, unknown_key, validate
+from jaxcnn.config import (
+    KEYS,
+    TASK_KEYS,
+    Config,
+    Rule,
+    base_config,
+    flatten,
+    height_width,
+    keys_of,
+    typed,
+    unknown_key,
+    validate,
+)
 from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data.images import augment_device
 from jaxcnn.data.images.augment_host import parse
@@ -631,7 +643,7 @@ def test_the_hash_changes_with_any_value():
 _SET_UP = """
 import os, sys
 from jaxcnn.commands.options import set_up_jax
-from jaxcnn.config import base_config
+from jaxcnn.config import height_width, base_config
 config = base_config()
 config.deterministic = sys.argv[1] == "True"
 set_up_jax(config)
@@ -722,7 +734,9 @@ class Shapes:
         classes, (height, width, channels), examples = DATA[config.data.name]
         size = config.data.image_size
         self.config, self.num_classes = config, config.model.num_classes or classes
-        self.image_shape = (size or height, size or width, channels)
+        height, width = height_width(size) or (height, width)
+        self.image_shape = (height, width, channels)
+        self.buckets = self.eval_buckets = ((height, width),)
         self.steps_per_epoch = Fraction(examples, config.global_batch_size)
         self.eval_examples, self.eval_broken, self.position, self.input = 1, 0, {"examples": examples}, {}
 

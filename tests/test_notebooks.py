@@ -36,6 +36,15 @@ def test_outputs_are_stripped(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_it_uses_the_public_api_the_config_figures_and_papers_alone(path):
+    code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    words = [line.split() for line in code.splitlines() if line.startswith(("import jaxcnn", "from jaxcnn"))]
+    assert words
+    public = ("jaxcnn", "jaxcnn.config", "jaxcnn.figures.", "jaxcnn.papers.")
+    assert not [line for line in words if line[1] not in public and not line[1].startswith(public[2:])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_it_runs_on_the_quick_setting(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # or it warns that this will be the default
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
@@ -72,7 +81,7 @@ def test_it_runs_on_the_quick_setting(path, tmp_path, monkeypatch):
 def _draws(source: str) -> bool:
     """Whether a cell ends in a picture: a call of ours that draws, a figure, or an image."""
     last = source.splitlines()[-1]
-    return last == "figure" or last.startswith(("draw(", "Image(", "filters_grid(", "feature_maps("))
+    return last == "figure" or last.startswith(("draw(", "Image(", "filters_grid(", "feature_maps(", "heat_cards("))
 
 
 NETWORKS = ("alexnet", "vgg16", "vgg19_bn", "googlenet", "resnet50", "resnet152", "resnet34_c", "resnet20", "plain56")

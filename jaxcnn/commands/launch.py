@@ -1,6 +1,5 @@
 """`jaxcnn launch --processes N -- train …`: several processes of this machine, as one run over the loopback network."""
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -11,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import Parser
+from jaxcnn.commands.options import Parser, count
 
 _COMMANDS = ("train", "evaluate")
 _GRACE = 30.0  # seconds that the others have once one has failed
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
     """Run the command in several processes; the exit code is that of the first to fail, or 0."""
     words = f"{__doc__} Process 0 has this terminal; lines of the others begin with their number, [2]."
     parser = Parser("jaxcnn launch", description=words, usage="jaxcnn launch --processes N [options] -- COMMAND …")
-    parser.add_argument("--processes", metavar="N", type=_count, required=True, help="how many")
+    parser.add_argument("--processes", metavar="N", type=partial(count, most=1024), required=True, help="how many")
     words = "devices of each: so many of the GPUs, or a CPU as so many (default: 1)"
-    parser.add_argument("--devices-per-process", metavar="K", type=_count, default=1, help=words)
+    parser.add_argument("--devices-per-process", metavar="K", type=partial(count, most=1024), default=1, help=words)
     ours = argv.index("--") if "--" in argv else len(argv)
     arguments, command = parser.parse_args(argv[:ours]), argv[ours + 1 :]
     if not command or command[0] not in _COMMANDS:
@@ -37,25 +37,17 @@ def main(argv: list[str]) -> int:
             raise UserError(f"launch: it sets {word} itself, leave that out")
     with socket.create_server(("127.0.0.1", 0)) as free:
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    count = arguments.processes
-    hosts = ["--coordinator", coordinator, "--processes", str(count)]
+    number = arguments.processes
+    hosts = ["--coordinator", coordinator, "--processes", str(number)]
     start = [sys.executable, "-m", "jaxcnn.cli", command[0], *hosts]
     with _forwarding() as processes:
-        for i in range(count):
+        for i in range(number):
             words = [*start, "--process", str(i), *command[1:]]
-            processes.append(_start(words, i, count, arguments.devices_per_process))
+            processes.append(_start(words, i, number, arguments.devices_per_process))
         for i, process in enumerate(processes):
             if process.stdout:
                 threading.Thread(target=_pass_on, args=(process.stdout, f"[{i}] "), daemon=True).start()
         return _outcome(processes)
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 to 1024."""
-    number = int(text) if text.isascii() and text.isdecimal() else 0
-    if not 1 <= number <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, 1 to 1024")
-    return number
 
 
 def _start(words: list[str], index: int, count: int, devices: int) -> subprocess.Popen[bytes]:

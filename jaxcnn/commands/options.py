@@ -1,12 +1,19 @@
-"""What several commands share: overrides of a config on the command line, and the set-up of JAX."""
+"""What commands share: options, overrides of a config, the set-up of JAX, and running in several processes."""
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcnn import UserError
+from jaxcnn.distributed.interrupt import flush
 
+if TYPE_CHECKING:
+    from jaxcnn.distributed.peers import Team
+
+ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
 OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
 
 
@@ -39,12 +46,27 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
     return arguments, overrides
 
 
-def count(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+def count(text: str, most: int = 2**31 - 1) -> int:
+    """Return a whole number from 1 to `most`, for argparse."""
     number = int(text) if text.isascii() and text.isdecimal() else 0
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: write a whole number, 1 or more")
+    if not 1 <= number <= most:
+        words = "1 or more" if most == 2**31 - 1 else f"1 to {most}"
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: write a whole number, {words}")
     return number
+
+
+def picture(text: str) -> Path:
+    """Return the path of a PNG to write, for argparse; its folder is made by `save`."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text}: pictures are written as PNG, name it {path.with_suffix('.png')}")
+    return path
+
+
+def save(figure: Any, out: Path) -> None:
+    """Write a matplotlib figure as PNG, in a folder that is made if it must be."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120, format="png")
 
 
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
@@ -68,25 +90,82 @@ def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -
     return load_config(arguments.config, overrides)
 
 
-def set_up_jax(config: Any = None) -> None:
+def set_up_jax(config: Any = None, devices: bool = True) -> None:
     """Keep compiled programs on the disk, so that the second start of a run does not compile again.
 
     JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 
     Args:
       config: with `deterministic`, XLA is asked for deterministic GPU operations; other devices ignore the flag.
-    """
-    flag, given = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
-    if config is not None and config.deterministic and flag not in given.split():
-        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()  # XLA reads it once, when JAX starts its backend below
-    import jax
-    from absl import logging
+      devices: whether to look for devices now, which takes the memory of a GPU.
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of every folder that is opened for reading
+    Raises:
+      UserError: there is no device.
+    """
+    import jax
+
+    from jaxcnn.distributed.processes import check_devices
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"JAX finds no device: {error}") from error
+    if devices:
+        check_devices(config is not None and config.deterministic)
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that several processes can run together."""
+    words = "this is one of several processes; SLURM, TPU pods and Kubernetes need none of these options"
+    group = parser.add_argument_group("several processes", words)
+    group.add_argument("--coordinator", metavar="HOST:PORT", type=_address, help="where process 0 listens")
+    group.add_argument("--processes", metavar="N", type=int, help="how many; 1: alone, whatever the surroundings")
+    group.add_argument("--process", metavar="I", type=int, help="which this one is, from 0 on")
+    words = "how long to wait for the others (default: 300)"
+    group.add_argument("--start-timeout", metavar="SECONDS", type=_seconds, default=300.0, help=words)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < 2**31:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r}: write a number of seconds, more than 0")
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text!r}: write HOST:PORT, such as node1:29500")
+    return text
+
+
+@contextmanager
+def team_of(arguments: argparse.Namespace) -> Iterator["Team"]:
+    """The processes that run this command together, joined as the options of `add_hosts` or the surroundings say.
+
+    JAX must not have touched a device yet.
+    """
+    from jaxcnn.distributed.processes import Place, find_place, joined
+
+    count, process = arguments.processes, arguments.process
+    given = [value is not None for value in (arguments.coordinator, count, process)]
+    if given == [False, True, False] and count == 1:
+        place = None
+    elif not any(given):
+        place = find_place(arguments.start_timeout)
+    elif not all(given):
+        raise UserError("--coordinator, --processes and --process go together: give all three, or none")
+    elif count < 1 or not 0 <= process < count:
+        raise UserError(f"--process {process} --processes {count}: processes are numbered from 0 to N - 1")
+    else:
+        place = Place(arguments.coordinator, count, process)
+    ends = [end_at_once] * bool(place and place.processes > 1)
+    ENDS.extend(ends)
+    with joined(place, arguments.start_timeout) as team:
+        yield team
+        del ENDS[: len(ends)]
+
+
+def end_at_once(code: int) -> None:
+    """Without what Python and C++ do at their end: they would wait for the other processes, or for a reader."""
+    flush()
+    os._exit(code)

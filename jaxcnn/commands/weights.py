@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
@@ -46,90 +45,27 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
     if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name a new folder for the weights")
     set_up_jax()
-    import jax.numpy as jnp
-
-    from jaxcnn.commands.predict import read_names
     from jaxcnn.configfile import to_json
-    from jaxcnn.models import create_model
     from jaxcnn.training.checkpoint import save_variables
     from jaxcnn.training.state import count_params
-    from jaxcnn.weights import entries
-    from jaxcnn.weights.files import read_state_dict
-    from jaxcnn.weights.torchvision import from_state_dict
+    from jaxcnn.training.trained import TrainedModel
+    from jaxcnn.weights.inputs import read_names
 
-    arrays = read_state_dict(arguments.file)
-    if not any(key.startswith("params/") for key in arrays):  # our own names have it, torch's have no slash
-        arrays = entries.to_paths(from_state_dict(arguments.model, arrays))
-    bias = arrays.get("params/head/bias")
-    classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
+    network = TrainedModel.from_weights(arguments.model, arguments.file, overrides)
+    name, classes = network.config.model.name, len(network.input["class_names"])
+    names = {"class_names": read_names(arguments.names, classes)} if arguments.names else {}
     with _new_folder(out) as folder:
-        config, given = _config(arguments.file, arguments.model, classes, folder / "config.json", overrides)
-        model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
-        variables = entries.from_paths(model, given["image_shape"], arrays)
-        entries.check_finite(variables)
-        if arguments.names:
-            given["class_names"] = read_names(arguments.names, classes)
-        info = {"step": 0, "model": config.model.name, "num_classes": classes, "input": given}
-        (folder / "config.json").write_text(to_json(config) + "\n")
-        save_variables(folder, variables, info)
-    params = count_params(variables["params"])
-    print(f"imported: {out} ({config.model.name}, {params:,} parameters, {classes:,} classes)")
+        (folder / "config.json").write_text(to_json(network.config) + "\n")
+        info = {"step": 0, "model": name, "num_classes": classes, "input": network.input | names}
+        save_variables(folder, network.variables, info)
+    params = count_params(network.variables["params"])
+    print(f"imported: {out} ({name}, {params:,} parameters, {classes:,} classes)")
     print(f"go on with `jaxcnn predict --workdir {out} IMAGE` or train with --config.init_from={out}", file=sys.stderr)
-
-
-def _config(file: Path, name: str, classes: int, path: Path, overrides: Overrides) -> tuple[Any, dict[str, Any]]:
-    """The config of the folder to be, and its checkpoint's "input": the file's own where `export` wrote it.
-
-    Else that of torchvision's weights: ImageNet's size, statistics and names. `path` is where the config is to be.
-    """
-    from jaxcnn.config import SIZES, base_config, height_width
-    from jaxcnn.configfile import from_json, to_json
-    from jaxcnn.data.sources.imagenet import class_names
-    from jaxcnn.weights.inputs import input_of
-
-    text, given = _exported(file, name, classes)
-    if not text:
-        given = input_of(name, class_names() if classes == 1000 else tuple(map(str, range(classes))))
-        config = base_config()
-        config.model.name, config.dtype, config.steps = name, "float32", 1
-        height, width, _ = given["image_shape"]
-        config.data.name = "tfds:imagenet2012"
-        config.data.image_size = height if height == width else (height, width)
-        config.data.mean, config.data.std = given["mean"], given["std"]
-        text = to_json(config)
-    path.write_text(text)
-    config = from_json(path, overrides)
-    keys = {key for key, _ in overrides}
-    size = height_width(config.data.eval_size or config.data.image_size)
-    if keys & SIZES and size:
-        if "resize" in given:  # the crop keeps its share of the image
-            given["resize"] = round(given["resize"] * max(size) / max(given["image_shape"][:2]))
-        given["image_shape"] = (*size, given["image_shape"][2])
-    given |= {leaf: getattr(config.data, leaf) for leaf in ("mean", "std") if f"data.{leaf}" in keys}
-    return config, given
-
-
-def _exported(file: Path, name: str, classes: int) -> tuple[str, dict[str, Any]]:
-    """The config and the "input" that `export` wrote into `file`, or ("", {}) where it was not that."""
-    import safetensors
-
-    from jaxcnn.safe_files import parse_json
-    from jaxcnn.weights.inputs import checked_input
-
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            about = opened.metadata() or {}
-        given = checked_input(parse_json(about["input"]), classes)
-        if parse_json(about["config"])["model.name"] == name:
-            return about["config"], given
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
-        pass
-    return "", {}
 
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` once all in it is written, and is gone if not."""
+    """Make a folder that becomes `out` once all in it is written, and is removed if not."""
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True)
@@ -159,10 +95,10 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     name, variables = run.config.model.name, jax.device_get(run.variables)
     arrays, kind = to_paths(variables), "jaxcnn"
     if name in NAMES:
-        # Overrides, other sizes or channels of images: then it is a network of ours.
+        # With overrides, or with images of another size or channels, it is a network of ours alone.
         with contextlib.suppress(UserError):
             arrays, kind = to_state_dict(name, variables), "torchvision"
-    classes = str(len(variables["params"]["head"]["bias"]))
+    classes = str(len(run.input["class_names"]))
     about = {"model": name, "format": kind, "num_classes": classes}
     write_safetensors(file, arrays, about | {"config": to_json(run.config), "input": json.dumps(run.input)})
     print(f"exported: {file} ({name}, step {run.step}, {classes} classes, names of {kind})")

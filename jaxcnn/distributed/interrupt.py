@@ -1,45 +1,12 @@
-"""What keeps a run safe from outside: one trainer to a folder, and signals that end it with all that was done saved."""
+"""Signals that end a run: SIGTERM and Ctrl-C become a flag that the loop reads, so that all steps are saved."""
 
-import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NoReturn
-
-from jaxcnn import UserError
-
-
-@contextmanager
-def only_trainer(workdir: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel lets go of it however the process ends.
-
-    Raises:
-      UserError: another process trains there (its host and number are named), or the folder cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"--workdir {workdir} is in use by {owner}: end it first, or choose another folder"
-            ) from None
-        file.truncate(0)
-        with suppress(OSError):  # a full disk has no room for it; the lock holds without
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        yield
 
 
 def flush() -> None:

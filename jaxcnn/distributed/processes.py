@@ -51,6 +51,23 @@ def find_place(timeout: float) -> Place | None:
         ) from error
 
 
+def check_devices(deterministic: bool = False) -> None:
+    """Raise a UserError where JAX finds no device; from here on it holds those it finds.
+
+    Args:
+      deterministic: ask XLA for deterministic GPU operations, if JAX has not touched a device yet; others ignore it.
+    """
+    flag, given = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
+    if deterministic and flag not in given.split():
+        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()  # XLA reads it once, when JAX starts its backend below.
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX finds no device: {error}") from error
+
+
 def _has_kubernetes() -> bool:
     from importlib.util import find_spec
 

@@ -155,6 +155,20 @@ class Task:
         """Return one image's prediction as a JSON object, and as the words of a line."""
         raise NotImplementedError
 
-    def draw(self, images: Sequence[np.ndarray], predictions: dict[str, np.ndarray], names: Sequence[str]) -> Any:
-        """Return a matplotlib figure of images (H, W, C) uint8 with their predictions."""
+    def draw(
+        self,
+        images: np.ndarray,
+        predictions: dict[str, np.ndarray],
+        names: Sequence[str],
+        titles: Sequence[str] = (),
+        targets: dict[str, np.ndarray] | None = None,
+    ) -> Any:
+        """Return a matplotlib figure of images (N, H, W, C) uint8 with their predictions.
+
+        Args:
+          predictions: what `predict` gave, (N, …) each.
+          names: of the classes.
+          titles: a line over each image, such as its file.
+          targets: the truth to compare with, as a batch holds it, where it is known.
+        """
         raise NotImplementedError

@@ -1,9 +1,11 @@
 """Classification: cross-entropy, top-1 and top-5."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcnn.config import Config
@@ -60,3 +62,31 @@ class Classification(Task):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets)
+
+    def predict(self, outputs: dict[str, Any]) -> dict[str, jax.Array]:
+        """Return {"probabilities": float32 (N, classes)}."""
+        return {"probabilities": jax.nn.softmax(outputs["logits"])}
+
+    def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """Return the five likeliest classes, {"top5": [{"class", "index", "probability"}, …]}, and a line of them."""
+        probabilities = prediction["probabilities"]
+        top = [
+            {"class": names[i], "index": int(i), "probability": float(probabilities[i])}
+            for i in np.argsort(-probabilities, kind="stable")[:5]
+        ]
+        return {"top5": top}, ", ".join(f"{row['class']} {row['probability']:.1%}" for row in top)
+
+    def draw(
+        self,
+        images: np.ndarray,
+        predictions: dict[str, np.ndarray],
+        names: Sequence[str],
+        titles: Sequence[str] = (),
+        targets: dict[str, np.ndarray] | None = None,
+    ) -> Any:
+        """Return a figure of images with their likeliest classes: beside the true ones where `targets` are given."""
+        from jaxcnn.figures.overlays import prediction_grid, top5_cards
+
+        if targets:
+            return prediction_grid(images, targets["label"].tolist(), predictions["probabilities"], names)
+        return top5_cards(images, titles or [""] * len(images), predictions["probabilities"], names)

@@ -15,9 +15,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import absl.logging
+
 
 def quieten() -> None:
-    """Print no error that the next call of Orbax raises: of a save that fails, hundreds of lines from its threads."""
+    """Print no error that the next call of Orbax raises: of a save that fails, hundreds of lines from its threads.
+
+    And no warning either: it has one for every folder that is opened for reading.
+    """
+    absl.logging.set_verbosity(absl.logging.ERROR)
     if _raised_nowhere not in logging.getLogger("absl").filters:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_raised_nowhere)

@@ -1,5 +1,6 @@
 """What a run says of itself: at its start, at every line of the log, and in result.json."""
 
+import math
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ import jax
 
 import jaxcnn
 from jaxcnn.config import Config
-from jaxcnn.configfile import config_hash
+from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.training.hlo import collectives
+from jaxcnn.training.optimizer import describe_groups, peak_rate
 from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.sharding import describe
-from jaxcnn.training.state import count_params
+from jaxcnn.training.state import count_params, path_name, shapes_of
 
 
 class Clock:
@@ -99,11 +101,19 @@ def plan(config: Config, program: Program, data: Data, start: int) -> str:
         f"data       {config.data.name}, {data.position['examples']:,} to train on, "
         f"{data.eval_examples:,} to evaluate on, augmentation {config.data.augment}",
         f"training   {total:,} steps of {config.global_batch_size}, {float(every):,.6g} an epoch; "
-        f"{optimizer.name}, rate {optimizer.learning_rate:g}, {optimizer.schedule}",
+        f"{optimizer.name}, rate {peak_rate(config):g}, {optimizer.schedule}",
+        f"optimizer  {describe_groups(program.groups, program.state.params)}; weight decay "
+        f"{optimizer.weight_decay:g} on {_decayed(program):,}",
     ]
     if start:
         lines.append(f"resuming   from the checkpoint of step {start:,}")
     return "\n".join(lines)
+
+
+def _decayed(program: Program) -> int:
+    """Return the number of parameters that train and decay."""
+    sizes = {path: math.prod(shape) for path, shape in shapes_of(program.state.params).items()}
+    return sum(size for path, size in sizes.items() if program.groups[path].decay and not program.groups[path].frozen)
 
 
 def _norm(config: Config, program: Program) -> str:
@@ -160,6 +170,7 @@ def result(
         "config_hash": config_hash(config),
         "commit": commit,
         "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in packages},
+        "deterministic": config.deterministic,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "process_count": jax.process_count(),
@@ -179,3 +190,22 @@ def commit() -> str:
         return subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def dry_run(config: Config, program: Program, data: Data) -> str:
+    """Compile the step -> the config as JSON, and lines of network, devices, steps, batches, optimizer, memory."""
+    began = time.monotonic()
+    train_step, _ = program.compile()
+    batches = [
+        ", ".join(f"{path_name(path)} {x.dtype} {x.shape}" for path, x in jax.tree_util.tree_leaves_with_path(batch))
+        for batch in program.batch.values()
+    ]
+    lines = [to_json(config), plan(config, program, data, 0), *_heads("batch", batches)]
+    return "\n".join([*lines, compiled(train_step, time.monotonic() - began)])
+
+
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is worth a line of what `result` holds: the scores, and how long it took."""
+    scores = [key for key in result if key.startswith("eval/")]
+    keys = ("step", "epoch", "train/loss", *scores, "images_per_sec", "wall_time_s")
+    return {key: result.get(key) for key in keys}

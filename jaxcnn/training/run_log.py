@@ -18,27 +18,12 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import read_bytes
+from jaxcnn.safe_files import not_written, read_bytes, write_atomically
 from jaxcnn.tasks.base import Headline
 
 _RATES = {"train/images_per_sec": "{:,.0f} images/s", "train/data_wait_frac": "data wait {:.1%}"}
 _COUNTS = {"eval/examples": "of {:,.0f}"}
 _MOST = 2**30  # bytes of a metrics.jsonl
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one move, so that a reader or a crash never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _not_written(path, error) from error
-
-
-def _not_written(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror}): mend that and run the same command again")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -132,7 +117,7 @@ class RunLog:
         try:
             self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         except OSError as error:
-            raise _not_written(self.path, error) from error
+            raise not_written(self.path, error) from error
         self.board.scalars(step, values)
         if self.bar and "train/loss" in values:
             words = self._words({name: value for name, value in values.items() if name != "train/loss"})
@@ -203,7 +188,7 @@ class Board:
         try:
             yield
         except OSError as error:
-            raise _not_written(self.folder, error) from error
+            raise not_written(self.folder, error) from error
 
 
 def _fixed(width: int) -> Column:

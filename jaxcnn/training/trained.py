@@ -1,82 +1,448 @@
-"""A run opened from its folder: its config, its network and the weights of one checkpoint. What several commands share.
+"""The Python API: train a run, open what was trained, predict and evaluate with it. The commands call nothing else.
 
-The data set need not be there: a checkpoint knows the shape, the normalisation and the class names of its images.
+Opening a run does not need its data set: a checkpoint knows the shape, the normalisation and the class names of its
+images.
 """
 
-from collections.abc import Callable
+import copy
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn import UserError
-from jaxcnn.config import Config
-from jaxcnn.configfile import from_json
+from jaxcnn.config import SIZES, Config, base_config, height_width, validate
+from jaxcnn.configfile import check_resume, from_json, set_key, to_json
+from jaxcnn.data.batches import Slice
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_device import normalize
+from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.test_crops import make_views, plan, view_batches
+from jaxcnn.data.sources.imagenet import class_names
+from jaxcnn.distributed.interrupt import Interrupt
+from jaxcnn.distributed.peers import Team
+from jaxcnn.distributed.processes import check_devices
 from jaxcnn.models import create_model
+from jaxcnn.models.grad_cam import grad_cam
+from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
+from jaxcnn.training import loop, report
 from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
+from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.sharding import make_mesh, replicated
-from jaxcnn.training.state import init_variables
-from jaxcnn.weights.inputs import checked_input
+from jaxcnn.training.state import init_variables, shapes_of
+from jaxcnn.weights.entries import check_finite, from_paths, to_paths
+from jaxcnn.weights.files import read_state_dict
+from jaxcnn.weights.inputs import checked_input, exported, input_of
+from jaxcnn.weights.torchvision import from_state_dict
+
+_OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
+_CHUNK = 64  # images that are in memory and go through the network at once
+
+Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]  # dotted key -> value, or its text as on the command line
 
 
-class Run(NamedTuple):
-    """What `open_run` gives.
-
-    Attributes:
-      step: of the checkpoint.
-      variables: its weights, replicated over `mesh`.
-      input: "image_shape", "mean", "std" and "class_names" of the images it was trained on.
-    """
-
-    config: Config
-    mesh: Mesh
-    model: nn.Module
-    step: int
-    variables: Any
-    input: dict[str, Any]
-
-
-def classifier(model: nn.Module, given: dict[str, Any]) -> Callable[[Any, Any], jax.Array]:
-    """A program of (variables, uint8 images (N, H, W, C)) -> float32 probabilities (N, classes).
+def train(
+    config: Config,
+    workdir: str | Path,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    *,
+    team: Team | None = None,
+    interrupt: Interrupt | None = None,
+) -> dict[str, Any]:
+    """Train to the end of `config`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      given: what a checkpoint keeps of its images: "mean" and "std".
+      config: made by `jaxcnn.config.base_config()`; it is checked before any data is read.
+      workdir: folder of the run, made if it must be; one trainer at a time.
+      model: trained instead of the network that `config.model` names; `open_run` then needs it, too.
+      data: trained on instead of the data set that `config.data` names.
+      team: the processes that train together; this process alone by default.
+      interrupt: of signals that are handled already. By default the first Ctrl-C or SIGTERM in the main thread ends the
+        run after the step, and a second one the process.
+
+    Returns:
+      What result.json holds: final scores, parameters, versions, times; {} in all processes but the first.
+
+    Raises:
+      UserError: the config, the data, the folder or a checkpoint do not fit together, or the loss is not finite.
+      Interrupted: a signal came; what was done is saved, and the same call goes on from there.
+    """
+    validate(config)
+    workdir, team = Path(workdir), team or Team()
+    # Signals can be handled in the main thread alone; one that is not entered never has a signal.
+    handles = interrupt is None and threading.current_thread() is threading.main_thread()
+    handler = Interrupt() if handles else nullcontext(interrupt or Interrupt())
+    with handler as interrupt, _one_run(team, config, workdir):
+        model, data = _parts(config, model, data, Slice(team.process, team.processes))
+        return loop.train(config, workdir, model, data, team.agree(interrupt))
+
+
+@contextmanager
+def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
+    """Hold the folder in process 0 for all; check that all see the same folder and have the same config."""
+    if team.process == 0:
+        with only_trainer(workdir):
+            check_resume(config, workdir)
+            team.tell({"config": to_json(config), "lock": (workdir / ".lock").read_text()})
+            yield
+        return
+    first = team.tell()
+    mine, theirs = json.loads(to_json(config)), json.loads(first["config"])
+    for key in mine:
+        if mine[key] != theirs.get(key) and key not in _OF_HOST:
+            raise UserError(f"config.{key} is {mine[key]!r} here and {theirs.get(key)!r} in process 0: they must agree")
+    for _ in range(100):  # A network file system may take its time.
+        if (workdir / ".lock").is_file() and (workdir / ".lock").read_text() == first["lock"]:
+            break
+        time.sleep(0.1)
+    else:
+        raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
+    yield
+
+
+def _parts(config: Config, model: Any, data: Any, part: Slice | None = None) -> tuple[nn.Module, Data]:
+    """Return the network and the data set of a config, but for those that are given."""
+    check_devices(config.deterministic)
+    part = part or Slice(jax.process_index(), jax.process_count())
+    data = Dataset(config, part, targets=create_task(config).targets) if data is None else data
+    return _network(config, data.num_classes) if model is None else model, data
+
+
+def _network(config: Config, classes: int) -> nn.Module:
+    return create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+
+
+def assemble(config: Config, model: nn.Module | None = None, data: Data | None = None) -> tuple[Data, Program]:
+    """Return the data set and the program of a validated config on this machine's devices; nothing is computed yet."""
+    model, data = _parts(config, model, data)
+    return data, build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
+
+
+def dry_run(config: Config, model: nn.Module | None = None, data: Data | None = None) -> str:
+    """Compile the training step and return what `train` would do; nothing is trained or written.
+
+    Raises:
+      UserError: as `train`, but for the folder.
+    """
+    validate(config)
+    data, program = assemble(config, model, data)
+    return report.dry_run(config, program, data)
+
+
+class Prediction(NamedTuple):
+    """What a network says of one image.
+
+    Attributes:
+      image: uint8 (H, W, C), as the network was given it.
+      outputs: the task's arrays; of classification {"probabilities": float32 (classes,)}.
+      summary: a JSON object of them, with names; of classification the likeliest classes in falling order,
+        {"top5": [{"class": name, "index": int, "probability": float}, …]}.
+      text: the same in words.
+      name: the file, or "image 3" of arrays, counted from 0.
+      error: why there is no prediction; "" where there is one.
     """
 
-    @jax.jit
-    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-        outputs: Any = model.apply(variables, normalize(images, given["mean"], given["std"]))
-        return jax.nn.softmax(outputs["logits"])
+    image: Any = None
+    outputs: Mapping[str, np.ndarray] = {}
+    summary: Mapping[str, Any] = {}
+    text: str = ""
+    name: str = ""
+    error: str = ""
 
-    return probabilities
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with its weights, and what it expects of an image.
+
+    Attributes:
+      model: the Flax module; `model.apply(variables, normalize(images), train=False)` gives its endpoints, too.
+      variables: {"params", "batch_stats"} as evaluation uses them, the moving average where the run kept one.
+      config: of the run, or what stands for it.
+      step: of the checkpoint.
+      input: "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize" where
+        images are resized to that shorter side before the centre is cropped.
+      mesh: the devices that `evaluate` uses.
+      source: folder or file that it was read from.
+    """
+
+    model: nn.Module
+    variables: Any
+    config: Config
+    step: int
+    input: dict[str, Any]
+    mesh: Mesh
+    source: str
+
+    @classmethod
+    def from_weights(cls, name: str, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
+        """Read the weights of network `name`, torchvision's or those that `jaxcnn weights export` wrote.
+
+        Args:
+          file: .safetensors or torch's .pth; nothing in it is executed.
+          overrides: of the config, such as {"dtype": "bfloat16"}; by default the file's own, or ImageNet's in float32.
+
+        Raises:
+          UserError: the file cannot be read, does not fit the network, or has values that are not finite.
+        """
+        file = Path(file)
+        arrays = read_state_dict(file)
+        if not any(key.startswith("params/") for key in arrays):  # Our own names have a slash, torch's have none.
+            arrays = to_paths(from_state_dict(name, arrays))
+        bias = arrays.get("params/head/bias")
+        classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
+        config, given = _config_of_weights(file, name, classes, dict(overrides))
+        model = _network(config, classes)
+        variables = from_paths(model, given["image_shape"], arrays)
+        check_finite(variables)  # XLA's ReLU on a CPU takes a NaN for 0: the output would not show it.
+        return cls(model, variables, config, 0, given, make_mesh(config.mesh.data, config.mesh.model), str(file))
+
+    def normalize(self, images: Any) -> jax.Array:
+        """Return uint8 images (N, H, W, C) of the network's size as the module takes them, float32."""
+        return normalize(jnp.asarray(images), self.input["mean"], self.input["std"])
+
+    def predict(self, images: Any) -> Any:
+        """Return the `Prediction` of one image, or a list of them for several.
+
+        Args:
+          images: a path or an array, uint8 (H, W) or (H, W, C); several as a list of either, or uint8 (N, H, W, C).
+            They are resized and cropped as `input` says, but for arrays of exactly its "image_shape".
+
+        Raises:
+          UserError: an image cannot be read, or the network's output for it is not finite.
+        """
+        one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        predictions = []
+        several: Any = [images] if one else images
+        for prediction in self.predictions(several):
+            if prediction.error:
+                raise UserError(prediction.error)
+            predictions.append(prediction)
+        return predictions[0] if one else predictions
+
+    def predictions(self, images: Iterable[Any]) -> Iterator[Prediction]:
+        """Yield the predictions of `images` in their order, read in chunks; one that fails has an `error`."""
+        images, names = list(images), self.input["class_names"]
+        size = min(len(images), _CHUNK)  # All chunks have one size, so that one program is compiled.
+        for start in range(0, len(images), size or 1):
+            found = [self._read(image, start + i) for i, image in enumerate(images[start : start + size])]
+            batch = np.zeros((size, *self.input["image_shape"]), np.uint8)  # Rows without an image stay zero.
+            for row, prediction in enumerate(found):
+                if not prediction.error:
+                    batch[row] = prediction.image
+            outputs = {} if all(prediction.error for prediction in found) else self.outputs(batch)
+            for i, prediction in enumerate(found):
+                mine = {key: value[i] for key, value in outputs.items()}
+                if prediction.error:
+                    yield prediction
+                elif not all(np.isfinite(value).all() for value in mine.values()):
+                    error = f"the network's output for {prediction.name} is not finite: check its weights"
+                    yield prediction._replace(error=error)
+                else:
+                    summary, text = self.task.describe(mine, names)
+                    yield prediction._replace(outputs=mine, summary=summary, text=text)
+
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each."""
+        return jax.device_get(self._program(images))
+
+    def explain(self, images: np.ndarray, classes: Any = None) -> np.ndarray:
+        """Return how much each pixel of images as `outputs` takes them speaks for a class: float32 (N, H, W) in 0 … 1.
+
+        Args:
+          classes: int (N,); None: the likeliest of each image. See `jaxcnn.models.grad_cam`.
+        """
+        images = jax.device_put(images, jax.local_devices()[0])
+        program = jax.jit(lambda variables, x: grad_cam(self.model, variables, self.normalize(x), classes))
+        return np.asarray(program(self._weights, images))
+
+    @cached_property
+    def task(self) -> Any:
+        """The task of the config."""
+        return create_task(self.config)
+
+    @cached_property
+    def _weights(self) -> Any:
+        # One device does: the variables of a run are on all, and each would compute the same.
+        return jax.device_put(self.variables, jax.local_devices()[0])
+
+    @cached_property
+    def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
+        @jax.jit
+        def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, {}, False)
+            return self.task.predict(outputs)
+
+        return partial(program, self._weights)
+
+    def _read(self, image: Any, index: int) -> Prediction:
+        shape = tuple(self.input["image_shape"])
+        is_path = isinstance(image, str | Path)
+        name = str(image) if is_path else f"image {index}"
+        image = Path(image) if is_path else np.asarray(image)
+        if not is_path and image.shape == shape and image.dtype == np.uint8:
+            return Prediction(image, name=name)
+        try:
+            return Prediction(read_image(image, shape, self.input.get("resize")), name=name)
+        except UserError as error:
+            return Prediction(name=name, error=str(error))
+
+    def evaluate(self, overrides: Overrides = (), protocol: str = "", scales: Sequence[int] = ()) -> dict[str, Any]:
+        """Score every example of the evaluation set once, on all devices and processes.
+
+        Args:
+          overrides: of the config's `data.` keys and global_batch_size, such as {"data.eval_split": "train"}.
+          protocol: a paper's test, "1crop", "10crop", "144crop" or "dense"; "": as the run itself evaluates.
+          scales: of "dense", lengths in pixels of the shorter side.
+
+        Returns:
+          "eval/…" scores, "eval/examples", and what was evaluated: "workdir", "checkpoint", "model", "data", "split".
+
+        Raises:
+          UserError: the data set is missing, or its classes or images are not the network's.
+        """
+        config, data = self._data(overrides)
+        program = build_program(config, self.model, data, self.mesh)
+        if shapes_of(program.variables) != shapes_of(self.variables):
+            theirs, ours = ("×".join(map(str, shape)) for shape in (self.input["image_shape"], data.image_shape))
+            raise UserError(f"{self.source} takes images of {theirs}, those of {config.data.name} are {ours}")
+        about = {
+            "workdir": self.source, "checkpoint": self.step,
+            "model": config.model.name, "data": config.data.name, "split": data.eval.split,
+        }  # fmt: skip
+        # Weights that were made for the centre of an image are scored on it, though the data set would give all of it.
+        if not protocol and "resize" in self.input and "resize" not in data.input:
+            protocol = "1crop"
+        step, batches = program.eval_step, data.eval_batches()
+        if protocol:
+            step, batches, views = self._views(protocol, scales, config, data, program)
+            about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
+        scores = evaluate(
+            step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
+            broken=lambda: data.eval_broken,
+        )  # fmt: skip
+        for words in data.complaints(0):
+            print(words, file=sys.stderr)
+        return about | scores
+
+    def examples(self, count: int, overrides: Overrides = ()) -> dict[str, np.ndarray]:
+        """Return the first examples of the evaluation set, at most a batch: "image" as `outputs` takes it, targets."""
+        batch = next(self._data(overrides)[1].eval_batches())
+        return {key: value[batch["mask"] > 0][:count] for key, value in batch.items()}
+
+    def _data(self, overrides: Overrides) -> tuple[Config, Dataset]:
+        """Return the config with the overrides, and its data set, of which only the evaluation split is read."""
+        for key in dict(overrides):
+            if not key.startswith("data.") and key != "global_batch_size":
+                raise UserError(f"config.{key} is of the network: give it to open_run(workdir, overrides=…)")
+        config = copy.deepcopy(self.config)
+        _override(config, overrides)
+        # Evaluation pads and masks: any batch will do, once it divides by the devices.
+        config.global_batch_size += -config.global_batch_size % self.mesh.size
+        config.data.resident = False  # What is read once need not stay on the devices.
+        part = Slice(jax.process_index(), jax.process_count())
+        data = Dataset(config, part, training=False, targets=self.task.targets)
+        if data.num_classes != len(self.input["class_names"]):
+            raise UserError(
+                f"{self.source} has {len(self.input['class_names'])} classes, {config.data.name} {data.num_classes}: "
+                "set config.data.name to a data set of its classes"
+            )
+        return config, data
+
+    def _views(self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program) -> Any:
+        """Return the step, the batches and the views of a protocol; a broken image is an error there, never skipped."""
+        size, batch = data.eval_image_shape[:2], config.global_batch_size
+        trained = round(self.input.get("resize", 0) * max(size) / max(self.input["image_shape"][:2]))
+        views = make_views(protocol, data.eval_image_shape, scales, data.input.get("resize", trained))
+        batches = plan(data.eval, views, batch, self.mesh.size)
+        shapes = len({rows.aspect for rows in batches})
+        compiled = f", {shapes} shape{'s' * (shapes > 1)} of images to compile for" if protocol == "dense" else ""
+        print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
+        step = make_crops_step(
+            densely(self.model) if protocol == "dense" else self.model, program.task,
+            partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored,
+        )  # fmt: skip
+        step = jax.jit(step, out_shardings=replicated(self.mesh))
+        return step, view_batches(data.eval, views, batches, part=data.part, workers=config.data.workers), views
 
 
-def open_run(workdir: Path, checkpoint: str, overrides: list[tuple[str, str]]) -> Run:
-    """Open the run in `workdir` at a checkpoint: "best", "last" or a step.
+def open_run(
+    workdir: str | Path, checkpoint: str | int = "last", overrides: Overrides = (), model: nn.Module | None = None
+) -> TrainedModel:
+    """Open the run in `workdir` at a checkpoint: "best", "last" or a step. It may be training still.
+
+    Args:
+      overrides: of its config, such as {"dtype": "float32", "mesh.data": 1}.
+      model: the module that it was trained with, where that was none of `config.model`.
 
     Raises:
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
+    workdir = Path(workdir)
     # How the training was spread over devices says nothing of where it is opened.
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
-    anywhere = [*alone.items(), ("optimizer.accumulate", "1")]
-    config = from_json(workdir / "config.json", [*anywhere, *overrides])
+    config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, create_task(config).best)
-    step = checkpoints.resolve(checkpoint)
+    step = checkpoints.resolve(str(checkpoint))
     info = checkpoints.info(step)
     try:
         info = info if isinstance(info, dict) else {}
         given = checked_input(info.get("input"), info.get("num_classes"))
     except ValueError as error:
         raise UserError(f"checkpoint {step} of {workdir} is damaged: of its 'info', {error}") from error
-    model = create_model(config.model.name, info["num_classes"], jnp.dtype(config.dtype), **config.model.overrides)
+    model = _network(config, info["num_classes"]) if model is None else model
     shapes = jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"]))
     sharding = replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-    return Run(config, mesh, model, step, checkpoints.restore_variables(step, like), given)
+    variables = checkpoints.restore_variables(step, like)
+    return TrainedModel(model, variables, config, step, given, mesh, str(workdir))
+
+
+def _texts(overrides: Overrides) -> list[tuple[str, str]]:
+    """Return overrides as the command line has them."""
+    return [(key, value if isinstance(value, str) else repr(value)) for key, value in dict(overrides).items()]
+
+
+def _override(config: Config, overrides: Overrides) -> None:
+    for key, text in _texts(overrides):
+        set_key(config, key, text)
+    validate(config)
+
+
+def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return the config and the "input" that go with a file of weights: its own where `export` wrote it.
+
+    Else those of torchvision's weights: ImageNet's size, statistics and names.
+    """
+    config = base_config()
+    values, given = exported(file, name, classes)
+    if not values:
+        given = input_of(name, class_names() if classes == 1000 else tuple(map(str, range(classes))))
+        values = {
+            "model.name": name, "dtype": "float32", "steps": 1, "data.name": "tfds:imagenet2012",
+            "data.image_size": given["image_shape"][:2], "data.mean": given["mean"], "data.std": given["std"],
+        }  # fmt: skip
+    _override(config, values | overrides)
+    size = height_width(config.data.eval_size or config.data.image_size)
+    if overrides.keys() & SIZES and size:
+        if "resize" in given:  # The crop keeps its share of the image.
+            given["resize"] = round(given["resize"] * max(size) / max(given["image_shape"][:2]))
+        given["image_shape"] = (*size, given["image_shape"][2])
+    given |= {leaf: getattr(config.data, leaf) for leaf in ("mean", "std") if f"data.{leaf}" in overrides}
+    return config, given

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxcnn.safe_files import printable
+import safetensors
+
+from jaxcnn import UserError
+from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,6 +50,39 @@ def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
     if "resize" in given and not (_numbers([given["resize"]], 1, int) and 0 < given["resize"] < 2**16):
         raise ValueError("'resize' is no number of pixels")
     return given | {"class_names": [printable(name) for name in names]}
+
+
+def exported(file: Path, name: str, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config and the "input" that `jaxcnn weights export` wrote into `file`; ({}, {}) of any other file.
+
+    Args:
+      name, classes: of the network; those of another network are left out.
+    """
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            about = opened.metadata() or {}
+        given, config = checked_input(parse_json(about["input"]), classes), parse_json(about["config"])
+        if config["model.name"] == name:
+            return config, given
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    return {}, {}
+
+
+def read_names(path: Path, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes in `path`, one a line.
+
+    Raises:
+      UserError: there are not as many as `classes`, or the file cannot be read.
+    """
+    try:
+        names = read_bytes(path, MAX_JSON).decode("utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        raise UserError(f"cannot read the names {path}: {reason}") from error
+    if len(names) != classes:
+        raise UserError(f"{path} has {len(names)} lines, but the network {classes} classes: give one name a line")
+    return tuple(printable(name.strip()) for name in names)
 
 
 def _numbers(values: Any, count: int, kind: Any) -> bool:

@@ -1,16 +1,18 @@
 """`jaxcnn evaluate`: all examples, the checkpoint asked for, the same scores however they are computed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import jaxcnn
 from jaxcnn import cli
 from jaxcnn.data.sources import make_source
-from jaxcnn.distributed.interrupt import only_trainer
-from jaxcnn.training.trained import classifier, open_run
+from jaxcnn.safe_files import only_trainer
+from jaxcnn.training.trained import open_run
 
 
 @pytest.fixture
@@ -87,6 +89,13 @@ def test_batch_and_devices_do_not_change_the_scores(overrides, workdir, evaluate
     assert {k: v for k, v in found.items() if k != "eval/loss"} == {
         k: v for k, v in expected.items() if k != "eval/loss"
     }
+
+
+def test_python_finds_what_the_command_prints(workdir, evaluate):
+    assert jaxcnn.open_run(workdir, 20).evaluate() == evaluate("--checkpoint=20")
+    words = ["--protocol=dense", "--scales=8,12", "--checkpoint=best"]
+    found = jaxcnn.open_run(workdir, "best").evaluate(protocol="dense", scales=[8, 12])
+    assert json.loads(json.dumps(found)) == evaluate(*words)
 
 
 def test_another_split_has_its_own_number_of_examples(evaluate):
@@ -167,8 +176,7 @@ def test_dense_at_the_size_of_training_is_the_average_with_the_mirror_image(work
     """Computed by the library from the pixels alone."""
     run, source = open_run(workdir, "last", []), make_source("digits", "test")
     images, labels = (np.stack([source[i][key] for i in range(len(source))]) for key in ("image", "label"))
-    classify = classifier(run.model, run.input)
-    mean = np.mean([classify(run.variables, x) for x in (images, images[:, :, ::-1])], axis=0)
+    mean = np.mean([run.outputs(x)["probabilities"] for x in (images, images[:, :, ::-1])], axis=0)
     found = evaluate("--protocol=dense", "--scales=8")
     assert found["views"] == 2
     assert found["eval/loss"] == pytest.approx(-np.log(mean[np.arange(355), labels]).mean(), rel=1e-5)
@@ -184,7 +192,7 @@ def test_it_says_how_many_shapes_there_are(workdir, capsys):
 def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, evaluate, monkeypatch):
     def resized(*arguments: Any) -> Any:
         run = open_run(*arguments)
-        return run._replace(input={**run.input, "resize": 12})
+        return replace(run, input={**run.input, "resize": 12})
 
     own = evaluate("--protocol=1crop")
     monkeypatch.setattr("jaxcnn.training.trained.open_run", resized)

@@ -24,7 +24,7 @@ import yaml
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
-from jaxcnn.commands import several
+from jaxcnn.commands import options
 from jaxcnn.configfile import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
@@ -253,7 +253,7 @@ def test_a_missing_process_is_named_in_time(process, missing, experiment, tmp_pa
     began = time.monotonic()
     with mock.patch.dict(models._REGISTRY):
         assert cli.main([*train(experiment, tmp_path), *flags]) == 1
-    several.ENDS.clear()  # the console script would end the process by them
+    options.ENDS.clear()  # the console script would end the process by them
     assert time.monotonic() - began < 20
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"jaxcnn: {missing}")

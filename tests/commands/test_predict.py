@@ -11,13 +11,17 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
+import jaxcnn
 from jaxcnn import UserError, cli
-from jaxcnn.commands import predict
-from jaxcnn.commands.predict import Network
+from jaxcnn.config import base_config
 from jaxcnn.data.images.crop import read_image
 from jaxcnn.data.sources import make_source
 from jaxcnn.models import create_model
+from jaxcnn.training import trained
+from jaxcnn.training.sharding import make_mesh
+from jaxcnn.training.trained import TrainedModel
 from jaxcnn.weights.files import write_safetensors
+from jaxcnn.weights.inputs import read_names
 from jaxcnn.weights.torchvision import to_state_dict
 
 PHOTOS = [str(Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg") for name in ("china", "flower")]
@@ -49,6 +53,16 @@ def test_each_image_gets_five_classes_of_falling_probability(workdir, digit, cap
         assert len({t["class"] for t in o["top5"]} & set("0123456789")) == 5
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1 + 1e-6
+
+
+def test_python_says_what_the_command_says_of_files_and_of_their_pixels(workdir, digit, capsys):
+    paths = [digit(i) for i in range(3)]
+    assert cli.main(["predict", "--workdir", str(workdir), "--json", *paths]) == 0
+    printed, run = objects(capsys.readouterr().out), jaxcnn.open_run(workdir)
+    predictions = run.predict(paths)
+    assert [{"image": p.name, **p.summary} for p in predictions] == printed
+    pixels = [np.asarray(Image.open(path)) for path in paths]
+    assert [p.summary for p in run.predict(pixels)] == [p.summary for p in predictions]
 
 
 def test_it_says_what_evaluation_counted(workdir, digit, capsys):
@@ -109,7 +123,7 @@ def test_json_has_a_line_for_every_image_in_order_whatever_the_chunk(workdir, di
     paths = [digit(0), broken[0], digit(1), digit(2), *broken, digit(3), digit(0), broken[1]]
 
     def run(chunk: int) -> list[dict[str, Any]]:
-        monkeypatch.setattr(predict, "_CHUNK", chunk)
+        monkeypatch.setattr(trained, "_CHUNK", chunk)
         assert cli.main(["predict", "--workdir", str(workdir), "--json", *paths]) == 2
         out, err = capsys.readouterr()
         assert [line for line in err.splitlines() if "cannot read" not in line] == []
@@ -127,9 +141,7 @@ def test_json_has_a_line_for_every_image_in_order_whatever_the_chunk(workdir, di
 class Means:
     """A network whose logits are an image's mean colours over its variables."""
 
-    num_classes = 3
-
-    def apply(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    def apply(self, variables: Any, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         return {"logits": images.mean(axis=(1, 2)) / variables}
 
 
@@ -137,7 +149,9 @@ def test_numbers_that_are_none_are_an_error_not_a_class(tmp_path):
     Image.new("RGB", (4, 4), (255, 0, 255)).save(tmp_path / "image.png")
     given = {"image_shape": [4, 4, 3], "mean": [0.0] * 3, "std": [1.0] * 3, "class_names": ["r", "g", "b"]}
     for divisor, error in ((1.0, ""), (0.0, f"the network's output for {tmp_path}/image.png is not finite")):
-        (result,) = predict._results(Network(Means(), np.float32(divisor), given), [tmp_path / "image.png"])
+        model: Any = Means()
+        network = TrainedModel(model, np.float32(divisor), base_config(), 0, given, make_mesh(), "means")
+        (result,) = network.predictions([tmp_path / "image.png"])
         assert result.error.startswith(error)
         assert bool(result.error) == bool(error)
 
@@ -146,8 +160,13 @@ def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 15:25] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    given = {"image_shape": [8, 8, 3]}
-    fitted, cropped = (predict._read(tmp_path / "wide.png", given | more).image for more in ({}, {"resize": 16}))
+    given = {"image_shape": [8, 8, 3], "mean": [0.0] * 3, "std": [1.0] * 3, "class_names": ["r", "g", "b"]}
+    model: Any = Means()
+    networks = [
+        TrainedModel(model, np.float32(1), base_config(), 0, given | more, make_mesh(), "means")
+        for more in ({}, {"resize": 16})
+    ]
+    fitted, cropped = (network.predict(tmp_path / "wide.png").image for network in networks)
     assert fitted.mean() < 150 < cropped.mean()
     assert (cropped == read_image(tmp_path / "wide.png", (8, 8, 3), resize=16)).all()
 
@@ -187,13 +206,13 @@ def test_a_folder_of_weights_is_a_run(workdir, digit, capsys):
 def test_names_are_one_a_line_and_as_many_as_classes(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\ufefftabby cat\nhen \n", encoding="utf-8")
-    assert predict.read_names(path, 2) == ("tabby cat", "hen")
+    assert read_names(path, 2) == ("tabby cat", "hen")
     with pytest.raises(UserError, match="has 2 lines, but the network 3 classes"):
-        predict.read_names(path, 3)
+        read_names(path, 3)
     path.write_bytes(b"\xff\xfe\x00")
     for bad in (path, tmp_path, tmp_path / "missing.txt"):
         with pytest.raises(UserError, match="cannot read the names"):
-            predict.read_names(bad, 2)
+            read_names(bad, 2)
 
 
 def entry(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -250,7 +269,8 @@ def test_published_weights_that_are_not_finite_are_refused_though_the_output_is_
 def test_classes_without_names_are_numbers_and_sixteen_bits_are_widened(state_dict, tmp_path):
     fewer = {key: array[:7] if key.startswith("fc.") else array for key, array in state_dict.items()}
     write_safetensors(tmp_path / "half.safetensors", {k: v.astype(np.float16) for k, v in fewer.items()})
-    network = predict._published("resnet18", tmp_path / "half.safetensors", "bfloat16")
+    network = TrainedModel.from_weights("resnet18", tmp_path / "half.safetensors", {"dtype": "bfloat16"})
+    model: Any = network.model
     assert network.input["class_names"] == tuple("0123456")
-    assert (network.model.num_classes, network.model.dtype) == (7, jax.numpy.bfloat16)
+    assert (model.num_classes, model.dtype) == (7, jax.numpy.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(network.variables)} == {np.dtype(np.float32)}

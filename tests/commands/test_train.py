@@ -19,7 +19,7 @@ import pytest
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
-from jaxcnn.distributed.interrupt import only_trainer
+from jaxcnn.safe_files import only_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
 EXPERIMENT = experiment_text(

@@ -1,58 +1,20 @@
-"""One trainer to a folder, and signals that end a run between two steps."""
+"""Signals that end a run between two steps."""
 
-import fcntl
-import io
 import os
 import queue
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from jaxcnn import UserError
-from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted, only_trainer
-
-HOLDS = "import sys, time, pathlib; from jaxcnn.distributed.interrupt import only_trainer\n"
-HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def test_a_second_trainer_is_refused_with_the_process_that_is_there_and_death_lets_go_of_the_folder(tmp_path):
-    workdir = tmp_path / "new" / "run"
-    with child(HOLDS, workdir) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
-            with (
-                pytest.raises(UserError, match=rf"in use by process {holder.pid} on \S+: end it first"),
-                only_trainer(workdir),
-            ):
-                pass
-        finally:
-            holder.kill()  # SIGKILL: nothing of its own tidies up
-    with only_trainer(workdir):
-        assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
-
-
-def test_the_folder_is_free_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), only_trainer(tmp_path):
-        raise ZeroDivisionError
-    with only_trainer(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("blocked", ["file", "file/below"])
-def test_a_folder_that_cannot_be_is_an_error(blocked, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written: "), only_trainer(tmp_path / blocked):
-        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -135,24 +97,6 @@ def test_without_a_signal_the_next_is_the_next():
         assert interrupt.signal is signal.SIGINT
 
 
-def test_the_lock_holds_on_a_disk_without_room_for_its_owners_name(tmp_path, monkeypatch):
-    class Full(io.StringIO):
-        def write(self, _: str) -> int:
-            raise OSError(28, "No space left on device")
-
-        def fileno(self) -> int:
-            return handle
-
-    handle = os.open(tmp_path / ".lock", os.O_CREAT | os.O_RDWR)
-    monkeypatch.setattr(Path, "open", lambda *_: Full())
-    with only_trainer(tmp_path):
-        other = os.open(tmp_path / ".lock", os.O_RDWR)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(handle)
-    os.close(other)
-
-
 def test_the_exit_code_is_the_shells_for_the_signal():
     assert Interrupted(signal.SIGINT, "stopped").code == 130
     assert str(Interrupted(signal.SIGTERM, "stopped at step 3")) == "SIGTERM: stopped at step 3"
@@ -161,8 +105,3 @@ def test_the_exit_code_is_the_shells_for_the_signal():
 def test_the_guard_imports_no_jax():
     code = "import sys, jaxcnn.distributed.interrupt; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
-    with only_trainer(tmp_path), pytest.raises(UserError, match="in use by process"), only_trainer(tmp_path):
-        pass

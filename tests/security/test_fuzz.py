@@ -16,7 +16,6 @@ from linear import Linear
 from mutate import damaged, damaged_json
 
 from jaxcnn import UserError, cli, models
-from jaxcnn.commands.weights import _exported
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.images.crop import Box, crop_resize, read_image
@@ -29,6 +28,7 @@ from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.state import init_variables
 from jaxcnn.training.trained import open_run
 from jaxcnn.weights.files import read_state_dict
+from jaxcnn.weights.inputs import exported
 
 fuzz = settings.get_profile("fuzz")
 few = settings(fuzz, max_examples=max(10, fuzz.max_examples // 4))
@@ -84,7 +84,7 @@ def test_weights(folder, kind, data):
     file = seeds.write(folder / "weights", data.draw(damaged(WEIGHTS[kind])))
     arrays = value_of(lambda: read_state_dict(file)) or {}
     assert sum(array.nbytes for array in arrays.values()) <= 16 * file.stat().st_size
-    _exported(file, "resnet20", 2)
+    exported(file, "resnet20", 2)
 
 
 @fuzz

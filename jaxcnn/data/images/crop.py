@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxcnn import UserError
-from jaxcnn.data.images.decode import MAX_PIXELS, decode, decode_rows, open_image, scale_for
+from jaxcnn.data.images.decode import MAX_PIXELS, decode, decode_rows, of_pixels, open_image, scale_for
 
 _RESAMPLING = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
@@ -115,8 +115,8 @@ def cover(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return int(size[1] * height / width), size[1]
 
 
-def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
-    """Read the image in `path`, upright, its centre brought to `shape` (H, W, C): uint8, C of 1 (grey) or 3 (RGB).
+def read_image(path: Path | np.ndarray, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
+    """Bring the centre of the image in `path`, or of its pixels, upright, to `shape` (H, W, C): uint8, C of 1 or 3.
 
     Args:
       resize: as of `center`, which this is to the pixel of torchvision's evaluation (256 for the published weights);
@@ -126,14 +126,15 @@ def read_image(path: Path, shape: tuple[int, int, int], resize: int | None = Non
       UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS, as it is or resized.
     """
     height, width, channels = shape
-    image = open_image(path, channels)
+    image = of_pixels(path, channels) if isinstance(path, np.ndarray) else open_image(path, channels)
     if resize is None:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     else:
         rows, columns = cover((image.height, image.width), frame((height, width), resize))
         if rows * columns > MAX_PIXELS:
+            what = "an image" if isinstance(path, np.ndarray) else path
             raise UserError(
-                f"{path} of {image.width}×{image.height} would be resized to {columns}×{rows} pixels: "
+                f"{what} of {image.width}×{image.height} would be resized to {columns}×{rows} pixels: "
                 f"more than {MAX_PIXELS:,} are refused; crop it first"
             )
         image = center_crop(image.resize((columns, rows), Image.Resampling.BILINEAR), (height, width))

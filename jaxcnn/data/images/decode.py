@@ -50,6 +50,15 @@ def open_image(path: Path, channels: int) -> Image.Image:
         raise UserError(f"cannot read the image {path}: {error}") from error
 
 
+def of_pixels(pixels: np.ndarray, channels: int) -> Image.Image:
+    """Return uint8 (H, W) or (H, W, 1, 3 or 4) in the mode of `channels`."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"an image of {pixels.dtype} {pixels.shape}: give uint8 (H, W) or (H, W, C) of 1, 3 or 4 channels"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert(_MODES[channels])
+
+
 def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
     """Decode all of an image, upright: uint8 (H, W, channels) of a file's bytes, or of pixels with or without channels.
 

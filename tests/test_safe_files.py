@@ -1,0 +1,93 @@
+"""Files that several processes use: replaced in one move, and a folder that one process at a time trains in."""
+
+import fcntl
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxcnn import UserError
+from jaxcnn.safe_files import only_trainer, write_atomically
+
+HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
+HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_atomically(path, "old")
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=r"result\.json cannot be written \(No space left on device\)"):
+        write_atomically(path, "newer")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_second_trainer_is_refused_with_the_process_that_is_there_and_death_lets_go_of_the_folder(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    with child(HOLDS, workdir) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with (
+                pytest.raises(UserError, match=rf"in use by process {holder.pid} on \S+: end it first"),
+                only_trainer(workdir),
+            ):
+                pass
+        finally:
+            holder.kill()  # SIGKILL: nothing of its own tidies up
+    with only_trainer(workdir):
+        assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_the_folder_is_free_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), only_trainer(tmp_path):
+        raise ZeroDivisionError
+    with only_trainer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("blocked", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_an_error(blocked, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written: "), only_trainer(tmp_path / blocked):
+        pass
+
+
+def test_the_lock_holds_on_a_disk_without_room_for_its_owners_name(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def fileno(self) -> int:
+            return handle
+
+    handle = os.open(tmp_path / ".lock", os.O_CREAT | os.O_RDWR)
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with only_trainer(tmp_path):
+        other = os.open(tmp_path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+    os.close(other)
+
+
+def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
+    with only_trainer(tmp_path), pytest.raises(UserError, match="in use by process"), only_trainer(tmp_path):
+        pass
