@@ -75,7 +75,8 @@ class Reader:
                 if attempt + 1 == _TRIES or not self.skip:
                     raise
             else:
-                return row | {"broken": example if attempt else -1}
+                row["broken"] = example if attempt else -1
+                return row
         raise AssertionError("the last attempt returns or raises")
 
     def eval(self, example: int) -> Row:
@@ -90,7 +91,7 @@ class Reader:
             raw = self.source.read(example)
             with self._naming(example):
                 pixels, crop = self._centre(raw["image"], "antialias")
-            return {"image": pixels, **self._placed(raw, crop, example), "broken": -1}
+            return {"image": pixels, **self._moved(raw, crop, "antialias", example), "broken": -1}
         except BadExample:
             if not self.skip:
                 raise
@@ -106,17 +107,17 @@ class Reader:
         with self._naming(example):
             if not geometry and not changes and not self.mirror:
                 pixels, crop = self._centre(image, self.interpolation)
-                return {"image": pixels, **self._placed(raw, crop, example)}
+                return {"image": pixels, **self._moved(raw, crop, self.interpolation, example)}
             rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
             if geometry:
                 box = geometry(size_of(image), self.size, rng)
-                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5).taken(self.interpolation)
+                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5)
                 pixels = crop.image(image, self.source.image_shape[-1], self.interpolation)
             else:
                 pixels, crop = self._centre(image, self.interpolation, self.mirror and rng.random() < 0.5)
         for change in changes:
             pixels = change(pixels, rng)
-        return {"image": pixels, **self._placed(raw, crop, example)}
+        return {"image": pixels, **self._moved(raw, crop, self.interpolation, example)}
 
     @contextmanager
     def _naming(self, example: int) -> Iterator[None]:
@@ -130,7 +131,7 @@ class Reader:
         """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
         channels = self.source.image_shape[-1]
         if None in self.source.image_shape:
-            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored).taken(interpolation)
+            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
             return crop.image(image, channels, interpolation), crop
         pixels = decode(image, channels)
         if pixels.shape != self.source.image_shape:
@@ -139,13 +140,15 @@ class Reader:
         pixels = resize(pixels, self.size)
         return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
 
-    def _placed(self, raw: Row, crop: Crop, example: int) -> Row:
+    def _moved(self, raw: Row, crop: Crop, interpolation: str, example: int) -> Row:
         """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
 
         Raises:
           UserError: there are more boxes than the task has room for.
         """
         seen, targets = None, {}
+        if PLACED & self.targets.keys():
+            crop = crop.taken(interpolation)
         if "boxes" in self.targets:
             boxes, seen = crop.boxes(raw["boxes"])
             raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}

@@ -133,10 +133,10 @@ def random_area(
 
 
 def _largest(image: Size, size: Size) -> tuple[float, float]:
-    """Return the sides of the largest rectangle in an image that has the shape of `size`."""
+    """Return the sides, a pixel at least, of the largest rectangle in an image that has the shape of `size`."""
     (height, width), longer = image, max(size)
     side = min(height * longer / size[0], width * longer / size[1])  # of the longer one; exact where `size` is a square
-    return min(height, side * (size[0] / longer)), min(width, side * (size[1] / longer))
+    return max(1.0, min(height, side * (size[0] / longer))), max(1.0, min(width, side * (size[1] / longer)))
 
 
 def _sides(height: int, width: int, limits: tuple[float, ...], rng: Rng) -> tuple[float, float] | None:
