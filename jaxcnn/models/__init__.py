@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxcnn import UserError
 from jaxcnn.models import alexnet, googlenet, resnet, vgg
-from jaxcnn.models.check import NotApplicableError, check
+from jaxcnn.models.check import NotApplicableError, check_module
 
 _REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
@@ -123,7 +123,7 @@ def check_model(
     if num_classes is None:
         raise UserError(f"{who} has no field num_classes: define it")
     side = getattr(module, "image_size", None) or _TRIAL
-    check(module, who, num_classes, image_shape or (side, side, 3))
+    check_module(module, who, num_classes, image_shape or (side, side, 3))
 
 
 def _check_overrides(name: str, overrides: dict[str, Any], known: Sequence[str], legal: dict[str, Any]) -> None:

@@ -80,12 +80,12 @@ class AlexNet(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images that the network is meant for."""
+        """Return the side in pixels of the images that the network is meant for."""
         return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
-        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         stride = 1 if self.small_images else 4
         channels = [widen(c, self.width) for c in self.spec.channels]
         return {
@@ -96,13 +96,13 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Logits and endpoints of NHWC float images."""
+        """Return logits and endpoints of NHWC float images."""
         spec, outputs = self.spec, {}
 
         def init(layer: str) -> dict[str, Any]:
             return {"kernel_init": spec.kernel_init, "bias_init": nn.initializers.constant(float(layer in spec.ones))}
 
-        # kernel, stride, padding, and the stage that a layer ends
+        # Kernel, stride, padding, and the stage that a layer ends.
         first = (5, 1, 2, 1) if self.small_images else (11, 4, 2, 1)
         layers = (first, (5, 1, 2, 2), (3, 1, 1, None), (3, 1, 1, None), (3, 1, 1, 3))
         x = images.astype(self.dtype)
@@ -117,6 +117,7 @@ class AlexNet(nn.Module):
             if stage:
                 outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
                 x = max_pool(x, window=3, stride=2)
+        # 6×6×256 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
             x = drop(x) if spec.dropout_first else x
@@ -124,7 +125,7 @@ class AlexNet(nn.Module):
             x = nn.relu(hidden(x))
             x = x if spec.dropout_first else drop(x)
         logits = Classifier(self.num_classes, self.dtype, name="head", **init("head"))(x)
-        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits
+        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits  # dense: of a map of class scores
         return outputs
 
 

@@ -1,7 +1,6 @@
 """The conventions of jaxcnn/models/README.md, enforced on one network by shapes alone: nothing is computed."""
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,9 @@ from flax.traverse_util import flatten_dict
 
 from jaxcnn import UserError
 from jaxcnn.models.layers import Classifier, Endpoint, FullyConnected
+from jaxcnn.models.sharding import CLASSIFIER
 
 STREAMS = ("dropout", "latent", "sampling")  # the RNG streams that training feeds
-_SHARDED = re.compile(r"fc\d*|head")  # names of the modules that training shards over the mesh axis `model`
 _DENSE = (FullyConnected, Classifier, nn.Dense, nn.DenseGeneral)
 
 
@@ -34,7 +33,7 @@ class _Trace(NamedTuple):
     last: dict[str, str]  # "logits", "aux_logits" -> path of the module that gave them, where one did
 
 
-def check(model: nn.Module, who: str, num_classes: int, image_shape: Sequence[int]) -> None:
+def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequence[int]) -> None:
     """Check a network on images of `image_shape` (H, W, C).
 
     Args:
@@ -173,7 +172,7 @@ def _check_names(trace: _Trace, who: str, num_classes: int) -> None:
         if leaf.ndim > 1 and name != "kernel":
             raise UserError(f"{who}: parameter {path} {leaf.shape} would not decay: call it 'kernel'")
         dense = name == "kernel" and (leaf.ndim == 2 or module in trace.dense)
-        if dense and not _SHARDED.fullmatch(module.rpartition("/")[2]):
+        if dense and not CLASSIFIER.search(path):
             raise UserError(
                 f"{who}: the fully connected layer '{module}' would not be sharded over mesh.model: call it 'fc', "
                 "'fc1' … or, where it gives the logits, 'head'"

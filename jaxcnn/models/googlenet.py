@@ -161,12 +161,12 @@ class GoogLeNet(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images that the network is meant for."""
+        """Return the side in pixels of the images that the network is meant for."""
         return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
-        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         strides = (1, 1, 2, 4, 8) if self.small_images else (2, 4, 8, 16, 32)
         channels = [widen(64, self.width), widen(192, self.width)]
         channels += [sum(self._row(block)[i] for i in (0, 2, 4, 5)) for block in LAST]
@@ -177,12 +177,12 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, Any]:
-        """Logits and endpoints of NHWC float images."""
+        """Return logits and endpoints of NHWC float images."""
         spec, outputs = self.spec, {}
         norm = partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         unit = partial(Unit, norm=norm if spec.norm else None, dtype=self.dtype)
         lrn = (lambda x: x) if spec.norm else local_response_norm
-        pool = partial(max_pool, stride=2, ceil=True)
+        pool = partial(max_pool, stride=2, ceil=True)  # 112 -> 56 -> 28 -> 14 -> 7: not a pixel is left out
 
         def endpoint(name: str, x: jax.Array) -> jax.Array:
             outputs[name] = Endpoint(name=name)(x)
@@ -191,7 +191,7 @@ class GoogLeNet(nn.Module):
         kernel, stride = (3, 1) if self.small_images else (7, 2)
         x = unit(widen(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train)
         x = endpoint("stage1", x)
-        x = lrn(x if self.small_images else pool(x, window=3))
+        x = lrn(x if self.small_images else pool(x, window=3))  # Figure 3: after the first pooling, before the second
         x = unit(widen(64, self.width), 1, name="conv2_reduce")(x, train)
         x = unit(widen(192, self.width), 3, name="conv2")(x, train)
         x = pool(endpoint("stage2", lrn(x)), window=3)

@@ -125,7 +125,7 @@ class ResNet(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images that the network is meant for."""
+        """Return the side in pixels of the images that the network is meant for."""
         return 32 if self._small_stem else 224
 
     @property
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
-        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         base, growth = 16 if self.spec.cifar else 64, 4 if self.spec.bottleneck else 1
         stem, stride = (1, 1) if self._small_stem else (2, 4)
         stages = {f"stage{i + 1}": (stride << i, (base * growth) << i) for i in range(len(self.spec.blocks))}
@@ -142,7 +142,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Logits and endpoints of NHWC float images."""
+        """Return logits and endpoints of NHWC float images."""
         outputs, norm = {}, partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         base, (kernel, stride) = 16 if self.spec.cifar else 64, (3, 1) if self._small_stem else (7, 2)
         x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(images.astype(self.dtype))
@@ -150,9 +150,9 @@ class ResNet(nn.Module):
         outputs["stem"] = x = Endpoint(name="stem")(x)
         if not self._small_stem:
             x = max_pool(x, window=3, stride=2, pad=1)
-        for stage, blocks in enumerate(self.spec.blocks, start=1):
+        for stage, blocks in enumerate(self.spec.blocks, start=1):  # from stage2 on: half the side, twice the channels
             for block in range(1, blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1
+                stride = 2 if stage > 1 and block == 1 else 1  # stage1 follows the stem, which has strided already
                 name = f"stage{stage}_block{block}"
                 x = Block(base << (stage - 1), stride, self.spec, self.dtype, norm, name=name)(x, train)
             outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)

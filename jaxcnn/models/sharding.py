@@ -1,8 +1,9 @@
-"""What layers ask of the mesh they are applied on, by the names of its axes; nothing where there is no mesh.
+"""Ask the mesh that a layer is traced under, by the names of its axes; without a mesh nothing is sharded.
 
 A trace has a mesh inside `jax.sharding.use_abstract_mesh` and inside `shard_map`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,12 +11,15 @@ from contextvars import ContextVar
 import jax
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
+# Paths of the parameters whose last dimension is sharded over `model`: fully connected layers, by their names.
+CLASSIFIER = re.compile(r"(^|/)(fc\d*|head)/(kernel|bias)$")
+
 _statistics: ContextVar[str | None] = ContextVar("statistics", default=None)
 
 
 @contextmanager
 def statistics_over(axis: str | None) -> Iterator[None]:
-    """Within it, BatchNorm's statistics are over `axis` of the surrounding `shard_map`, besides the rows of a shard."""
+    """Take BatchNorm's statistics over `axis` of the surrounding `shard_map`, besides the rows of a shard."""
     token = _statistics.set(axis)
     try:
         yield
@@ -24,18 +28,18 @@ def statistics_over(axis: str | None) -> Iterator[None]:
 
 
 def statistics_axis() -> str | None:
-    """What `statistics_over` has set."""
+    """Return the axis that `statistics_over` has set."""
     return _statistics.get()
 
 
 def model_parallel(features: int) -> bool:
-    """Whether a fully connected layer of so many features is cut over `model`."""
+    """Return whether a fully connected layer of so many features is sharded over `model`."""
     size = get_abstract_mesh().shape.get("model", 1)
     return size > 1 and features % size == 0
 
 
 def place(x: jax.Array, rows: tuple[str, ...], features: str | None = None) -> jax.Array:
-    """`x` (N, …, C) with its rows and its features cut over these axes, those that a `shard_map` has cut left out."""
+    """Constrain `x` (N, …, C) to be sharded over these axes; those that a `shard_map` has sharded are left out."""
     mesh = get_abstract_mesh()
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     spec = PartitionSpec(tuple(axis for axis in rows if axis in free), *[None] * (x.ndim - 2), features)

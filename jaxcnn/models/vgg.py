@@ -102,17 +102,17 @@ class VGG(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images that the network is meant for."""
+        """Return the side in pixels of the images that the network is meant for."""
         return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
-        """Name of each endpoint -> (stride in pixels of the image, channels)."""
+        """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         return {f"stage{i + 1}": (1 << i, widen(c, self.width)) for i, c in enumerate(CHANNELS)}
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Logits and endpoints of NHWC float images."""
+        """Return logits and endpoints of NHWC float images."""
         if self.init_scheme not in INITS:
             raise UserError(f"model.overrides.init_scheme={self.init_scheme!r}: it must be {' | '.join(INITS)}")
         kernel_init, outputs = INITS[self.init_scheme], {}
@@ -132,6 +132,7 @@ class VGG(nn.Module):
             outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
             if stage < len(CHANNELS) or not self.small_images:  # stage5 of a 32-pixel image is 2×2 already
                 x = max_pool(x, window=2, stride=2)
+        # 7×7×512 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
         drop = nn.Dropout(self.dropout, deterministic=not train)
         for layer in ("fc6", "fc7"):
             hidden = FullyConnected(
@@ -139,7 +140,7 @@ class VGG(nn.Module):
             )
             x = drop(nn.relu(hidden(x)))
         logits = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)
-        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits
+        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits  # dense: of a map of class scores
         return outputs
 
 
