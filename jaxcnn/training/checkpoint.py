@@ -217,10 +217,10 @@ class Checkpoints:
         averaged = shapes_of(self._metadata(step).get("ema") or {})
         if not averaged:
             return self._arrays(step, like)
-        ema = select(like, lambda path: path in averaged)
-        rest = select(like, lambda path: path not in averaged)
-        found = self._arrays(step, {"ema": ema} | rest)
-        return overlay(found.pop("ema"), found | {key: {} for key in like if key not in found})
+        if averaged.keys() == shapes_of(like).keys():
+            return self._arrays(step, {"ema": like})["ema"]
+        found = self._arrays(step, {"ema": select(like, lambda path: path in averaged)} | like)
+        return overlay(found.pop("ema"), found)
 
     def variable_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Return path -> shape of what `restore_variables` reads."""
