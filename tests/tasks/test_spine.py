@@ -221,7 +221,8 @@ def test_constants_are_arguments_of_the_program_and_no_part_of_a_checkpoint():
 class TwoShapes(Blobs):
     """Blobs of two shapes in turn."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, **values: Any):
+        super().__init__(**values)
         self.buckets = self.eval_buckets = ((5, 4), (4, 6))
 
     def train_batches(self, start: int, stop: int) -> Any:
