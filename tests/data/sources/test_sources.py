@@ -176,10 +176,6 @@ class TestStored:
         code = f"""
 import pickle, sys
 from pathlib import Path
-from jaxcnn.config import base_config
-from jaxcnn.configfile import check_resume, to_json
-from jaxcnn.data import sources
-from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.sources import describe_sources, make_source
 names = {{"digits", "synthetic", "tfds:mini:1.0.0"}}
 assert names <= {{row["name"] for row in describe_sources({data_dir!r}) if row["status"] == "ready"}}
