@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from jaxcnn import UserError
 from jaxcnn.config import (
     OPEN,
-    RESUMABLE,
     TASK_KEYS,
     Config,
     base_config,
@@ -206,21 +205,3 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def config_hash(config: Config) -> str:
     """Twelve hex digits that change when any value does."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
-
-
-def check_resume(config: Config, workdir: Path) -> None:
-    """Raise a UserError that names every key in which `config` differs from the run begun in `workdir` and may not."""
-    path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
-        return
-    before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
-    from jaxcnn.data.sources import path_kind
-
-    if (kind := path_kind(before["data.name"])) and kind == path_kind(now["data.name"]):
-        before["data.name"] = now["data.name"]  # files may have moved: their checkpoint knows their classes and number
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
-    if changed:
-        words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
-        raise UserError(
-            f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
-        )

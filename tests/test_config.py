@@ -32,10 +32,11 @@ from jaxcnn.config import (
     unknown_key,
     validate,
 )
-from jaxcnn.configfile import check_resume, config_hash, from_json, load_config, set_key, to_json
+from jaxcnn.configfile import config_hash, from_json, load_config, set_key, to_json
 from jaxcnn.data.images import augment_device
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.models import create_model, list_models
+from jaxcnn.training.initial_state import check_resume
 from jaxcnn.training.program import build_program
 from jaxcnn.training.sharding import make_mesh
 

@@ -1,15 +1,32 @@
 """`jaxcnn data`: list the data sets at hand; prepare, pack and check them; show what training makes of their images."""
 
 import argparse
+import contextlib
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jaxcnn.commands import data_check, data_show
-from jaxcnn.commands.options import OVERRIDES, Parser, parse
+from jaxcnn import UserError
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
+from jaxcnn.data.sources import KINDS
 
-_SOURCES = "digits, synthetic[:CLASSES[:EXAMPLES]], tfds:NAME, folder:DIR or packed:DIR"
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from rich.progress import Progress
+
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.data.sources import Source
+
+_SOURCES = ", ".join(kind.form for kind in KINDS.values())
+_SHEET_CLASSES, _SHEET_COLUMNS = 25, 10
+_LISTED_CLASSES, _LISTED_BAD = 25, 100  # lines of a report, at most
+_TILE = 112  # pixels of an image that `show` draws
 
 
 def main(argv: list[str]) -> int:
@@ -32,11 +49,11 @@ def main(argv: list[str]) -> int:
     command = commands.add_parser("check", parents=[folder], help="read every example and draw some of them")
     command.add_argument("name", metavar="NAME", help=_SOURCES)
     command.add_argument("--out", type=Path, metavar="PNG", help="where to draw (default: NAME.png)")
-    command.set_defaults(run=data_check.check)
+    command.set_defaults(run=_check)
 
     command = commands.add_parser("show", help="draw what training sees of a config's images", epilog=OVERRIDES)
-    data_show.add(command)
-    command.set_defaults(run=data_show.show)
+    _add_show(command)
+    command.set_defaults(run=_show)
 
     if argv[:1] == ["show"]:
         arguments, overrides = parse(parser, argv)
@@ -54,13 +71,12 @@ def _list(arguments: argparse.Namespace) -> None:
 
     from jaxcnn.data.sources import describe_sources
 
-    shape = data_check.shape_text
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "examples", "image", "classes", "status"):
         table.add_column(heading, overflow="fold")
     for row in describe_sources(arguments.data_dir):
         splits = ", ".join(f"{split} {size:,}" for split, size in row["splits"].items())
-        cells = row["name"], splits, shape(row["image_shape"] or ()), str(row["num_classes"] or ""), row["status"]
+        cells = row["name"], splits, shape_text(row["image_shape"] or ()), str(row["num_classes"] or ""), row["status"]
         table.add_row(*map(Text, cells))
     # Rich takes 80 columns where there is no terminal, and would wrap what a program is to read.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
@@ -110,8 +126,8 @@ def _pack(arguments: argparse.Namespace) -> None:
     from jaxcnn.data.prepare.pack import Options, pack
 
     options = Options(**{key: getattr(arguments, key) for key in Options._fields})
-    name, out = data_check.source_name(arguments.source, arguments.data_dir), arguments.out
-    with data_check.counted("packing", "examples") as progress:
+    name, out = _source_name(arguments.source, arguments.data_dir), arguments.out
+    with _counted("packing", "examples") as progress:
         manifest, built = pack(name, out, options, arguments.split, arguments.data_dir, arguments.workers, progress)
     print(f"{'packed' if built else 'already packed, nothing to do:'} {out}")
     for split, about in manifest["splits"].items():
@@ -120,3 +136,237 @@ def _pack(arguments: argparse.Namespace) -> None:
         for skipped in about["skipped"]:
             print(f"left out: {skipped['error']}", file=sys.stderr)
     print(f"look at it with: jaxcnn data check {shlex.quote(f'packed:{out}')}")
+
+
+@dataclass
+class _Tally:
+    """What is found in one split."""
+
+    bad: dict[int, str] = field(default_factory=dict)  # index: what is wrong
+    shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    dtypes: set[str] = field(default_factory=set)
+    labels: Counter[int] = field(default_factory=Counter)
+    values: "np.ndarray | int" = 0  # (C, 256): how often each value occurs in each channel
+    samples: "dict[int, list[np.ndarray]]" = field(default_factory=dict)  # label: the first images
+
+    def add(self, image: "np.ndarray", label: int) -> None:
+        import numpy as np
+
+        self.shapes[image.shape] += 1
+        self.dtypes.add(str(image.dtype))
+        self.labels[label] += 1
+        self.values += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
+        if len(images := self.samples.setdefault(label, [])) < _SHEET_COLUMNS:
+            images.append(image)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Do what the arguments of `jaxcnn data check` say; splits without labels are passed over."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from jaxcnn.data.sources import labelled_splits, make_source
+
+    name, data_dir = _source_name(arguments.name, arguments.data_dir), arguments.data_dir
+    stem = re.sub(r"\W+", "-", name.removeprefix("tfds:"))[-60:].strip("-")  # a path may be longer than a name
+    out = arguments.out or Path(f"{stem}.png")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a PNG file in it")
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if name.startswith("packed:"):
+        _verify(name)
+    sources = [make_source(name, split, data_dir=data_dir) for split in labelled_splits(name, data_dir)]
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bad = []
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        tallies = [_tally(source, progress) for source in sources]
+    for source, tally in zip(sources, tallies, strict=True):
+        _report(source, tally)
+        bad += [f"{source.split} {_ranges(tally.bad)}"] if tally.bad else []
+    if tallies and tallies[0].samples:
+        names, samples = sources[0].class_names, tallies[0].samples
+        rows = [(class_title(label, names), samples[label]) for label in sorted(samples)[:_SHEET_CLASSES]]
+        contact_sheet(rows).save(out, format="PNG")
+        print(f"examples of {sources[0].split} are drawn in {out}")
+    if bad:
+        first = next(error for tally in tallies for error in tally.bad.values())
+        raise UserError(f"{name} has bad examples: {'; '.join(bad)}. The first: {first}")
+
+
+def _verify(name: str) -> None:
+    """Check the sums of a packed data set; UserError with the shards that are damaged."""
+    from jaxcnn.data.sources.packed import read_manifest, verify
+
+    total = sum(shard.bytes for shards in read_manifest(name).shards.values() for shard in shards)
+    with _counted("verifying checksums", "bytes") as progress:
+        if damaged := verify(name, lambda done: progress(done, total)):
+            raise UserError(
+                f"{name} has damaged shards, get them again or pack the data set again: {'; '.join(damaged)}"
+            )
+
+
+@contextlib.contextmanager
+def _counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """`progress(done, total)` to call while something long goes on: a bar, or a line for each tenth off a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    terminal, said = sys.stderr.isatty(), -1
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
+        task = bar.add_task(description)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total)
+            if not terminal and (tenth := 10 * done // max(1, total)) > said:
+                said = tenth
+                print(f"{description}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
+
+        yield progress
+
+
+def _source_name(name: str, data_dir: str) -> str:
+    """`name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
+    from jaxcnn.data.sources.tfds import STATISTICS, data_root
+
+    base = re.split("[/:]", name)[0]
+    is_source = base in ("", *KINDS)
+    return f"tfds:{name}" if not is_source and (base in STATISTICS or (data_root(data_dir) / base).is_dir()) else name
+
+
+def _tally(source: "Source", progress: "Progress") -> _Tally:
+    tally = _Tally()
+    if progress.disable:
+        print(f"reading {len(source):,} examples of {source.split}", file=sys.stderr)
+    for index in progress.track(range(len(source)), description=f"reading {source.split}"):
+        try:
+            example = source[index]
+        except UserError as error:
+            tally.bad[index] = str(error)
+        else:
+            tally.add(example["image"], example["label"])
+    return tally
+
+
+def _report(source: "Source", tally: _Tally) -> None:
+    import numpy as np
+
+    from jaxcnn.safe_files import printable
+
+    few = " ".join(f"{shape_text(shape)} ({count:,})" for shape, count in tally.shapes.most_common(3))
+    more = f" and {len(tally.shapes) - 3:,} other shapes" if len(tally.shapes) > 3 else ""
+    print(f"{source.name}, {source.split}: {len(source):,} examples")
+    if tally.labels:
+        print(f"  image  {few}{more}, {' '.join(sorted(tally.dtypes))}")
+        share = np.asarray(tally.values) / np.sum(tally.values, axis=-1, keepdims=True)
+        mean = share @ np.arange(256) / 255
+        std = np.sqrt(share @ np.arange(256) ** 2 / 255**2 - mean**2)
+        print(f"  mean   {' '.join(f'{v:.4f}' for v in mean)}   std {' '.join(f'{v:.4f}' for v in std)}")
+    counts = [tally.labels[label] for label in range(source.num_classes)]
+    if len(counts) <= _LISTED_CLASSES:
+        for label, count in enumerate(counts):
+            print(f"  {count:>9,}  {class_title(label, source.class_names)}")
+    else:
+        few, many = int(np.argmin(counts)), int(np.argmax(counts))
+        least, most = (f"{counts[n]:,} ({class_title(n, source.class_names)})" for n in (few, many))
+        print(f"  each of {len(counts):,} classes has {least} to {most} examples, the median {np.median(counts):,.0f}")
+    if tally.bad:
+        print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
+        for error in list(tally.bad.values())[:_LISTED_BAD]:
+            print(f"             {printable(error)}")
+
+
+def _ranges(indices: Iterable[int]) -> str:
+    """Rising numbers with runs drawn together: "3, 5-9"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def class_title(label: int, class_names: tuple[str, ...]) -> str:
+    """Number and name of a class; the number alone where that is its name."""
+    return f"{label}" if class_names[label] == f"{label}" else f"{label} {class_names[label]}"
+
+
+def shape_text(shape: Iterable[int | None]) -> str:
+    """(8, None, 1) -> "8×?×1"."""
+    return "×".join("?" if n is None else str(n) for n in shape)
+
+
+def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) -> "Image":
+    """A picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    font: Any = ImageFont.load_default(size=14)
+    left = 16 + int(max(font.getlength(title) for title, _ in rows))
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (left + columns * (tile + 4), len(rows) * (tile + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (title, images) in enumerate(rows):
+        top = row * (tile + 4) + 2
+        draw.text((8, top + tile // 2), title, fill="black", font=font, anchor="lm")
+        for column, pixels in enumerate(images):
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+            enlarge = Image.Resampling.NEAREST if max(image.size) < tile else Image.Resampling.LANCZOS
+            sheet.paste(ImageOps.contain(image, (tile, tile), enlarge), (left + column * (tile + 4), top))
+    return sheet
+
+
+def _add_show(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    command.description = """Draw examples of a config's training split, a row each: what evaluation would see, then
+        what training sees in epoch after epoch. The rows are one batch, so that mixing is seen too."""
+    add_config(command, "config")
+    command.add_argument("--out", type=Path, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s")
+    command.add_argument("--examples", type=int, default=8, metavar="N", help="rows (default: %(default)s)")
+    command.add_argument("--epochs", type=int, default=8, metavar="N", help="columns (default: %(default)s)")
+
+
+def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    """Do what the arguments say."""
+    if arguments.examples < 1 or arguments.epochs < 1:
+        raise UserError("--examples and --epochs: write positive numbers")
+    if not arguments.out.resolve().parent.is_dir() or arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out}: name a PNG file in a folder that exists")
+    config = config_of(arguments, overrides)
+    set_up_jax()
+    from jaxcnn.data.dataset import Dataset
+
+    data = Dataset(config)
+    count = min(arguments.examples, len(data.train))
+    examples = [i * len(data.train) // count for i in range(count)]
+    columns = [_evaluated(data, examples), *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
+    labels = [data.train.read(i)["label"] for i in examples]
+    titles = [class_title(label, data.class_names)[:40] for label in labels]
+    contact_sheet(list(zip(titles, map(list, zip(*columns, strict=True)), strict=True)), _TILE).save(
+        arguments.out, format="PNG"
+    )
+    print(f"{count} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
+    print(f"drawn in {arguments.out}")
+
+
+def _evaluated(data: "Dataset", examples: list[int]) -> "list[np.ndarray]":
+    return [data.train_readers[0].eval(example)["image"] for example in examples]
+
+
+def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":
+    """Images uint8 of one batch after host and device have changed them, before they are normalised."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    rows = [data.train_readers[0].train(epoch, example) for example in examples]
+    batch = {
+        "image": jnp.asarray(np.stack([row["image"] for row in rows])),
+        "label": jnp.asarray([row["label"] for row in rows]),
+        "epoch": jnp.full(len(rows), epoch),
+        "example": jnp.asarray(examples),
+    }
+    images = np.asarray(data.preprocess(batch, jnp.uint32(data.config.seed))["image"])
+    pixels = 255 * (images * np.asarray(data.std, np.float32) + np.asarray(data.mean, np.float32))
+    return list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

@@ -97,6 +97,11 @@ class Dataset:
         } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
         self.broken: dict[int, set[int]] = defaultdict(set)  # epoch: examples
         self.said = set[int]()  # those of the evaluation that a line has named
+        self._check_resident()
+
+    def _check_resident(self) -> None:
+        """Refuse what cannot be kept in device memory."""
+        data = self.config.data
         if data.resident and (self.augmentation.geometry or self.augmentation.pixels):
             raise UserError(
                 f"config.data.augment={data.augment} works on the host, image by image: config.data.resident takes "

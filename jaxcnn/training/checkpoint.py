@@ -5,12 +5,20 @@ data, the model and the time spent; and Orbax's metrics, by which the best is kn
 """
 
 import contextlib
+import importlib
+import logging
+import os
+import re
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import sync_global_devices
@@ -18,7 +26,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jaxcnn import UserError
 from jaxcnn.training import checksums
-from jaxcnn.training.orbax_errors import quieten, reason, steady
 from jaxcnn.training.state import TrainState, check_tree, overlay, select, shapes_of
 
 Tree = Any
@@ -210,10 +217,10 @@ class Checkpoints:
         averaged = shapes_of(self._metadata(step).get("ema") or {})
         if not averaged:
             return self._arrays(step, like)
-        ema = select(like, lambda path: path in averaged)
-        rest = select(like, lambda path: path not in averaged)
-        found = self._arrays(step, {"ema": ema} | rest)
-        return overlay(found.pop("ema"), found | {key: {} for key in like if key not in found})
+        if averaged.keys() == shapes_of(like).keys():
+            return self._arrays(step, {"ema": like})["ema"]
+        found = self._arrays(step, {"ema": select(like, lambda path: path in averaged)} | like)
+        return overlay(found.pop("ema"), found)
 
     def variable_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Return path -> shape of what `restore_variables` reads."""
@@ -268,3 +275,54 @@ def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None
     checkpoints = Checkpoints(workdir, ("none", "max"), keep_last=1)
     checkpoints.save_arrays(variables, info, {})
     checkpoints.close()
+
+
+def quieten() -> None:
+    """Print no error that the next call of Orbax raises: of a save that fails, hundreds of lines from its threads.
+
+    And no warning either: it has one for every folder that is opened for reading.
+    """
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    if _raised_nowhere not in logging.getLogger("absl").filters:
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_raised_nowhere)
+        sys.unraisablehook = partial(_report, sys.unraisablehook)
+
+
+class _Steady:
+    """The module `time`, its `time` counting from some moment on."""
+
+    time = staticmethod(time.monotonic)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def steady() -> None:
+    """Let Orbax's time limits run by a clock that nobody sets."""
+    futures = [f"futures.{name}" for name in ("future", "signaling_client", "synchronization")]
+    for name in (*futures, "checkpointers.async_checkpointer"):
+        with contextlib.suppress(ImportError):  # of another version: then a clock that is set may end a save
+            module: Any = importlib.import_module(f"orbax.checkpoint._src.{name}")
+            module.time = _Steady()
+
+
+def _raised_nowhere(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    places = [record.pathname, record.getMessage(), *(frame.filename for frame in traceback.extract_tb(trace))]
+    return not any("/orbax/" in place for place in places)
+
+
+def _report(before: Callable[[Any], None], what: Any) -> None:
+    # tensorstore would tell each array's failure to an event loop that the first one has ended.
+    if not isinstance(what.exc_value, RuntimeError) or str(what.exc_value) != "Event loop is closed":
+        before(what)
+
+
+def reason(error: Exception) -> str:
+    """The system's words for the error, where tensorstore hides its number in a long text; else its first line."""
+    if number := re.search(r"os_error_code='?(\d+)", str(error)):
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

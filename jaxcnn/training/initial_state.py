@@ -1,5 +1,6 @@
 """The state a run starts from: the newest checkpoint of its folder, other weights, or fresh ones."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,28 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
-from jaxcnn.config import Config
+from jaxcnn.config import RESUMABLE, Config
+from jaxcnn.configfile import from_json, to_json
+from jaxcnn.data.sources import path_kind
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import TrainState, path_name, shapes_of
+
+
+def check_resume(config: Config, workdir: Path) -> None:
+    """Raise a UserError that names every key in which `config` differs from the run begun in `workdir` and may not."""
+    path = workdir / "config.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    before, now = (json.loads(to_json(c)) for c in (from_json(path), config))  # as JSON has it: tuples are lists
+    if (kind := path_kind(before["data.name"])) and kind == path_kind(now["data.name"]):
+        before["data.name"] = now["data.name"]  # files may have moved: their checkpoint knows their classes and number
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in RESUMABLE]
+    if changed:
+        words = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed)
+        raise UserError(
+            f"--workdir {workdir} holds a run of another config ({words}): take another folder, or set these back"
+        )
 
 
 def restore_or_init(

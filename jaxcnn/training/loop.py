@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections import deque
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
 from jaxcnn.safe_files import read_json
 from jaxcnn.training import report, resident
-from jaxcnn.training.cadence import Cadence
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
@@ -163,6 +163,29 @@ def _result(workdir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
+
+
+class Cadence:
+    """Which steps are followed by what: every so many steps, or at the first step by which another epoch is complete.
+
+    An epoch need not be a whole number of steps.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: Fraction | int, total: int):
+        self.total = total
+        self.every = {
+            "log": Fraction(config.log_every),
+            "eval": Fraction(config.eval_every or steps_per_epoch),
+            "save": Fraction(config.checkpoint_every or steps_per_epoch),
+        }
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether "log", "eval" or "save" comes after `step`; the last step is followed by all three."""
+        return step == self.total or step // self.every[what] > (step - 1) // self.every[what]
+
+    def next_stop(self, step: int) -> int:
+        """The first step after `step` that something follows."""
+        return min(self.total, *(math.ceil((step // every + 1) * every) for every in self.every.values()))
 
 
 def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cadence) -> tuple[Any, Any]:

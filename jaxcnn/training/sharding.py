@@ -1,7 +1,6 @@
 """The named mesh of devices, and batches on it; `jaxcnn.training.sharding` says where the state lies."""
 
 import math
-import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,11 +10,11 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
+from jaxcnn.models.sharding import CLASSIFIER
 from jaxcnn.training.state import TrainState, path_name
 
 AXES = ("data", "model")
 Tree = Any
-CLASSIFIER = re.compile(r"(^|/)(fc\d*|head)/(kernel|bias)$")
 SMALLEST = 2**12  # elements of what is cut over `data`: gathering less costs more than it saves
 
 

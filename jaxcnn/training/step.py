@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
+from jaxcnn.models.check import STREAMS
 from jaxcnn.models.sharding import statistics_over
 from jaxcnn.tasks.base import Batch, Group, Sums, Task, Terms
 from jaxcnn.training.optimizer import merge_params, split_params
@@ -22,7 +23,6 @@ from jaxcnn.training.state import TrainState, select
 Preprocess = Callable[[Batch, jax.Array | None], Batch]
 # (variables, batch, rngs) -> terms, sums, new batch_stats
 Objective = Callable[[Any, Batch, dict[str, jax.Array]], tuple[Terms, Sums, Any]]
-_STREAMS = ("dropout", "latent", "sampling")  # streams of random numbers in training; the first is the step's own key
 _EVALUATION = 0x6576616C  # folded into the seed for the draws of evaluation, which training must not share
 
 
@@ -209,8 +209,8 @@ def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared
 
 
 def streams(rng: jax.Array) -> dict[str, jax.Array]:
-    """Return the key of each stream of random numbers in training; a stream that nobody uses costs nothing."""
-    return {name: jax.random.fold_in(rng, i) if i else rng for i, name in enumerate(_STREAMS)}
+    """Return the key of each stream, the first the step's own; a stream that nobody uses costs nothing."""
+    return {name: jax.random.fold_in(rng, i) if i else rng for i, name in enumerate(STREAMS)}
 
 
 def known_weights(objective: Objective, variables: Any, batch: Batch, names: Collection[str]) -> dict[str, jax.Array]:
@@ -308,11 +308,15 @@ def per_shard(compute: PartialGradients, micro_batches: int, mesh: Mesh, group: 
 
     def of_shard(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
         # Gradients of a shard's own copies stay its own; else each would be summed where it arises.
+        before = others["batch_stats"]
         trained, others = jax.lax.pcast((trained, others), over, to="varying")
         rng = jax.random.fold_in(rng, jax.lax.axis_index(over))
         with statistics_over("shard" if group > 1 else None):
             part, batch_stats = inner(trained, others, batch, rng, totals)
-        return jax.lax.psum((part, jax.tree.map(lambda x: x / shards, batch_stats)), over)
+        # Changes are averaged, not values: statistics of a frozen norm stay what they are to the bit.
+        changes = jax.tree.map(lambda new, old: (new - old) / shards, batch_stats, before)
+        part, changes = jax.lax.psum((part, changes), over)
+        return part, jax.tree.map(jnp.add, before, changes)
 
     rows, replicated = PartitionSpec(over), PartitionSpec()
     return jax.shard_map(

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import SIZES, Config, base_config, height_width, validate
-from jaxcnn.configfile import check_resume, from_json, set_key, to_json
+from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_device import normalize
@@ -42,6 +42,7 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, report
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
+from jaxcnn.training.initial_state import check_resume
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.sharding import make_mesh, replicated
 from jaxcnn.training.state import init_variables, shapes_of

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import CLASSES, Blobs, Tiny
 
+from jaxcnn import config, tasks
+from jaxcnn.config import Rule
 from jaxcnn.tasks.base import Batch, Group, Headline, Rows, Sums, Task, Terms
 
 
@@ -21,8 +23,8 @@ class Toy(Task):
     best = ("error", "min")
     headline = (Headline("error", "error {:.3f}", "mean squared error"),)
 
-    def __init__(self, config: Any):
-        self.share = config.task.share
+    def __init__(self, settings: Any):
+        self.share = settings.task.share
 
     def targets(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
         vector = jax.ShapeDtypeStruct((2,), np.float32)
@@ -160,3 +162,11 @@ TOYS: dict[str, type[Task]] = {
     "toy": Toy, "frozen": Frozen, "late": Late, "undivided": Undivided, "players": Players
 }  # fmt: skip
 MODEL = Tiny(norm=False)
+
+
+def register(set_item: Any = dict.__setitem__) -> None:
+    """Do all that a new task is besides its file: its line in the registry and its keys' rows."""
+    rows = {"task.share": (0.5, Rule(lambda v: v >= 0, "0 or more"), "weight of the second term")}
+    for name, task in TOYS.items():
+        set_item(tasks.TASKS, name, task)
+        set_item(config.TASK_KEYS, name, rows)

@@ -1,6 +1,11 @@
 """What the spine promises every task, shown on a toy task that only the tests know (tests/helpers/toy.py)."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CLASSES, Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, steps, tiny_config
-from toy import MODEL, TOYS, Two, Values
+from toy import MODEL, Two, Values, register
 
-from jaxcnn import UserError, config, tasks
-from jaxcnn.config import Rule
+from jaxcnn import UserError
 from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate
@@ -22,11 +26,8 @@ SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__mo
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    """All that a new task is besides its file: its line in the registry and its keys' rows."""
-    rows = {"task.share": (0.5, Rule(lambda v: v >= 0, "0 or more"), "weight of the second term")}
-    for name, task in TOYS.items():
-        monkeypatch.setitem(tasks.TASKS, name, task)
-        monkeypatch.setitem(config.TASK_KEYS, name, rows)
+    """Register the toys as a new task would be, and forget them after the test."""
+    register(monkeypatch.setitem)
 
 
 def toy_config(task: str = "toy", **values: Any) -> Any:
@@ -220,7 +221,8 @@ def test_constants_are_arguments_of_the_program_and_no_part_of_a_checkpoint():
 class TwoShapes(Blobs):
     """Blobs of two shapes in turn."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, **values: Any):
+        super().__init__(**values)
         self.buckets = self.eval_buckets = ((5, 4), (4, 6))
 
     def train_batches(self, start: int, stop: int) -> Any:
@@ -244,3 +246,49 @@ def test_buckets_are_compiled_before_the_first_batch_and_resume_to_the_bit(tmp_p
     assert lines(tmp_path / "one") == lines(tmp_path / "two")
     train_step, _ = build(tiny_config(), Tiny(), TwoShapes()).compile()
     assert set(train_step.programs) == {(5, 4), (4, 6)}
+
+
+TWO_PROCESSES = """
+import json, sys
+sys.path.insert(0, {helpers!r})
+import jax
+jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))
+from toy import MODEL, Values, register
+from tiny import tiny_config
+from jaxcnn.training.evaluation import evaluate
+from jaxcnn.training.program import build_program
+from jaxcnn.training.sharding import make_mesh
+
+class Half(Values):
+    def eval_batches(self):
+        for batch in super().eval_batches():
+            yield {{key: x[jax.process_index() * 8:][:8] for key, x in batch.items()}}
+
+register()
+data = Half(16)
+program = build_program(tiny_config(task__name="toy"), MODEL, data, make_mesh(4))
+scores = evaluate(program.eval_step, program.init().variables, data.eval_batches(),
+                  task=program.task, mesh=program.mesh, examples=37)
+sums, rows = program.task.seen
+print(json.dumps([scores, sums["confusion"][0].tolist(), {{k: x.tolist() for k, x in rows.items()}}]))
+"""
+
+
+def test_two_processes_see_every_row_once_and_the_same_scores_as_one():
+    helpers = str(Path(__file__).parents[1] / "helpers")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    text = TWO_PROCESSES.format(helpers=helpers, address=address)
+    env = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", text, str(i)], env=env, stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in started]
+    assert found[0] == found[1]
+    scores, confusion, rows = found[0]
+    expected, sums, expected_rows = evaluation(37, 1)
+    assert scores == pytest.approx(expected, rel=1e-6)
+    assert confusion == sums["confusion"][0].tolist()
+    for name, values in expected_rows.items():
+        np.testing.assert_allclose(rows[name], values, rtol=1e-6)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxcnn.training.orbax_errors import quieten, reason, steady
+from jaxcnn.training.checkpoint import quieten, reason, steady
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, SupportsIndex
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
 
 from jaxcnn import UserError
 from jaxcnn.data import usable_cores
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Kind(NamedTuple):
@@ -131,7 +132,7 @@ class Source(ABC):
             raise self.bad(index.__index__(), error) from error
         return example | {"image": pixels}
 
-    def sizes(self, skip: bool = False) -> np.ndarray:
+    def sizes(self, skip: bool = False) -> "np.ndarray":
         """Return the height and width of every image, int64 (N, 2), from their headers, which threads read.
 
         Args:
@@ -140,6 +141,8 @@ class Source(ABC):
         Raises:
           BadExample: an example cannot be read.
         """
+        import numpy as np
+
         from jaxcnn.data.images.decode import size_of
 
         height, width, _ = self.image_shape
