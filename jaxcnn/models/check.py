@@ -121,7 +121,10 @@ def _outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
         yield f'{mode} returns "aux_logits" as {_kind(auxiliary)}: return a tuple of {due}'
     for name, logits in [("logits", outputs["logits"]), *(("aux_logits", x) for x in auxiliary)]:
         if getattr(logits, "shape", None) != (2, num_classes) or _narrow(logits):
-            yield f'{mode} returns "{name}" {_kind(logits)} for N = 2 images: return {due}, as layers.Classifier does'
+            yield (
+                f'{mode} returns "{name}" {_kind(logits)} for 2 images: make it (2, {num_classes}) float32, as '
+                "layers.Classifier does"
+            )
 
 
 def _variables(evaluation: dict[str, Any], training: dict[str, Any]) -> Iterator[str]:
@@ -154,7 +157,7 @@ def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
             )
     for output, path in trace.last:
         if path.rpartition("/")[2] != "head":
-            yield f"has \"{output}\" from the layer '{path}', which reset_head would keep: call it 'head'"
+            yield f"has a layer '{path}' that gives \"{output}\" and that reset_head would keep: call it 'head'"
     head = trace.variables.get("params/head/kernel")
     if head is None or head.shape[-1] != num_classes:
         has = "no parameter head/kernel" if head is None else f"a head/kernel {head.shape}"
@@ -171,7 +174,8 @@ def _endpoints(model: Any, trace: _Trace, image_shape: Sequence[int]) -> Iterato
         yield f"has endpoints={endpoints!r}: make it {{name: (stride, channels)}}"
     for name, stride, channels in promises:
         x = trace.outputs.get(name)
-        shape, dtype = getattr(x, "shape", ()), jnp.dtype(getattr(model, "dtype", None) or jnp.float32)
+        shape: Any = getattr(x, "shape", ())
+        dtype = jnp.dtype(getattr(model, "dtype", None) or jnp.float32)
         # Windows without padding lose pixels at the edges: a quarter of the map may be missing, not a half.
         fits = len(shape) == 4 and all(
             abs(side * stride - pixels) <= max(stride, pixels / 4)
@@ -179,7 +183,8 @@ def _endpoints(model: Any, trace: _Trace, image_shape: Sequence[int]) -> Iterato
         )
         if x is None or not fits or shape[3] != channels or x.dtype != dtype:
             due = f"{dtype}{[2, *(-(-pixels // stride) for pixels in image_shape[:2]), channels]}"
-            yield f"returns {_kind(x)} as endpoint '{name}', which `endpoints` says is {due}: correct either"
+            found = "nothing" if x is None else _kind(x)
+            yield f"returns {found} as endpoint '{name}', where `endpoints` promises {due}: correct either"
         if name not in trace.endpoints:
             yield (
                 f"returns an endpoint '{name}' out of no Endpoint of that name, by which Grad-CAM and remat find it: "
