@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from jaxcnn.scaling.chips import CHIPS
-from jaxcnn.scaling.prediction import sent_bytes
+from jaxcnn.scaling.chips import CHIPS, sent_bytes
 from jaxcnn.scaling.report import Row, differences, measured, series, traits
 from jaxcnn.training.hlo import KINDS
 

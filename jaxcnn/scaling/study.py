@@ -229,7 +229,7 @@ def compile_rows(
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.models import create_model
     from jaxcnn.scaling import ahead_of_time
-    from jaxcnn.scaling.prediction import estimate, set_efficiencies
+    from jaxcnn.scaling.chips import estimate, set_efficiencies
     from jaxcnn.scaling.report import LABELS, series
     from jaxcnn.training.profile import prepare
 
