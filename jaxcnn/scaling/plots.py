@@ -282,10 +282,8 @@ def _finish(figure: Figure, rows: list[Row], handles: list[Artist], out: Path | 
         axes.set_axisbelow(True)
     figure.suptitle("\n".join(textwrap.wrap(common(rows), 100)), fontsize=10)
     names = [textwrap.fill(str(handle.get_label()), 110) for handle in handles]
-    columns = 2 if max(map(len, names)) < 60 else 1
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=columns, fontsize=9, title=missing, title_fontsize=9
-    )
+    style = {"ncols": 2 if max(map(len, names)) < 60 else 1, "fontsize": 9, "title_fontsize": 9}
+    figure.legend(handles, names, loc="outside lower center", title=missing, **style)
     if out:
         figure.savefig(out, dpi=120, format="png")
     return figure
