@@ -22,7 +22,7 @@ ANYONE = {"", "config", "configfile", "safe_files"}
 ALLOWED: dict[str, set[str]] = {
     "": {"models", "training"},
     "config": set(),
-    "configfile": set(),
+    "configfile": {"data"},
     "safe_files": set(),
     "data": set(),
     "distributed": set(),

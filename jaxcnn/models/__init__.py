@@ -91,7 +91,7 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         # The shape of the images is not known here. A network that does not take these is checked in training.
         with contextlib.suppress(NotApplicableError):
             check_model(module)
-    elif not getattr(module.spec, "norm", True) and {"frozen_norm", "norm_epsilon"} & overrides.keys():
+    elif {"frozen_norm", "norm_epsilon"} & overrides.keys() and not getattr(module.spec, "norm", True):
         raise UserError(f"model {name} has no BatchNorm: leave out frozen_norm and norm_epsilon")
     return module
 
