@@ -51,15 +51,8 @@ def find_place(timeout: float) -> Place | None:
         ) from error
 
 
-def check_devices(deterministic: bool = False) -> None:
-    """Raise a UserError where JAX finds no device; from here on it holds those it finds.
-
-    Args:
-      deterministic: ask XLA for deterministic GPU operations, if JAX has not touched a device yet; others ignore it.
-    """
-    flag, given = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
-    if deterministic and flag not in given.split():
-        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()  # XLA reads it once, when JAX starts its backend below.
+def check_devices() -> None:
+    """Raise a UserError where JAX finds no device; from here on it holds those it finds."""
     import jax
 
     try:

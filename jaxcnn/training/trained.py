@@ -43,7 +43,7 @@ from jaxcnn.training import loop, report
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.initial_state import check_resume
-from jaxcnn.training.program import Data, Program, build_program
+from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.entries import check_finite, from_paths, to_paths
@@ -119,7 +119,7 @@ def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
 
 def _parts(config: Config, model: Any, data: Any, part: Slice | None = None) -> tuple[nn.Module, Data]:
     """Return the network and the data set of a config, but for those that are given."""
-    check_devices(config.deterministic)
+    check_devices()
     part = part or Slice(jax.process_index(), jax.process_count())
     data = Dataset(config, part, targets=create_task(config).targets) if data is None else data
     return _network(config, data.num_classes, data.image_shape, model), data
@@ -290,12 +290,11 @@ class TrainedModel:
 
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
-        @jax.jit
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, {}, False)
             return self.task.predict(outputs)
 
-        return partial(program, self._weights)
+        return partial(jax.jit(program, compiler_options=compiler_options(self.config)), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])
@@ -384,7 +383,7 @@ class TrainedModel:
             densely(self.model) if protocol == "dense" else self.model, program.task,
             partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored,
         )  # fmt: skip
-        step = jax.jit(step, out_shardings=replicated(self.mesh))
+        step = jax.jit(step, out_shardings=replicated(self.mesh), compiler_options=program.compiler_options)
         return step, view_batches(data.eval, views, batches, part=data.part, workers=config.data.workers), views
 
 
