@@ -3,10 +3,7 @@
 import ast
 import json
 import math
-import os
 import runpy
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any

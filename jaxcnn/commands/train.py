@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         parser.error("the following arguments are required: --workdir")
     config = config_of(arguments, overrides)
 
-    from jaxcnn.data import read_ahead
+    from jaxcnn.data import batches
     from jaxcnn.distributed.interrupt import Interrupt, Interrupted
 
     # Signals are handled from here on: loading JAX takes a while.
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
                     print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
                 return stop.code
             finally:
-                if read_ahead.LEFT_BEHIND:
+                if batches.LEFT_BEHIND:
                     ENDS.append(end_at_once)
             text = json.dumps(report.headline(result))
     if team.process == 0:

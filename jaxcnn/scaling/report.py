@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxcnn.safe_files import write_atomically
 from jaxcnn.scaling.ahead_of_time import plugins
 from jaxcnn.scaling.chips import CHIPS
 from jaxcnn.scaling.prediction import PREDICTED
 from jaxcnn.training.report import commit
-from jaxcnn.training.run_log import write_atomically
 
 Row = dict[str, Any]
 

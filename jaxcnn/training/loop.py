@@ -17,13 +17,13 @@ from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
-from jaxcnn.safe_files import read_json
+from jaxcnn.safe_files import read_json, write_atomically
 from jaxcnn.training import report, resident
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
-from jaxcnn.training.run_log import RunLog, write_atomically
+from jaxcnn.training.run_log import RunLog
 from jaxcnn.training.sharding import make_mesh, on_all, on_devices
 from jaxcnn.training.state import TrainState, zeros_like
 

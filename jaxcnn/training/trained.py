@@ -29,7 +29,7 @@ from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_device import normalize
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt

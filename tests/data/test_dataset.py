@@ -15,7 +15,7 @@ from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import WHOLE, Schedule, Slice, eval_batches, nearest_bucket, train_batches
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import Source
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def dataset(folder, part=WHOLE, targets=None, **values):
+def dataset(folder, part: Slice = WHOLE, targets: Any = None, **values: Any):
     config = base_config()
     settings = {"data.name": f"folder:{folder}", "global_batch_size": "4", "steps": "1"}
     for key, value in (settings | {k.replace("__", "."): v for k, v in values.items()}).items():
@@ -60,7 +60,8 @@ def test_training_and_evaluation_have_their_own_sizes_also_where_they_are_no_squ
     ramp = np.mgrid[:90, :70][0].astype(np.uint8)
     Image.fromarray(ramp).convert("RGB").save(tmp_path / "ramp.png")
     seen = replace(data.eval_readers[0], source=OneFile(tmp_path / "ramp.png")).eval(0)["image"]
-    predicted = read_image(tmp_path / "ramp.png", data.input["image_shape"], data.input["resize"])
+    assert data.input["image_shape"] == data.eval_image_shape
+    predicted = read_image(tmp_path / "ramp.png", data.eval_image_shape, data.input["resize"])
     assert np.abs(seen.astype(int) - predicted).max() <= 1
     assert dataset(folder, data__image_size="16").eval_image_shape == (16, 16, 3)
 
@@ -83,7 +84,7 @@ def test_sizes_in_a_config_are_kept_and_wrong_ones_are_named(folder, tmp_path):
     assert (back.data.image_size, back.data.eval_size, back.data.buckets) == ((96, 128), 64, ())
     for key, value in (("image_size", "(8,)"), ("image_size", "8.5"), ("eval_size", "0,8"), ("buckets", "(8,8)")):
         with pytest.raises(UserError, match=rf"config\.data\.{key}"):
-            dataset(folder, **{f"data__{key}": value})
+            dataset(folder, WHOLE, None, **{f"data__{key}": value})
     for values, key in (
         ({"data__image_size": "32", "data__resize": "31"}, "resize"),
         ({"data__image_size": "16", "data__eval_size": "20,32", "data__resize": "31"}, "resize"),
@@ -92,7 +93,7 @@ def test_sizes_in_a_config_are_kept_and_wrong_ones_are_named(folder, tmp_path):
         ({"data__buckets": BUCKETS, "data__resident": "true"}, "resident"),
     ):
         with pytest.raises(UserError, match=rf"config\.data\.{key}"):
-            dataset(folder, **values)
+            dataset(folder, WHOLE, None, **values)
 
 
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=4)

@@ -55,7 +55,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     """Return the source of `packed:DIR`.
 
     Raises:
-      UserError: DIR holds no finished pack, or a damaged one, or has no such split; a shard is missing or cut.
+      UserError: DIR holds no finished pack, or a damaged one, or has no such split; a shard is missing or incomplete.
     """
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -180,9 +180,9 @@ def _parse(values: Any) -> Manifest:
     if any(len(v) != channels or not all(type(x) is float and math.isfinite(x) for x in v) for v in (mean, std)):
         raise ValueError(f"'mean' and 'std' are not {channels} fractions each")
     splits = _get(values, "splits", dict)
-    shards = {str(split): tuple(map(_shard, _get(told, "shards", list))) for split, told in splits.items()}
-    for split, told in splits.items():
-        if not 0 < sum(shard.examples for shard in shards[split]) == _get(told, "examples", int) < _MOST:
+    shards = {str(split): tuple(map(_shard, _get(about, "shards", list))) for split, about in splits.items()}
+    for split, about in splits.items():
+        if not 0 < sum(shard.examples for shard in shards[split]) == _get(about, "examples", int) < _MOST:
             raise ValueError(f"the shards of '{split}' do not add up to its examples")
     files = [shard.file for split in shards.values() for shard in split]
     if not files or len(set(files)) < len(files):

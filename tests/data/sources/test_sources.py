@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ import pytest
 from encode import png
 
 from jaxcnn import UserError
+from jaxcnn.config import base_config
+from jaxcnn.configfile import to_json
+from jaxcnn.data import sources
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.sources import describe_sources, eval_split, make_source, split_sizes
+from jaxcnn.training.initial_state import check_resume
 
 
 def stacked(source):
@@ -348,3 +354,28 @@ class TestDescribe:
         assert [row["status"] for row in list(rows.values())[:3]] == ["ready"] * 3
         assert "tfrecord" in rows["tfds:old:2.0.0"]["status"]
         assert "jaxcnn data prepare fashion_mnist" in rows["tfds:fashion_mnist"]["status"]
+
+
+def test_a_storage_format_is_one_module_and_one_line(monkeypatch, tmp_path):
+    class Letters(sources.Source):
+        def _read(self, index):
+            return {"image": np.full((4, 4, 1), index, np.uint8), "label": index}
+
+    module = types.ModuleType("letters")
+    module.open_split = lambda name, split, data_dir: Letters(  # type: ignore[attr-defined]
+        name, split, 2, ("a", "b"), (4, 4, 1), (0.5,), (0.5,)
+    )
+    module.split_sizes = lambda name, data_dir: {"train": 2, "val": 2}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jaxcnn.data.sources.letters", module)
+    monkeypatch.setitem(sources.KINDS, "letters", sources.Kind("letters", "letters:DIR", is_path=True))
+    assert [make_source("letters:/x")[i]["label"] for i in range(2)] == [0, 1]
+    assert eval_split("letters:/x") == "val"
+    config = base_config()
+    config.data.name, config.global_batch_size, config.steps = "letters:/x", 2, 1
+    assert "/x" not in str(Dataset(config).position), "files may be moved"
+    with pytest.raises(UserError, match="letters:DIR"):
+        make_source("zzz")
+    (tmp_path / "config.json").write_text(to_json(config))
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    config.data.name = "letters:/y"
+    check_resume(config, tmp_path)
