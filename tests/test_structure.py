@@ -22,7 +22,7 @@ ANYONE = {"", "config", "configfile", "safe_files"}
 ALLOWED: dict[str, set[str]] = {
     "": {"models", "training"},
     "config": set(),
-    "configfile": {"data"},
+    "configfile": set(),
     "safe_files": set(),
     "data": set(),
     "distributed": set(),

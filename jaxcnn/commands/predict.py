@@ -77,7 +77,7 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
 
 def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:
     from jaxcnn.training.trained import TrainedModel, open_run
-    from jaxcnn.weights.inputs import read_names
+    from jaxcnn.weights.files import read_names
 
     if arguments.weights:
         dtype = {"dtype": arguments.dtype or "float32"}

@@ -49,7 +49,7 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from jaxcnn.training.checkpoint import save_variables
     from jaxcnn.training.state import count_params
     from jaxcnn.training.trained import TrainedModel
-    from jaxcnn.weights.inputs import read_names
+    from jaxcnn.weights.files import read_names
 
     network = TrainedModel.from_weights(arguments.model, arguments.file, overrides)
     name, classes = network.config.model.name, len(network.input["class_names"])
@@ -87,8 +87,7 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     from jaxcnn.configfile import to_json
     from jaxcnn.training.trained import open_run
-    from jaxcnn.weights.entries import to_paths
-    from jaxcnn.weights.files import write_safetensors
+    from jaxcnn.weights.files import to_paths, write_safetensors
     from jaxcnn.weights.torchvision import NAMES, to_state_dict
 
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -23,27 +23,14 @@ _REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < 1
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < float("inf")
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 # Legal values of the overrides that several families have, and their words.
-_OVERRIDES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dropout": (_is_rate, "at least 0 and less than 1"),
-    "aux_dropout": (_is_rate, "at least 0 and less than 1"),
-    "width": (_is_positive, "more than 0"),
-    "small_images": (_is_bool, "True or False"),
-    "frozen_norm": (_is_bool, "True or False"),
-    "norm_epsilon": (_is_positive, "more than 0"),
-}
+_RATE: Any = (lambda x: isinstance(x, int | float) and 0 <= x < 1, "at least 0 and less than 1")
+_POSITIVE: Any = (lambda x: isinstance(x, int | float) and 0 < x < float("inf"), "more than 0")
+_BOOL: Any = (lambda x: isinstance(x, bool), "True or False")
+_LEGAL = {
+    "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
+    "small_images": _BOOL, "frozen_norm": _BOOL,
+}  # fmt: skip
 
 
 def list_models() -> list[str]:
@@ -80,15 +67,22 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"model {name}: dtype={dtype} is no floating-point type: bfloat16 or float32")
     network: Any = _own_class(name) if own else _REGISTRY[name]
-    fields = getattr(network, "func", network).__dataclass_fields__.keys()
+    fields = getattr(network, "func", network).__dataclass_fields__
     known = [key for key in fields if key not in ("spec", "num_classes", "dtype", "parent", "name")]
-    _check_overrides(name, overrides, known, {} if own else _OVERRIDES)
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
+        if not own and key in _LEGAL and not _LEGAL[key][0](value):
+            raise UserError(f"model {name}: {key}={value!r}, it must be {_LEGAL[key][1]}")
     try:
         module = network(num_classes=num_classes, dtype=dtype, **overrides)
-    except TypeError as error:  # a field without a default
-        raise UserError(f"model {name}: {error}: set it by config.model.overrides or give it a default") from error
+    except TypeError as error:
+        raise UserError(
+            f"model {name}: {error}: it must have the fields num_classes and dtype, and a value for every other, by "
+            "default or by config.model.overrides"
+        ) from error
     if own:
-        # The shape of the images is not known here. A network that does not take these is checked in training.
+        # Images of this size may not suit it; training checks it on those of its data.
         with contextlib.suppress(NotApplicableError):
             check_model(module)
     elif {"frozen_norm", "norm_epsilon"} & overrides.keys() and not getattr(module.spec, "norm", True):
@@ -113,25 +107,17 @@ def check_model(
     Raises:
       UserError: one line, what is wrong and what it must return or be called.
     """
-    if isinstance(model, str):
-        module, who = create_model(model, num_classes or 1000, dtype, **overrides), f"model {model}"
-    elif isinstance(model, nn.Module):
-        module, who = model, f"model {type(model).__name__}"
-    else:
+    module: Any = create_model(model, num_classes or 1000, dtype, **overrides) if isinstance(model, str) else model
+    if not isinstance(module, nn.Module):
         raise UserError(f"{model!r} is no network: give a name of `jaxcnn models` or a flax.linen.Module that is built")
+    who = f"model {model if isinstance(model, str) else type(model).__name__}"
     num_classes = num_classes or getattr(module, "num_classes", None)
     if num_classes is None:
         raise UserError(f"{who} has no field num_classes: define it")
     side = getattr(module, "image_size", None) or _TRIAL
+    if not isinstance(side, int) or side < 1:
+        raise UserError(f"{who} has image_size={side!r}: make it a side in pixels, or None")
     check_module(module, who, num_classes, image_shape or (side, side, 3))
-
-
-def _check_overrides(name: str, overrides: dict[str, Any], known: Sequence[str], legal: dict[str, Any]) -> None:
-    for key, value in overrides.items():
-        if key not in known:
-            raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
-        if key in legal and not legal[key][0](value):
-            raise UserError(f"model {name}: {key}={value!r}, it must be {legal[key][1]}")
 
 
 def _own_class(name: str) -> type[nn.Module]:
@@ -142,23 +128,19 @@ def _own_class(name: str) -> type[nn.Module]:
     module = _import(name, path)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        own = [key for key, x in vars(module).items() if isinstance(x, type) and issubclass(x, nn.Module)]
-        own = [key for key in own if vars(module)[key].__module__ == path]  # not those that it imports
+        classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, nn.Module)]
+        own = [x.__name__ for x in classes if x.__module__ == path]  # not those that it imports
         what = "there is no" if found is None else "no flax.linen.Module is the"
         where = f"{path} ({getattr(module, '__file__', 'built in')})"
         raise UserError(f"model {name}: {what} '{attribute}' in {where}: its networks are {', '.join(own) or 'none'}")
-    for field, declaration in (("num_classes", "int"), ("dtype", "Any = jnp.bfloat16")):
-        if field not in found.__dataclass_fields__:
-            raise UserError(f"model {name}: {attribute} has no field {field}: define `{field}: {declaration}`")
     return found
 
 
 def _import(name: str, path: str) -> Any:
     """Import the module `path` of the model `name`, from the current folder where Python's path has none."""
     here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)  # last, so that a file of this folder stands in for no installed package
+    added = [here] if here not in sys.path else []
+    sys.path += added  # last, so that a file of this folder stands in for no installed package
     try:
         importlib.invalidate_caches()  # the file may be newer than Python's listing of its folder
         return importlib.import_module(path)
@@ -171,8 +153,8 @@ def _import(name: str, path: str) -> Any:
         words = " ".join(str(error).split())
         raise UserError(f"model {name}: importing '{path}' fails with {type(error).__name__}: {words}") from error
     finally:
-        if added:
-            sys.path.remove(here)
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def _nearest(word: str, words: Collection[str], otherwise: str) -> str:

@@ -113,7 +113,7 @@ class FrozenBatchNorm(nn.Module):
     """BatchNorm whose statistics and affine are constants: (…, C) -> (…, C) in `dtype`, computed in float32.
 
     All four arrays live in `batch_stats`: they are no parameters, no optimizer sees them, and nothing writes to them.
-    The gradient reaches `x`. `freeze_norm` moves the values of an ordinary network here.
+    The gradient reaches `x`. `match_norms` moves the values of an ordinary network here.
     """
 
     epsilon: float
@@ -133,29 +133,23 @@ class FrozenBatchNorm(nn.Module):
         return ((x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
 
 
-def freeze_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return variables {"params", "batch_stats"} of an ordinary network as those of the same one with frozen norms.
+def match_norms(variables: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables {"params", "batch_stats"} with each array in the collection where `wanted` has it.
 
-    A BatchNorm is known by the "mean" in `batch_stats`; its "scale" and "bias" move there from `params`. The arrays are
-    not copied. Variables that are frozen already are returned unchanged.
+    So an ordinary network's variables become those of the same one with frozen norms, whose "scale" and "bias" lie in
+    `batch_stats`, and the reverse. Nothing is copied; what `wanted` has in neither collection stays where it is.
+
+    Args:
+      wanted: the variables of the other form, or anything by their paths, such as {"params/norm/scale": shape}.
     """
-    return _move_affine(variables, "params", "batch_stats")
-
-
-def unfreeze_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the variables of a network with frozen norms as those of the ordinary one: undo `freeze_norm`."""
-    return _move_affine(variables, "batch_stats", "params")
-
-
-def _move_affine(variables: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
-    flat: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
-    norms = [path[1:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
-    for norm in norms:
-        for leaf in ("scale", "bias"):
-            if (source, *norm, leaf) in flat:
-                flat[target, *norm, leaf] = flat.pop((source, *norm, leaf))
+    flat, paths = (flatten_dict(dict(tree), sep="/") for tree in (variables, wanted))
+    moved: dict[Any, Any] = {}
+    for path, x in flat.items():
+        collection, _, rest = cast(str, path).partition("/")
+        other = f"{'params' if collection == 'batch_stats' else 'batch_stats'}/{rest}"
+        moved[other if path not in paths and other in paths else path] = x
     # A network without parameters or statistics of its own keeps the empty collection.
-    return {name: {} for name in variables} | unflatten_dict(flat)
+    return {name: {} for name in variables} | unflatten_dict(moved, sep="/")
 
 
 @jax.custom_vjp

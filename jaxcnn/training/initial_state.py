@@ -13,6 +13,7 @@ from jaxcnn import UserError
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.sources import path_kind
+from jaxcnn.models.layers import match_norms
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import TrainState, path_name, shapes_of
@@ -91,7 +92,7 @@ def load_variables(
       reset_head: whether heads, auxiliary ones too, stay fresh where the number of classes differs.
 
     Returns:
-      The weights, and what the log is to say of them ("" for nothing).
+      The weights, and what the log is to say of them ("" for nothing). The norms of either network may be frozen.
 
     Raises:
       UserError: there is no checkpoint; or it is of another model, of images that other weights go with, or, without
@@ -105,11 +106,13 @@ def load_variables(
     run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
     checkpoints = Checkpoints(run, best)
     step = checkpoints.resolve(which)
-    saved, now = checkpoints.variable_shapes(step), shapes_of(fresh)
+    saved = checkpoints.variable_shapes(step)
+    asked = match_norms(fresh, saved)  # frozen norms keep their affine in another collection than ordinary ones
+    now = shapes_of(asked)
     heads = [key for key in now if _differs_in_classes(key, saved.get(key, ()), now[key])]
     if not heads or saved | {key: now[key] for key in heads} != now:
         try:
-            return checkpoints.restore_variables(step, fresh), ""
+            return match_norms(checkpoints.restore_variables(step, asked), fresh), ""
         except UserError as error:
             raise UserError(f"{error}{_other_images(checkpoints.info(step), image_shape)}") from error
     there, here = saved[heads[0]][-1], now[heads[0]][-1]
@@ -125,9 +128,9 @@ def load_variables(
         sharding = NamedSharding(x.sharding.mesh, PartitionSpec()) if cut else x.sharding
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
-    loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, fresh))
-    merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, fresh)
-    return merged, f"the head starts afresh: {there} classes in {path}, {here} here"
+    loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, asked))
+    merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, asked)
+    return match_norms(merged, fresh), f"the head starts afresh: {there} classes in {path}, {here} here"
 
 
 def _differs_in_classes(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -45,10 +45,8 @@ from jaxcnn.training.initial_state import check_resume
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, replicated
 from jaxcnn.training.state import init_variables, shapes_of
-from jaxcnn.weights.entries import check_finite, from_paths, to_paths
-from jaxcnn.weights.files import read_state_dict
-from jaxcnn.weights.inputs import checked_input, exported, input_of
-from jaxcnn.weights.torchvision import from_state_dict
+from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
+from jaxcnn.weights.torchvision import from_state_dict, input_of
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 _CHUNK = 64  # images that are in memory and go through the network at once
@@ -225,7 +223,7 @@ class TrainedModel:
         classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
         config, given = _config_of_weights(file, name, classes, dict(overrides))
         model = _network(config, classes, given["image_shape"])
-        variables = from_paths(model, given["image_shape"], arrays)
+        variables = from_paths(jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"])), arrays)
         check_finite(variables)  # XLA's ReLU on a CPU takes a NaN for 0: the output would not show it.
         return cls(model, variables, config, 0, given, make_mesh(config.mesh.data, config.mesh.model), str(file))
 
@@ -301,7 +299,8 @@ class TrainedModel:
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, {}, False)
+            rngs = {"example": jax.random.split(jax.random.key(self.config.seed), len(images))}
+            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
             return self.task.predict(outputs)
 
         return partial(jax.jit(program, compiler_options=compiler_options(self.config)), self._weights)

@@ -1,7 +1,8 @@
-"""Files of named arrays: safetensors both ways, torch's two .pth formats in.
+"""Files of weights: named arrays in and out, held against a network's variables, and the images that they expect.
 
-Nothing in a file is executed (see `pickled`). Sizes are held against the file's own before anything of such a size is
-made, so that a small file cannot take a large memory.
+safetensors both ways, torch's two .pth formats in; our own names are paths such as "params/head/kernel". Nothing in a
+file is executed (see `pickled`). Sizes are held against the file's own before anything of such a size is made, so that
+a small file cannot take a large memory.
 """
 
 import io
@@ -10,18 +11,22 @@ import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
+from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes
 from jaxcnn.weights.pickled import DTYPES_READ, STORAGES, RefusedError, Storage, Tensor, shown, unpickle
 
+Shape = tuple[int, ...]
 _NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # safetensors', as in STORAGES
 _DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -31,7 +36,7 @@ _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile,
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a .safetensors, .pth or .pt file, recognised by its content; nothing in it is executed.
+    """Return the named arrays of a .safetensors, .pth or .pt file, recognised by its content.
 
     A checkpoint {"state_dict" or "model": state dict, …} is unwrapped, and "module." is taken off if every key has it.
     The arrays are contiguous, writable and share nothing.
@@ -56,7 +61,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: Path, state_dict: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays by name, with optional strings about them. The file appears whole or not at all.
+    """Write arrays by name, with optional strings about them; the file appears complete or not at all.
 
     Raises:
       UserError: a dtype that `read_state_dict` would not read, or a path that cannot be written.
@@ -99,7 +104,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _read_zip(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Torch 1.6 and later: ROOT/data.pkl, ROOT/data/KEY for each storage, ROOT/byteorder from 2.0 on."""
+    """Read torch 1.6 and later: ROOT/data.pkl, ROOT/data/KEY for each storage, ROOT/byteorder from 2.0 on."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = {entry.filename for entry in entries}
@@ -118,7 +123,7 @@ def _read_zip(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
-    """Before torch 1.6: pickles of magic, protocol, the system, the object and its storages' keys; then the storages.
+    """Read torch before 1.6: pickles of magic, protocol, system, the object and its storages' keys; then the storages.
 
     A storage is its count of elements (int64) and the elements, little-endian on every machine.
     """
@@ -143,7 +148,7 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _unwrap(loaded: Any) -> dict[str, Tensor]:
-    """The state dict within what was saved, its keys without DistributedDataParallel's prefix."""
+    """Return the state dict within what was saved, its keys without DistributedDataParallel's prefix."""
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -183,8 +188,131 @@ def _array(key: str, tensor: Tensor, read: Callable[[str], Any], order: str) -> 
 
 
 def _native(words: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy of the words, any byte order, as what they stand for."""
+    """Return a contiguous copy of the words, any byte order, as what they stand for."""
     copy = words.astype(f"u{dtype.itemsize}", order="C")
     if dtype == np.bool_:
         np.minimum(copy, 1, out=copy)  # another byte than 0 and 1 would be no bool to NumPy
     return copy.view(dtype)
+
+
+def fit(
+    what: str, arrays: Mapping[str, Any], wanted: Mapping[str, Shape], counts: Collection[str] = (), hint: str = ""
+) -> dict[str, np.ndarray]:
+    """Return the `arrays` that `wanted` names, in its order, as float32: not copied where they are that already.
+
+    Args:
+      what: what has these shapes, for the error.
+      counts: names that may be there besides, of shape (), and are dropped.
+      hint: how to fix it, for the error.
+
+    Raises:
+      UserError: one message with every entry that is missing, extra, of another shape, or of no floating-point type.
+    """
+    arrays = {key: np.asarray(value) for key, value in arrays.items()}
+    shapes = {key: array.shape for key, array in arrays.items()}
+    due = dict.fromkeys(counts, ()) | dict(wanted)
+    # JAX's issubdtype knows bfloat16.
+    others = [key for key in wanted if key in arrays and not jnp.issubdtype(arrays[key].dtype, np.floating)]
+    faults = {
+        "missing": [key for key in wanted if key not in shapes],
+        "extra": [key for key in shapes if key not in due],
+        "mis-shaped": [f"{k} {shapes[k]} where {due[k]} is due" for k in due if shapes.get(k, due[k]) != due[k]],
+        "not floating-point": [f"{key} ({arrays[key].dtype})" for key in others],
+    }
+    if any(faults.values()):
+        words = "; ".join(f"{kind} ({len(keys)}): {', '.join(keys)}" for kind, keys in faults.items() if keys)
+        raise UserError(f"the weights do not fit {what}: {words}{hint and f'. {hint}'}")
+    with np.errstate(over="ignore", invalid="ignore"):  # of float64: what becomes infinite is for `check_finite`
+        return {key: arrays[key].astype(np.float32, copy=False) for key in wanted}
+
+
+def check_finite(variables: Mapping[str, Any]) -> None:
+    """Raise a UserError that names every variable with a NaN or an infinity in it."""
+    bad = [path for path, value in to_paths(variables).items() if not np.isfinite(value).all()]
+    if bad:
+        raise UserError(f"weights that are not finite ({len(bad)}): {', '.join(bad)}; fetch or train them again")
+
+
+def from_paths(wanted: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables {"params", "batch_stats"} from arrays by path; the inverse of `to_paths`.
+
+    Args:
+      wanted: variables of these shapes.
+
+    Raises:
+      UserError: as `fit`.
+    """
+    flat: Any = flatten_dict(dict(wanted), sep="/")
+    fitted = fit("the network", arrays, {path: leaf.shape for path, leaf in flat.items()})
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(fitted, sep="/")
+
+
+def to_paths(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the variables by path, {"params/head/kernel": …}."""
+    flat: Any = flatten_dict(dict(variables), sep="/")
+    return {path: np.asarray(value) for path, value in flat.items()}
+
+
+def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
+    """Return the "input" that a checkpoint or a file of weights keeps, as `torchvision.input_of` gives it.
+
+    Escapes in the names are removed.
+
+    Raises:
+      ValueError: it is none for a network of `num_classes`; which part is wrong.
+    """
+    if not isinstance(given, dict):
+        raise ValueError("there is no 'input'")
+    shape, mean, std, names = (given.get(key, ()) for key in ("image_shape", "mean", "std", "class_names"))
+    if not _numbers(shape, 3, int) or not all(0 < n < 2**16 for n in shape):
+        raise ValueError("'image_shape' is not (H, W, C)")
+    if not all(_numbers(values, shape[2], int | float) for values in (mean, std)) or min(std) <= 0:
+        raise ValueError(f"'mean' and 'std' are not {shape[2]} numbers each")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("'class_names' are no names")
+    if type(num_classes) is not int or not 0 < len(names) == num_classes:
+        raise ValueError(f"'class_names' has {len(names)} entries, which is not the number of classes")
+    if "resize" in given and not (_numbers([given["resize"]], 1, int) and 0 < given["resize"] < 2**16):
+        raise ValueError("'resize' is no number of pixels")
+    return given | {"class_names": [printable(name) for name in names]}
+
+
+def exported(file: Path, name: str, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config and the "input" that `jaxcnn weights export` wrote into `file`; ({}, {}) of any other file.
+
+    Args:
+      name, classes: of the network; those of another network are left out.
+    """
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            about = opened.metadata() or {}
+        given, config = checked_input(parse_json(about["input"]), classes), parse_json(about["config"])
+        if config["model.name"] == name:
+            return config, given
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    return {}, {}
+
+
+def read_names(path: Path, classes: int) -> tuple[str, ...]:
+    """Return the names of the classes in `path`, one a line.
+
+    Raises:
+      UserError: there are not as many as `classes`, or the file cannot be read.
+    """
+    try:
+        names = read_bytes(path, MAX_JSON).decode("utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        raise UserError(f"cannot read the names {path}: {reason}") from error
+    if len(names) != classes:
+        raise UserError(f"{path} has {len(names)} lines, but the network {classes} classes: give one name a line")
+    return tuple(printable(name.strip()) for name in names)
+
+
+def _numbers(values: Any, count: int, kind: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(v, kind) and not isinstance(v, bool) and abs(v) < 2**53 and math.isfinite(v) for v in values)
+    )

@@ -15,23 +15,17 @@ import numpy as np
 
 MAX_BYTES = 2**23  # of one pickle, which has names and shapes: those of ResNet-152 take a thirtieth of it
 STORAGES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
+    "DoubleStorage": np.dtype(np.float64), "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32), "ShortStorage": np.dtype(np.int16), "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8), "BoolStorage": np.dtype(np.bool_),
+}  # fmt: skip
 DTYPES_READ = "float16 to 64, bfloat16, int8 to 64, uint8 and bool are read"
 _ONLY_TENSORS = "only tensors are read; the file is refused (it should hold model.state_dict() alone)"
 
 
 class RefusedError(Exception):
-    """What is wrong with a file and how to mend it, in words for its user."""
+    """What is wrong with a file and how to fix it, in words for its user."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +55,15 @@ class Tensor:
 
 
 def shown(text: str) -> str:
-    """The text of a file, fit for one line of an error."""
+    """Return text of a file, fit for one line of an error."""
     return "".join(c if c.isprintable() else "?" for c in text[:80])
 
 
 _MARK = object()
 _CALLABLE = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch.nn.parameter.Parameter",  # before 0.4
-}
+    "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter",  # the last before 0.4
+}  # fmt: skip
 _INERT = {f"torch.{dtype}" for dtype in STORAGES.values()}  # as checkpoints note them beside the state dict
 
 
@@ -102,7 +93,7 @@ def _storage(identity: Any) -> Storage:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What torch's own call would give, as a record."""
+    """Return what torch's own call would give, as a record."""
     # A pickle repeats a call in a few bytes: what one call may cost is cut short, and a list serves one call.
     match function, arguments[:8]:
         case Global("collections.OrderedDict"), ():
@@ -132,19 +123,16 @@ def _set_items(target: Any, pairs: Iterable[Any]) -> Any:
     return target
 
 
-def _paired(items: list[Any]) -> Iterable[Any]:
-    return zip(items[::2], items[1::2], strict=True)
-
-
-def _extend(target: Any, items: list[Any]) -> Any:
+def _extend(items: list[Any]) -> Any:
+    target, *more = items
     if type(target) is not list:
         raise TypeError
-    target.extend(items)
+    target.extend(more)
     return target
 
 
 def _build(target: Any, state: Any) -> Any:
-    """Attributes are dropped, and only those that torch gives are let pass."""
+    """Drop attributes; only those that torch gives are allowed."""
     match target, state:
         case dict(), dict() if state.keys() <= {"_metadata"}:
             return target
@@ -153,58 +141,45 @@ def _build(target: Any, state: Any) -> Any:
     raise RefusedError(f"sets attributes: {_ONLY_TENSORS}")
 
 
-def _to_mark(stack: list[Any]) -> list[Any]:
-    items = []
-    while (item := stack.pop()) is not _MARK:
-        items.append(item)
-    return items[::-1]
+def _add_pairs(items: list[Any]) -> Any:
+    return _set_items(items[0], zip(items[1::2], items[2::2], strict=True))
 
 
-# Instruction -> what it pushes, given what it pops: that many items, or (None) all to the mark.
-_POPPING: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
-    "TUPLE": (None, tuple),
-    "TUPLE1": (1, tuple),
-    "TUPLE2": (2, tuple),
-    "TUPLE3": (3, tuple),
-    "LIST": (None, list),
-    "DICT": (None, lambda items: _set_items({}, _paired(items))),
+_TO_MARK, _BELOW_MARK = -1, -2
+# Instruction -> how many items it pops (all to the mark; or those and the one below it), and what it pushes for them.
+_POPPING: dict[str, tuple[int, Callable[[list[Any]], Any]]] = {
+    "MARK": (0, lambda _: _MARK), "NONE": (0, lambda _: None), "NEWTRUE": (0, lambda _: True),
+    "NEWFALSE": (0, lambda _: False), "EMPTY_DICT": (0, dict), "EMPTY_LIST": (0, list), "EMPTY_TUPLE": (0, tuple),
+    "TUPLE": (_TO_MARK, tuple), "TUPLE1": (1, tuple), "TUPLE2": (2, tuple), "TUPLE3": (3, tuple),
+    "LIST": (_TO_MARK, list),
+    "DICT": (_TO_MARK, lambda items: _add_pairs([{}, *items])),
     "STACK_GLOBAL": (2, lambda items: _global(".".join(items))),
     "REDUCE": (2, lambda items: _call(*items)),
     "BUILD": (2, lambda items: _build(*items)),
-    "APPEND": (2, lambda items: _extend(items[0], items[1:])),
-    "SETITEM": (3, lambda items: _set_items(items[0], [items[1:]])),
-}
-# The same for those that change the item below the mark.
-_CHANGING: dict[str, Callable[[Any, list[Any]], Any]] = {
-    "APPENDS": _extend,
-    "SETITEMS": lambda target, items: _set_items(target, _paired(items)),
-}
-_NEW: dict[str, Callable[[], Any]] = {
-    "MARK": lambda: _MARK,
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_LITERALS = _NUMBERS | _STRINGS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+    "APPEND": (2, _extend), "APPENDS": (_BELOW_MARK, _extend),
+    "SETITEM": (3, _add_pairs), "SETITEMS": (_BELOW_MARK, _add_pairs),
+}  # fmt: skip
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
 
 
 def _step(stack: list[Any], name: str, argument: Any) -> None:
     if name in _LITERALS:
         stack.append(argument)
-    elif name in _NEW:
-        stack.append(_NEW[name]())
     elif name in _POPPING:
         count, make = _POPPING[name]
-        items = _to_mark(stack) if count is None else [stack.pop() for _ in range(count)][::-1]
-        stack.append(make(items))
-    elif name in _CHANGING:
-        items = _to_mark(stack)
-        _CHANGING[name](stack[-1], items)
+        items = []
+        if count >= 0:
+            items = [stack.pop() for _ in range(count)]
+        else:
+            while (item := stack.pop()) is not _MARK:
+                items.append(item)
+            if count == _BELOW_MARK:
+                items.append(stack.pop())
+        stack.append(make(items[::-1]))
     elif name == "GLOBAL":
         stack.append(_global(argument.replace(" ", ".")))
     elif name not in ("PROTO", "FRAME"):
@@ -212,11 +187,14 @@ def _step(stack: list[Any], name: str, argument: Any) -> None:
 
 
 def unpickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
-    """The next object in `file`: dicts, lists, tuples, plain values and the records above; its storages by key.
+    """Return the next object in `file`: dicts, lists, tuples, plain values and the records above.
+
+    Args:
+      storages: gets those that the object names, by key.
 
     Raises:
       RefusedError: it is made of anything else.
-      ValueError, TypeError, LookupError: it is no whole pickle.
+      ValueError, TypeError, LookupError: it is no complete pickle.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}  # not a list: its indices are the file's choice

@@ -5,16 +5,17 @@ in·height·width); Flax as (height, width, in, out) and (in, out). A family's m
 shapes are our own network's, so an entry can neither be forgotten nor invented.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
 from jaxcnn.models import alexnet, create_model, googlenet, resnet, vgg
-from jaxcnn.weights.entries import Shape, fit, variable_shapes
+from jaxcnn.weights.files import Shape, fit
 
 # torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
 NAMES = (
@@ -37,12 +38,27 @@ _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep n
 
 
 class Entry(NamedTuple):
-    """One array: our path and shape, torch's key and shape."""
+    """One array: our path and shape, and torch's shape."""
 
     path: str
     shape: Shape
-    key: str
     torch_shape: Shape
+
+
+def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return what torchvision's weights for our model `name` expect of an image, as a checkpoint keeps it.
+
+    Returns:
+      "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
+      shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize".
+    """
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if name == "googlenet_tv":
+        # Ported from TensorFlow, which took pixels in -1 … 1: torchvision builds it with transform_input=True, which
+        # undoes ImageNet's normalisation for this one.
+        mean = std = (0.5, 0.5, 0.5)
+    names = tuple(class_names)
+    return {"image_shape": (224, 224, 3), "mean": mean, "std": std, "class_names": names, "resize": 256}
 
 
 def _alexnet(spec: alexnet.Spec) -> Modules:
@@ -98,16 +114,11 @@ def _resnet(spec: resnet.Spec) -> Modules:
     yield "head", "fc"
 
 
-_FAMILIES: tuple[tuple[Mapping[str, Any], Any], ...] = (
-    (alexnet.SPECS, _alexnet),
-    (vgg.SPECS, _vgg),
-    (googlenet.SPECS, _googlenet),
-    (resnet.SPECS, _resnet),
-)
+_FAMILIES: Any = ((alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet))
 
 
 def _modules(name: str) -> list[tuple[str, str]]:
-    """(our module, torchvision's) in the order of torchvision's state dict; some that this network has not."""
+    """Return (our module, torchvision's) in the order of torchvision's state dict; this network may lack some."""
     if name not in NAMES:
         theirs = f"; its {name} is our {name}_tv" if f"{name}_tv" in NAMES else ""
         raise UserError(f"torchvision has no weights for '{name}': these it has are {', '.join(NAMES)}{theirs}")
@@ -115,18 +126,21 @@ def _modules(name: str) -> list[tuple[str, str]]:
 
 
 @cache
-def _entries(name: str, num_classes: int) -> tuple[Entry, ...]:
-    """Every entry of torchvision's state dict but for the counts, in its order."""
-    modules, model = _modules(name), create_model(name, num_classes)
-    ours, entries = variable_shapes(model, (model.image_size, model.image_size, 3)), []
+def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
+    """Return {torchvision's key: our array} in the order of its state dict; None stands for a count."""
+    modules, model, entries = _modules(name), create_model(name, num_classes), {}
+    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
+    ours: Any = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)), sep="/")
     for module, torch_module in modules:
         for collection, leaf, torch_leaf in _LEAVES:
             path = f"{collection}/{module}/{leaf}"
-            if shape := ours.pop(path, None):
-                torch_shape = _torch_shape(module, shape)
-                entries.append(Entry(path, shape, f"{torch_module}.{torch_leaf}", torch_shape))
+            if path in ours:
+                shape = ours.pop(path).shape
+                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, _torch_shape(module, shape))
+                if leaf == "var":  # a BatchNorm's last
+                    entries[f"{torch_module}.{_COUNT}"] = None
     assert not ours, f"torchvision's names of {list(ours)} are not known"
-    return tuple(entries)
+    return entries
 
 
 def _torch_shape(module: str, shape: Shape) -> Shape:
@@ -149,17 +163,8 @@ def _to_torch(x: np.ndarray, torch_shape: Shape) -> np.ndarray:
     return (x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T).reshape(torch_shape)
 
 
-def _with_counts(entries: tuple[Entry, ...]) -> Iterator[tuple[str, Entry | None]]:
-    """(key, entry) in the order of the state dict; None for a count, which follows its BatchNorm."""
-    for entry in entries:
-        yield entry.key, entry
-        module, _, leaf = entry.key.rpartition(".")
-        if leaf == "running_var":
-            yield f"{module}.{_COUNT}", None
-
-
 def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
-    """Outputs of the head in `state_dict`, or 1,000 where it does not say."""
+    """Return the outputs of the head in `state_dict`, or 1,000 where it does not say."""
     head = dict(_modules(name))["head"]
     for leaf, rank in (("bias", 1), ("weight", 2)):
         shape = np.shape(state_dict.get(f"{head}.{leaf}", 0))
@@ -169,7 +174,7 @@ def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
 
 
 def from_state_dict(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables {"params", "batch_stats"} of our model `name` from a state dict of arrays under torchvision's keys.
+    """Return variables {"params", "batch_stats"} of our model `name` from arrays under torchvision's keys.
 
     The arrays, of any floating-point type, become float32; those that are already may share memory with the result.
     The number of classes is that of the head. BatchNorm's `num_batches_tracked` may be there or not, and is dropped.
@@ -179,21 +184,21 @@ def from_state_dict(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         that is not of a floating-point type.
     """
     entries = _entries(name, _classes(name, state_dict))
-    wanted = {entry.key: entry.torch_shape for entry in entries}
-    counts = [key for key, entry in _with_counts(entries) if entry is None]
-    auxiliary, hint = [key for key in wanted if key.startswith("aux")], ""
-    if auxiliary and not any(key in state_dict for key in auxiliary):
+    arrays = {key: entry for key, entry in entries.items() if entry}
+    hint = ""
+    if any(key.startswith("aux") for key in arrays) and not any(str(key).startswith("aux") for key in state_dict):
         hint = (
             "The auxiliary heads are not there: torchvision's googlenet(weights=…) drops them unless given "
             "aux_logits=True; the .pth file that it downloads has them"
         )
-    arrays = fit(name, state_dict, wanted, counts, hint)
-    flat = {tuple(e.path.split("/")): _to_flax(arrays[e.key], e.shape) for e in entries}
-    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
+    wanted = {key: entry.torch_shape for key, entry in arrays.items()}
+    found = fit(name, state_dict, wanted, entries.keys() - arrays.keys(), hint)
+    flat = {entry.path: _to_flax(found[key], entry.shape) for key, entry in arrays.items()}
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat, sep="/")
 
 
 def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_state_dict`: arrays under torchvision's keys and in its order.
+    """Return arrays under torchvision's keys and in its order: the inverse of `from_state_dict`.
 
     BatchNorm's `num_batches_tracked`, which we keep no count of, is zero.
 
@@ -203,8 +208,8 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     flat: Any = flatten_dict(dict(variables), sep="/")
     head = np.shape(flat.get("params/head/bias"))
     entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
-    arrays = fit(name, flat, {entry.path: entry.shape for entry in entries})
+    arrays = fit(name, flat, {entry.path: entry.shape for entry in entries.values() if entry})
     return {
         key: _to_torch(arrays[entry.path], entry.torch_shape) if entry else np.zeros((), np.int64)
-        for key, entry in _with_counts(entries)
+        for key, entry in entries.items()
     }

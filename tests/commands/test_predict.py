@@ -20,8 +20,7 @@ from jaxcnn.models import create_model
 from jaxcnn.training import trained
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.trained import TrainedModel
-from jaxcnn.weights.files import write_safetensors
-from jaxcnn.weights.inputs import read_names
+from jaxcnn.weights.files import read_names, write_safetensors
 from jaxcnn.weights.torchvision import to_state_dict
 
 PHOTOS = [str(Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg") for name in ("china", "flower")]

@@ -15,8 +15,7 @@ import sklearn.datasets
 from jaxcnn import cli
 from jaxcnn.models import create_model
 from jaxcnn.training.trained import open_run
-from jaxcnn.weights.entries import to_paths
-from jaxcnn.weights.files import read_state_dict, write_safetensors
+from jaxcnn.weights.files import read_state_dict, to_paths, write_safetensors
 from jaxcnn.weights.torchvision import to_state_dict
 
 PHOTO = str(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg")

@@ -38,12 +38,13 @@ class Tiny(nn.Module):
     norm: bool = True
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         x = conv(4, 3, dtype=self.dtype, use_bias=not self.norm, kernel_init=ripple, name="conv")(images)
         if self.norm:
-            x = batch_norm(train, dtype=self.dtype, name="norm")(x)
+            x = batch_norm(train, dtype=self.dtype, frozen=self.frozen, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x).mean((1, 2)))
         return {"logits": Classifier(self.num_classes, self.dtype, name="head", kernel_init=ripple)(x)}
 

@@ -163,6 +163,15 @@ class EndpointsAsAList(Toy):
     promise = ("stage1",)
 
 
+class EndpointOfAnotherType(Toy):
+    def outputs(self, x, logits, train):
+        return {"logits": logits, "stage1": x.astype(jnp.float32)}
+
+
+class ImageSizeInWords(Toy):
+    image_size: ClassVar[Any] = "224"
+
+
 class EndpointWithoutModule(Toy):
     def endpoint(self, x):
         return x
@@ -209,7 +218,7 @@ class NoTrain(nn.Module):
         (AuxiliaryInTrainingOnly, "params/head2/bias.*evaluation|evaluation.*params/head2/bias"),
         (AuxiliaryMisnamed, "'fc2'.*aux_logits.*'head'"),
         (OtherShapeInTraining, "params/fc1/bias"),
-        (OtherCollection, "'cache'"),
+        (OtherCollection, "cache/seen"),
         (HalfParameters, "params/conv/.*bfloat16.*float32"),
         (NotCalledKernel, "weight.*'kernel'"),
         (DenseNotCalledFc, "'projection'.*'fc'"),
@@ -217,9 +226,11 @@ class NoTrain(nn.Module):
         (HeadCalledFc, "'fc2'.*'head'"),
         (HeadCastAfterwards, "'head'"),
         (EndpointMissing, "'stage1'"),
-        (EndpointOfAnotherStride, r"'stage1'.*\(2, 16, 16, 4\)"),
-        (EndpointOfOtherChannels, r"'stage1'.*\(2, 32, 32, 8\)"),
+        (EndpointOfAnotherStride, r"'stage1'.*\[2, 16, 16, 4\]"),
+        (EndpointOfOtherChannels, r"'stage1'.*\[2, 32, 32, 8\]"),
         (EndpointsAsAList, "stride, channels"),
+        (EndpointOfAnotherType, "'stage1'.*bfloat16"),
+        (ImageSizeInWords, "image_size='224'"),
         (EndpointWithoutModule, "'stage1'.*Endpoint"),
         (EndpointNotReturned, "'stage1'.*Endpoint"),
         (RandomInEvaluation, "evaluation.*deterministic"),

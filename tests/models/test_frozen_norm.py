@@ -10,9 +10,13 @@ from nets import count, create, images, quick, shapes, sizes, variables
 
 from jaxcnn import UserError
 from jaxcnn.models import check_model, create_model, layers
-from jaxcnn.models.layers import freeze_norm, unfreeze_norm
+from jaxcnn.models.layers import match_norms
 
 NAMES = ("resnet20", "resnet50_tv", "vgg11_bn", "googlenet_tv")
+
+
+def frozen_form(name: str, made: Any) -> Any:
+    return match_norms(made, shapes(create(name, frozen_norm=True), 32)[1])
 
 
 def affine(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -30,21 +34,22 @@ def test_scale_and_bias_are_no_parameters_and_lie_beside_the_statistics(name):
     assert count(frozen["params"]) == count(ordinary["params"]) - sum(np.prod(shape) for shape in gone.values())
     assert sizes(frozen["params"]) == {k: v for k, v in sizes(ordinary["params"]).items() if k not in gone}
     assert sizes(frozen["batch_stats"]) == sizes(ordinary["batch_stats"]) | gone
-    assert sizes(freeze_norm(ordinary)) == sizes(frozen)
+    assert sizes(match_norms(ordinary, frozen)) == sizes(frozen)
+    assert sizes(match_norms(frozen, sizes(ordinary))) == sizes(ordinary)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_freezing_moves_values_and_unfreezing_brings_them_back(name):
     ordinary = variables(name)
-    frozen = freeze_norm(ordinary)
+    frozen = frozen_form(name, ordinary)
     module = next(path for path in affine(ordinary["params"]) if path.endswith("/scale")).split("/")
     taken, left = frozen["batch_stats"], ordinary["params"]
     for part in module:
         taken, left = taken[part], left[part]
     assert taken is left  # not copied
-    jax.tree.map(np.testing.assert_array_equal, unfreeze_norm(frozen), ordinary)
-    assert freeze_norm(frozen) == frozen
-    assert sizes(freeze_norm(variables("vgg11"))) == sizes(variables("vgg11"))
+    jax.tree.map(np.testing.assert_array_equal, match_norms(frozen, ordinary), ordinary)
+    assert match_norms(frozen, frozen) == frozen
+    assert match_norms(frozen, {}) == frozen
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_outputs_and_gradients_by_the_images_are_those_of_the_ordinary_network_i
 
         return quick(jax.value_and_grad(total, has_aux=True))(x)
 
-    ordinary, frozen = (program(model, freeze_norm(made) if frozen else made) for model, frozen in forms)
+    ordinary, frozen = (program(model, frozen_form(name, made) if frozen else made) for model, frozen in forms)
     assert np.ptp(frozen[0][1]["logits"]) > 0.1
     assert np.abs(frozen[1]).max() > 0
     jax.tree.map(np.testing.assert_array_equal, frozen, ordinary)
@@ -75,7 +80,7 @@ def test_outputs_and_gradients_by_the_images_are_those_of_the_ordinary_network_i
 
 @pytest.mark.parametrize("name", ["resnet20", pytest.param("googlenet_tv", marks=pytest.mark.slow)])
 def test_training_neither_uses_nor_moves_the_statistics_of_the_batch(name):
-    model, made, x = create(name, frozen_norm=True), freeze_norm(variables(name)), images(4, 32, 32, 3)
+    model, made, x = create(name, frozen_norm=True), frozen_form(name, variables(name)), images(4, 32, 32, 3)
     rates = {"dropout": 0.0} | ({"aux_dropout": 0.0} if name == "googlenet_tv" else {})
     model = model.clone(**rates)
     outputs, updates = quick(lambda made, x: model.apply(made, x, train=True, mutable=["batch_stats"]))(made, x)

@@ -26,8 +26,7 @@ from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.run_log import read_metrics
 from jaxcnn.training.state import init_variables
 from jaxcnn.training.trained import open_run
-from jaxcnn.weights.files import read_state_dict
-from jaxcnn.weights.inputs import exported
+from jaxcnn.weights.files import exported, read_state_dict
 
 fuzz = settings.get_profile("fuzz")
 few = settings(fuzz, max_examples=max(10, fuzz.max_examples // 4))

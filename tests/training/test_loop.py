@@ -20,7 +20,7 @@ from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.training import loop
 from jaxcnn.training.checkpoint import Checkpoints, save_variables
 from jaxcnn.training.evaluation import evaluate
-from jaxcnn.training.initial_state import restore_or_init
+from jaxcnn.training.initial_state import load_variables, restore_or_init
 
 BEST = ("top1", "max")
 # 12 steps, 5 an epoch: lines of the log at 4, 8, 12; evaluations at 5, 10, 12; checkpoints at 3, 6, 9, 12.
@@ -450,6 +450,24 @@ def test_a_head_of_other_classes_starts_afresh_where_that_is_asked_for_and_resum
     capsys.readouterr()
     fit(tiny_config(**EVERYTHING | {"init_from": str(whole), "reset_head": True, "steps": 3}), tmp_path, data, Tiny(9))
     assert "afresh" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [6, 9])
+def test_init_from_moves_the_affine_of_norms_between_ordinary_and_frozen_ones(classes, whole, tmp_path):
+    """From the best checkpoint, of which evaluation uses the moving average; then back from the frozen run."""
+    start = {"init_from": str(whole), "reset_head": True, "steps": 1, "checkpoint_every": 1}
+    frozen, data = Tiny(classes, frozen=True), Blobs()
+    data.num_classes = classes
+    program = build(tiny_config(**EVERYTHING | start), frozen, data)
+    best = final(whole, Checkpoints(whole, BEST).resolve("best")).ema
+    loaded, _ = load_variables(whole, program.init().variables, BEST, reset_head=True)
+    assert_same(loaded["params"]["conv"], best["params"]["conv"])
+    assert_same(loaded["batch_stats"]["norm"], best["batch_stats"]["norm"] | best["params"]["norm"])
+    assert loaded["params"].keys() == {"conv", "head"}
+    fit(tiny_config(**EVERYTHING | start), tmp_path, data, frozen)
+    ordinary, _ = load_variables(tmp_path, build(tiny_config(), Tiny(classes), data).init().variables, BEST)
+    assert_same(ordinary["params"]["norm"], best["params"]["norm"])
+    assert_same(ordinary["batch_stats"], best["batch_stats"])
 
 
 def test_a_folder_of_imported_weights_is_not_trained_in(tmp_path):

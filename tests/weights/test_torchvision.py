@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.weights.entries import check_finite
+from jaxcnn.weights.files import check_finite
 from jaxcnn.weights.torchvision import NAMES, from_state_dict, to_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxcnn.data.sources import imagenet
-from jaxcnn.weights.inputs import input_of
+from jaxcnn.weights.torchvision import input_of
 
 
 @pytest.mark.parametrize(
