@@ -1,4 +1,4 @@
-"""`jaxcnn COMMAND`: finds the command's module and turns what it raises into an exit code; nothing else.
+"""`jaxcnn COMMAND`: find the command's module, and turn what it raises into an exit code.
 
 Exit codes: 0 done; 2 wrong use or bad input, one line on stderr; 1 a fault, ours with its traceback or the machine's.
 """
@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from jaxcnn import UserError, __version__
 from jaxcnn.commands import options
+from jaxcnn.safe_files import printable
 
 COMMANDS = {
     "train": "train a network from an experiment file; run again, it resumes",
@@ -28,29 +29,16 @@ COMMANDS = {
     "scaling": "what a config costs on 1 to thousands of chips, compiled for them or measured",
 }
 _USAGE = "usage: jaxcnn COMMAND [--debug] …\n\ncommands:\n"
-_THEIRS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EIO,
-    errno.EPERM,
-    errno.EFBIG,
-}
+_THEIRS = {  # errors of the system that are no fault of ours: of a disk, a path or a permission
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EPERM, errno.EFBIG,
+}  # fmt: skip
 
 
 def usage() -> str:
-    """The text of `jaxcnn --help`."""
+    """Return the text of `jaxcnn --help`."""
     rows = "".join(f"  {name:<10} {words}\n" for name, words in COMMANDS.items())
-    return (
-        f"{_USAGE}{rows}\n`jaxcnn COMMAND --help` tells a command's options; --debug shows the traceback of an error."
-    )
+    return f"{_USAGE}{rows}\n`jaxcnn COMMAND --help` lists its options; --debug shows the traceback of an error."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,8 +93,7 @@ def run() -> NoReturn:
 def _refuse(message: str, debug: bool, code: int = 2) -> int:
     if debug:
         traceback.print_exc()
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # names in files may hold escapes
-    print(f"jaxcnn: {line}", file=sys.stderr)
+    print(f"jaxcnn: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -94,10 +94,8 @@ _SIDES = Rule(
     f"0 … {_SIDE}, or (height, width) of 1 … {_SIDE}",
     (int, tuple),
 )
-_SIZES = Rule(
-    lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … {_SIDE}, such as ((192, 256), (256, 192))"
-)
-_DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (the rest) or a positive number")
+_SIZES = Rule(lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … {_SIDE}: ((192, 256), (256, 192))")
+_DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (all remaining) or a positive number")
 
 # The keys of each task, which only a config of that task has.
 TASK_KEYS: dict[str, dict[str, Row]] = {
@@ -106,6 +104,7 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
     },
 }
 # The keys that every config has.
+# fmt: off
 KEYS: dict[str, Row] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
@@ -119,45 +118,25 @@ KEYS: dict[str, Row] = {
     "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
     "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
     "reset_head": (False, _ANY, "init_from: give the head fresh weights where the number of classes differs"),
-    "task.name": (
-        "classification",
-        Rule(lambda v: v in TASK_KEYS, " | ".join(TASK_KEYS)),
-        "what a batch means: its loss, its scores and its own keys",
-    ),
-    "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`"),
+    "task.name": ("classification", Rule(lambda v: v in TASK_KEYS, " | ".join(TASK_KEYS)),
+                  "what a batch means: its loss, its scores and its own keys"),
+    "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
     "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
-    "data.image_size": (
-        0,
-        _SIDES,
-        "pixels of the images that the network is given: a side, or (height, width) (0: as stored)",
-    ),
+    "data.image_size": (0, _SIDES, "pixels of the network's images: a side, or (height, width) (0: as stored)"),
     "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size)"),
-    "data.buckets": (
-        (),
-        _SIZES,
-        "instead of image_size, several (height, width): an image goes where the aspect is nearest, a batch has one",
-    ),
-    "data.resize": (
-        0,
-        _between(0, 8193),
-        "shorter side of photographs before their centre is cut out for evaluation (0: eval_size × 256/224); of sizes "
-        "that are no square, the longer side of what the photograph must cover",
-    ),
-    "data.augment": (
-        "none",
-        _ANY,
-        "random changes to training images, joined by commas; see jaxcnn/data/images/augment_host.py",
-    ),
+    "data.buckets": ((), _SIZES, "instead of image_size, several (height, width): an image goes where the aspect is "
+                     "nearest, a batch has one"),
+    "data.resize": (0, _between(0, 8193), "shorter side of photographs before their centre is cut out for evaluation "
+                    "(0: eval_size × 256/224); of sizes that are no square, the longer side of what they must cover"),
+    "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see "
+                     "jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
-    "data.interpolation": (
-        "bilinear",
-        _one_of("bilinear", "bicubic", "antialias"),
-        "of training crops; antialias is slower, and what evaluation uses always",
-    ),
+    "data.interpolation": ("bilinear", _one_of("bilinear", "bicubic", "antialias"),
+                           "of training crops; antialias is slower, and what evaluation uses always"),
     "data.on_error": ("stop", _one_of("stop", "skip"), "an image that cannot be read: an error, or go on without it"),
     "data.resident": (False, _ANY, "keep the data set in device memory, and take many steps a call"),
     "data.steps_per_call": (0, _at_least(0), "resident: steps a call at most (0: 50, on a CPU one)"),
@@ -166,18 +145,12 @@ KEYS: dict[str, Row] = {
     "data.workers": (0, _at_least(0), "processes that read and decode (0: threads of this one)"),
     "data.prefetch": (8, _at_least(1), "batches read ahead"),
     "data.timeout": (600.0, _above(0), "seconds without a batch after which reading is given up"),
-    "optimizer.name": (
-        "adam",
-        _one_of("adam", "adamw", "sgd", "rmsprop", "adagrad", "lars", "lamb"),
-        "adamw and lamb decouple the weight decay; the others add it to the gradient",
-    ),
+    "optimizer.name": ("adam", _one_of("adam", "adamw", "sgd", "rmsprop", "adagrad", "lars", "lamb"),
+                       "adamw and lamb decouple the weight decay; the others add it to the gradient"),
     "optimizer.learning_rate": (1e-3, _above(0), "peak rate"),
     "optimizer.base_batch_size": (0, _at_least(0), "batch that the rate is stated for; it scales to others (0: off)"),
-    "optimizer.batch_scaling": (
-        "linear",
-        _one_of("linear", "sqrt"),
-        "base_batch_size: the rate grows as the batch (Goyal et al. 2017) or its root (Krizhevsky 2014)",
-    ),
+    "optimizer.batch_scaling": ("linear", _one_of("linear", "sqrt"),
+                                "base_batch_size: as the batch (Goyal et al. 2017) or its root (Krizhevsky 2014)"),
     "optimizer.schedule": ("cosine", _one_of("constant", "step", "cosine", "polynomial"), "rate after warm-up"),
     "optimizer.warmup_epochs": (0.0, _at_least(0), "linear warm-up from 0, in epochs"),
     "optimizer.warmup_steps": (0, _at_least(0), "the same in steps; one of the two is 0"),
@@ -191,51 +164,50 @@ KEYS: dict[str, Row] = {
     "optimizer.b1": (0.9, _between(0, 1), "adam, adamw, lamb: decay of the first moment"),
     "optimizer.b2": (0.999, _between(0, 1), "adam, adamw, lamb: decay of the second moment"),
     "optimizer.rms_decay": (0.9, _between(0, 1), "rmsprop: decay of the mean square (Tieleman and Hinton 2012)"),
-    "optimizer.initial_accumulator": (
-        0.0,
-        _at_least(0),
-        "adagrad: first sum of squares (TensorFlow: 0.1)",
-    ),
+    "optimizer.initial_accumulator": (0.0, _at_least(0), "adagrad: first sum of squares (TensorFlow: 0.1)"),
     "optimizer.trust_coefficient": (0.001, _above(0), "lars: η, share of a layer's norm by which it moves"),
     "optimizer.epsilon": (1e-8, _above(0), "adam, adamw, lamb, rmsprop: added to the denominator (LAMB's paper: 1e-6)"),
     "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
-    "optimizer.freeze": (
-        "",
-        Rule(lambda v: all(names_of(v)), "NAME,NAME"),
-        "parameters that stay as they are: stem,stage1",
-    ),
-    "optimizer.multipliers": (
-        "",
-        Rule(_positive_factors, "NAME=FACTOR,NAME=FACTOR with positive factors"),
-        "factors on the rate of some parameters: head=10",
-    ),
+    "optimizer.freeze": ("", Rule(lambda v: all(names_of(v)), "NAME,NAME"),
+                         "parameters that stay as they are: stem,stage1"),
+    "optimizer.multipliers": ("", Rule(_positive_factors, "NAME=FACTOR,NAME=FACTOR with positive factors"),
+                              "factors on the rate of some parameters: head=10"),
     "optimizer.clip_norm": (0.0, _at_least(0), "largest global norm of the gradient (0: no clipping)"),
-    "optimizer.accumulate": (1, _at_least(1), "micro-batches that a global batch is cut into, one after another"),
+    "optimizer.accumulate": (1, _at_least(1), "micro-batches that a global batch is divided into, one after another"),
     "ema.decay": (0.0, _between(0, 1), "moving average of the weights, which evaluation then uses (0: off)"),
-    "mesh.data": (-1, _DEVICES, "devices along the batch (-1: the rest)"),
-    "mesh.model": (1, _DEVICES, "devices that the fully connected layers are cut over (-1: the rest)"),
-    "mesh.placement": (
-        "replicated",
-        _one_of("replicated", "zero1", "fsdp"),
-        "what is cut over `data`: nothing, optimizer state and moving average (zero1), or parameters too (fsdp)",
-    ),
-    "norm.scope": (
-        "global",
-        _one_of("global", "group", "shard"),
-        "whose examples BatchNorm's statistics are over: all, or one place's along `data`, or norm.group places'",
-    ),
+    "mesh.data": (-1, _DEVICES, "devices along the batch axis (-1: all remaining)"),
+    "mesh.model": (1, _DEVICES, "devices that the fully connected layers are sharded over (-1: all remaining)"),
+    "mesh.placement": ("replicated", _one_of("replicated", "zero1", "fsdp"), "what is sharded over `data`: nothing, "
+                       "optimizer state and moving average (zero1), or parameters too (fsdp)"),
+    "norm.scope": ("global", _one_of("global", "group", "shard"), "examples that BatchNorm's statistics are over: all, "
+                   "or those of one place along `data`, or of norm.group places"),
     "norm.group": (2, _at_least(2), "scope=group: neighbouring places along `data` that share statistics"),
-    "remat": ("none", _one_of("none", "block"), "computed anew in the backward pass, to save memory: a block's inside"),
+    "remat": ("none", _one_of("none", "block"), "rematerialisation: recompute each block's activations in the backward "
+              "pass to save memory"),
 }
+# fmt: on
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
 RESUMABLE = frozenset(
     [
-        *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat"),
-        *("mesh.data", "mesh.model", "mesh.placement"),
-        *("data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error"),
-        *("data.resident", "data.steps_per_call"),
+        "steps",
+        "epochs",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_last",
+        "remat",
+        "mesh.data",
+        "mesh.model",
+        "mesh.placement",
+        "data.dir",
+        "data.workers",
+        "data.prefetch",
+        "data.timeout",
+        "data.on_error",
+        "data.resident",
+        "data.steps_per_call",
     ]
-)
+)  # fmt: skip
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}
 SIZES = frozenset(["data.image_size", "data.eval_size"])  # keys that hold a side or (height, width)
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them
@@ -282,15 +254,11 @@ def group_of(config: Config, key: str) -> Config:
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted keys to values, overrides included, in the order of the keys' names."""
     flat: dict[str, Any] = {}
-
-    def visit(node: Config, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, ConfigDict):
-                visit(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    visit(config, "")
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            flat[key] = value
     return dict(sorted(flat.items()))
 
 
@@ -323,9 +291,8 @@ def typed(key: str, value: Any, keys: Mapping[str, Row] = KEYS) -> Any:
         return tuple(tuple(v) if type(v) is list else v for v in value)
     if type(value) not in types:
         names = " or ".join(each.__name__ for each in types)
-        raise UserError(
-            f"config.{key}={shown(value)} is of type {type(value).__name__}: it must be {names}, such as {default!r}"
-        )
+        given = f"config.{key}={shown(value)} is of type {type(value).__name__}"
+        raise UserError(f"{given}: it must be {names}, such as {default!r}")
     return value
 
 
@@ -340,43 +307,27 @@ def _largest_side(config: Config) -> int:
 
 
 # What two keys must not be together, and what to do: {c.KEY} is a value of the config.
+# fmt: off
 _CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
-    (
-        lambda c: (c.steps > 0) == (c.epochs > 0),
-        "config.steps and config.epochs: set exactly one of the two, the other stays 0",
-    ),
-    (
-        lambda c: bool(c.data.buckets and c.data.image_size),
-        "config.data.buckets and config.data.image_size: set one of the two, the other stays () or 0",
-    ),
-    (
-        lambda c: len({height / width for height, width in c.data.buckets}) < len(c.data.buckets),
-        "config.data.buckets={c.data.buckets}: two have one aspect, and an image goes by its aspect alone",
-    ),
-    (
-        lambda c: 0 < c.data.resize < _largest_side(c),
-        "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}, .eval_size="
-        "{c.data.eval_size} or .buckets={c.data.buckets}: the centre is cut out of what it was resized to",
-    ),
-    (
-        lambda c: c.mesh.data == c.mesh.model == -1,
-        "config.mesh.data and config.mesh.model: one of the two can be -1, all remaining devices",
-    ),
-    (
-        lambda c: bool(c.optimizer.warmup_steps and c.optimizer.warmup_epochs),
-        "config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0",
-    ),
-    (
-        lambda c: bool(c.optimizer.decay_steps) + bool(c.optimizer.decay_epochs) != (c.optimizer.schedule == "step"),
-        "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; "
-        "the other schedules take neither",
-    ),
-    (
-        lambda c: c.global_batch_size % c.optimizer.accumulate != 0,
-        "config.optimizer.accumulate={c.optimizer.accumulate} does not divide "
-        "config.global_batch_size={c.global_batch_size}",
-    ),
+    (lambda c: (c.steps > 0) == (c.epochs > 0),
+     "config.steps and config.epochs: set exactly one of the two, the other stays 0"),
+    (lambda c: bool(c.data.buckets and c.data.image_size),
+     "config.data.buckets and config.data.image_size: set one of the two, the other stays () or 0"),
+    (lambda c: len({height / width for height, width in c.data.buckets}) < len(c.data.buckets),
+     "config.data.buckets={c.data.buckets}: two have one aspect, and an image goes by its aspect alone"),
+    (lambda c: 0 < c.data.resize < _largest_side(c),
+     "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}, .eval_size="
+     "{c.data.eval_size} or .buckets={c.data.buckets}: the centre is cut out of what it was resized to"),
+    (lambda c: c.mesh.data == c.mesh.model == -1,
+     "config.mesh.data and config.mesh.model: one of the two can be -1, all remaining devices"),
+    (lambda c: bool(c.optimizer.warmup_steps and c.optimizer.warmup_epochs),
+     "config.optimizer.warmup_steps and .warmup_epochs: set one of the two, the other stays 0"),
+    (lambda c: bool(c.optimizer.decay_steps) + bool(c.optimizer.decay_epochs) != (c.optimizer.schedule == "step"),
+     "config.optimizer: schedule=step takes decay_steps or decay_epochs, one of the two; the others take neither"),
+    (lambda c: c.global_batch_size % c.optimizer.accumulate != 0, "config.optimizer.accumulate="
+     "{c.optimizer.accumulate} does not divide config.global_batch_size={c.global_batch_size}"),
 )
+# fmt: on
 
 
 def validate(config: Config) -> None:

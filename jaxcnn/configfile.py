@@ -18,18 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import (
-    OPEN,
-    TASK_KEYS,
-    Config,
-    base_config,
-    flatten,
-    group_of,
-    keys_of,
-    typed,
-    unknown_key,
-    validate,
-)
+from jaxcnn.config import OPEN, TASK_KEYS, Config, base_config, flatten, group_of, keys_of, typed, unknown_key, validate
 from jaxcnn.safe_files import read_json, shown
 
 _MOST = 2**20  # bytes of a config in JSON, which has some three thousand
@@ -59,7 +48,7 @@ def set_key(config: Config, key: str, text: str) -> None:
 
 
 def _literal(text: str) -> Any:
-    """The Python literal that `text` is, or the text."""
+    """Return the Python literal that `text` is, or the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
@@ -129,15 +118,15 @@ def _check_argument(file: Path, module: dict[str, Any], argument: tuple[str, ...
 
 
 def _config_file_error(path: Path, error: Exception) -> str:
-    """One line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
+    """Return a line for an exception out of a config file: where, what, and the nearest key if one was misspelt."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
     text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
     if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
         missing, groups = text.split('"')[1], {}
-        for task in TASK_KEYS:
-            for key in keys_of(task):
-                groups.setdefault((task, key.rpartition(".")[0]), []).append(f"'{key.rpartition('.')[2]}'")
+        for name in TASK_KEYS:
+            for group, _, leaf in (key.rpartition(".") for key in keys_of(name)):
+                groups.setdefault((name, group), []).append(f"'{leaf}'")
         # The message lists the other keys at that place, and so says which group of which task it is.
         fits = (place for place, leaves in groups.items() if all(leaf in text for leaf in leaves))
         task, group = next(fits, ("", ""))
@@ -146,14 +135,14 @@ def _config_file_error(path: Path, error: Exception) -> str:
 
 
 def to_json(config: Config) -> str:
-    """The resolved config as JSON: what `config.json` holds."""
+    """Return the resolved config as JSON: what `config.json` holds."""
     return json.dumps(flatten(config), indent=1, sort_keys=True)
 
 
 def from_json(
     path: str | Path, overrides: Iterable[tuple[str, str]] = (), whose: str = "a run's config.json"
 ) -> Config:
-    """The config in a JSON object, such as a run's `config.json`; data only, nothing is executed.
+    """Return the config in a JSON object, such as a run's `config.json`; data only, nothing is executed.
 
     Its keys are dotted ("optimizer.name") or nested; those it lacks are at their default. `overrides` go over it.
 
@@ -169,9 +158,7 @@ def from_json(
             raise ValueError("it is no object")
         items = list(_dotted(values))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: is this the folder of a run made by `jaxcnn train --workdir`?"
-        ) from None
+        raise UserError(f"{path} does not exist: give the folder of a run of `jaxcnn train --workdir`") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -192,7 +179,7 @@ def from_json(
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of an object whose groups may be objects in it."""
+    """Yield (dotted key, value) of an object whose groups may be objects in it."""
     for key, value in values.items():
         if not isinstance(value, dict):
             yield prefix + key, value
@@ -203,5 +190,5 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits that change when any value does."""
+    """Return twelve hex digits that change when any value does."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parse(parser, argv)
 
     config = config_of(arguments, overrides)
-    set_up_jax(config)
+    set_up_jax()
     import jax
 
     from jaxcnn.training import profile, throughput

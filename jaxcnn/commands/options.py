@@ -90,13 +90,12 @@ def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -
     return load_config(arguments.config, overrides)
 
 
-def set_up_jax(config: Any = None, devices: bool = True) -> None:
+def set_up_jax(devices: bool = True) -> None:
     """Keep compiled programs on the disk, so that the second start of a run does not compile again.
 
     JAX_COMPILATION_CACHE_DIR moves the cache; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 
     Args:
-      config: with `deterministic`, XLA is asked for deterministic GPU operations; other devices ignore the flag.
       devices: whether to look for devices now, which takes the memory of a GPU.
 
     Raises:
@@ -110,7 +109,7 @@ def set_up_jax(config: Any = None, devices: bool = True) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))
     if devices:
-        check_devices(config is not None and config.deterministic)
+        check_devices()
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:

@@ -91,7 +91,7 @@ def _measured(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -
 
     config = config_of(arguments, overrides)
     simulate(arguments.devices)
-    set_up_jax(config)
+    set_up_jax()
     lengths = {name: getattr(arguments, name) for name in ("steps", "warmup", "repeats") if getattr(arguments, name)}
     name, batch = arguments.config or str(arguments.config_json), next(iter(arguments.batch_per_chip), None)
     return measured_rows(config, name, arguments.devices, batch, lengths)

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
     # Signals are handled from here on: loading JAX takes a while.
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt:
-        set_up_jax(config, devices=False)  # The folder's lock comes before the memory of a GPU.
+        set_up_jax(devices=False)  # The folder's lock comes before the memory of a GPU.
         from jaxcnn.training import run_log
         from jaxcnn.training.trained import dry_run, train
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from jaxcnn.safe_files import printable
+
 
 def flush() -> None:
     """Write out what is buffered, where there is someone to read it."""
@@ -20,8 +22,7 @@ def end_process(code: int, words: str) -> NoReturn:
     """End with a last line on stderr, wherever the main thread is."""
     flush()
     start = "\x1b[?25h\n" if os.isatty(2) else ""  # there may be a progress bar, which hides the cursor
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
-    os.write(2, f"{start}jaxcnn: {line}\n".encode(errors="backslashreplace"))
+    os.write(2, f"{start}jaxcnn: {printable(' '.join(words.split()))}\n".encode(errors="backslashreplace"))
     os._exit(code)
 
 

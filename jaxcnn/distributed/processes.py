@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from jaxcnn import UserError
 from jaxcnn.distributed.peers import Team, end_process
@@ -28,7 +29,7 @@ def find_place(timeout: float) -> Place | None:
     Raises:
       UserError: the surroundings are those of several processes but do not tell all.
     """
-    if "JOB_COMPLETION_INDEX" in os.environ and not _has_kubernetes():
+    if "JOB_COMPLETION_INDEX" in os.environ and not find_spec("kubernetes"):
         raise UserError(
             "this is a process of a Kubernetes Indexed Job: install the package `kubernetes`, with which JAX asks for "
             "the others, or give --coordinator, --processes and --process; --processes 1 trains alone"
@@ -51,27 +52,14 @@ def find_place(timeout: float) -> Place | None:
         ) from error
 
 
-def check_devices(deterministic: bool = False) -> None:
-    """Raise a UserError where JAX finds no device; from here on it holds those it finds.
-
-    Args:
-      deterministic: ask XLA for deterministic GPU operations, if JAX has not touched a device yet; others ignore it.
-    """
-    flag, given = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
-    if deterministic and flag not in given.split():
-        os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()  # XLA reads it once, when JAX starts its backend below.
+def check_devices() -> None:
+    """Raise a UserError where JAX finds no device; from here on it holds those it finds."""
     import jax
 
     try:
         jax.devices()
     except RuntimeError as error:
         raise UserError(f"JAX finds no device: {error}") from error
-
-
-def _has_kubernetes() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("kubernetes") is not None
 
 
 @contextlib.contextmanager

@@ -43,10 +43,6 @@ class Link:
         except OSError:
             return True
 
-    def close(self) -> None:
-        """Let go of the connection."""
-        self.socket.close()
-
     def send(self, **message: Any) -> None:
         """Send a message; if the other end is gone, whoever listens to it will know."""
         with contextlib.suppress(OSError), self.sending:
@@ -137,7 +133,11 @@ def gather(place: Place, timeout: float) -> Met:
         server.settimeout(0.2)
         while len(links) < place.processes - 1:
             if time.monotonic() > until:
-                raise _refuse_all(links, Missing(_missing(place, {0, *links}, timeout)))
+                words = _missing(place, {0, *links}, timeout)
+                for link in links.values():
+                    link.send(end=[1, words])
+                    link.socket.close()
+                raise Missing(words)
             with contextlib.suppress(TimeoutError):
                 link = Link(server.accept()[0])
                 # In a thread: whoever connects and says nothing keeps nobody waiting.
@@ -157,7 +157,7 @@ def _greet(link: Link, arrived: queue.SimpleQueue[tuple[Link, Any]]) -> None:
     with contextlib.suppress(TimeoutError):
         if hello := link.receive(BEAT, most=BEAT):
             return arrived.put((link, hello))
-    return link.close()
+    return link.socket.close()
 
 
 def _admit(link: Link, hello: Any, place: Place, links: dict[int, Link], hosts: dict[int, str]) -> None:
@@ -173,16 +173,9 @@ def _admit(link: Link, hello: Any, place: Place, links: dict[int, Link], hosts: 
             else:
                 before, links[process], hosts[process] = links.get(process), link, host
                 if before:
-                    before.close()
+                    before.socket.close()
                 return
-    link.close()
-
-
-def _refuse_all(links: dict[int, Link], error: UserError) -> UserError:
-    for link in links.values():
-        link.send(end=[1, str(error)])
-        link.close()
-    return error
+    link.socket.close()
 
 
 def _missing(place: Place, there: set[int], timeout: float) -> str:
@@ -216,9 +209,9 @@ def report(place: Place, timeout: float) -> Met:
             case {"hosts": list(hosts), "port": int(jax_port)}:
                 return hosts, {0: link}, jax_port
             case {"end": [int(code), str(words)]}:
-                link.close()
+                link.socket.close()
                 raise (Missing if code == 1 else UserError)(words)
-    link.close()
+    link.socket.close()
     raise Missing(f"process 0 of {place.processes}, at {place.coordinator}, ended while others were still to come")
 
 

@@ -163,7 +163,7 @@ def describe(
       UserError: an unknown name, or a size that the model does not take.
     """
     overrides = {"small_images": True} if small_images else {}
-    own_size: int = create_model(name, **overrides).image_size  # type: ignore[attr-defined]
+    own_size: int = getattr(create_model(name, **overrides), "image_size", 0) or 224  # a user's network may have none
     size, classes = image_size or own_size, num_classes or (10 if own_size == 32 else 1000)
     if batch < 1 or size < 1:
         raise UserError(f"a batch of {batch} images of {size}×{size}: both must be 1 or more")
@@ -175,7 +175,7 @@ def describe(
     return {
         "name": name, "parameters": parameters, "aux_parameters": total(trained, "parameters") - parameters,
         "macs": total(rows, "macs"), "activation_bytes": total(rows, "activation_bytes"), "num_classes": classes,
-        "image_size": size, "batch": batch, "dtype": dtype, "endpoints": model.endpoints, "layers": rows,
+        "image_size": size, "batch": batch, "dtype": dtype, "endpoints": getattr(model, "endpoints", {}), "layers": rows,
     }  # fmt: skip
 
 

@@ -249,7 +249,8 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
       whether it was on the disk.
     """
     lowered = program.train_step.lower(program.state, program.largest_batch)
-    path = folder / f"{_key(lowered.as_text(), topology)}.json.gz"
+    text = f"{program.compiler_options or ''}{lowered.as_text()}"  # The text of the program is without its options.
+    path = folder / f"{_key(text, topology)}.json.gz"
     if kept := _read(path):
         return kept | {"cached": True}
     start = time.monotonic()

@@ -61,6 +61,8 @@ class Checkpoints:
         def score(metrics: dict[str, float]) -> float:
             return self.sign * metrics[self.metric]
 
+        quieten()
+        steady()
         best_one = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without one Orbax writes no metrics
@@ -71,8 +73,6 @@ class Checkpoints:
             todelete_subdir=checksums.DELETED if self.keeps else None,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        quieten()
-        steady()
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         try:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)

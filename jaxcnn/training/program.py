@@ -98,6 +98,7 @@ class Program:
       state: shapes, dtypes and shardings of the state.
       batch, eval_batch: {bucket (H, W): shapes, dtypes and shardings of a batch}.
       normalised: images that BatchNorm's statistics are over, 0 where there is none.
+      compiler_options: of XLA, that the two steps are compiled with.
       init: () -> TrainState on the mesh.
       constants: () -> the task's constants on the mesh, which no checkpoint holds.
       average_of: (variables) -> a moving average that begins there, {} where it is off.
@@ -115,6 +116,7 @@ class Program:
     batch: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]
     eval_batch: dict[Bucket, dict[str, jax.ShapeDtypeStruct]]
     normalised: int
+    compiler_options: dict[str, bool]
     init: Callable[[], TrainState]
     constants: Callable[[], Tree]
     average_of: Callable[[Tree], Tree]
@@ -178,6 +180,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data.position["examples"], one)}
         eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data.eval_examples, eval_one)}
     group = group_size(config, mesh.shape["data"])
+    options = compiler_options(config)
     initial = jax.jit(
         lambda: start(init_variables(model, config.seed, data.image_shape), metrics=metrics),
         out_shardings=placed.state.replace(constants={}),
@@ -193,17 +196,28 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         batch=batch,
         eval_batch=eval_batch,
         normalised=n // config.optimizer.accumulate * group // mesh.shape["data"] if shapes.batch_stats else 0,
+        compiler_options=options,
         init=lambda: initial().replace(constants=constants()),
         constants=constants,
         average_of=jax.jit(
             lambda x: jax.tree.map(jnp.copy, select(x, task.averaged) if shapes.ema else {}),
             out_shardings=placed.state.ema,
         ),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere), compiler_options=options),
         eval_step=jax.jit(
-            evaluation, out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)}
+            evaluation,
+            out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)},
+            compiler_options=options,
         ),
     )
+
+
+def compiler_options(config: Config) -> dict[str, bool]:
+    """Return XLA's options for the programs of a config; a GPU alone heeds `deterministic`.
+
+    They go with each program, unlike XLA_FLAGS, which XLA reads once: in a notebook it may have done so long before.
+    """
+    return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
 
 
 def one_example(task: Task, data: Data, bucket: Bucket) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,7 +1,6 @@
 """The Python API: train a run, open what was trained, predict and evaluate with it. The commands call nothing else.
 
-Opening a run does not need its data set: a checkpoint knows the shape, the normalisation and the class names of its
-images.
+Opening a run does not need its data set: a checkpoint knows its images' shape, normalisation and class names.
 """
 
 import copy
@@ -35,7 +34,7 @@ from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt
 from jaxcnn.distributed.peers import Team
 from jaxcnn.distributed.processes import check_devices
-from jaxcnn.models import check_model, create_model
+from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
@@ -43,7 +42,7 @@ from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.initial_state import check_resume
-from jaxcnn.training.program import Data, Program, build_program
+from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
@@ -69,7 +68,8 @@ def train(
     Args:
       config: made by `jaxcnn.config.base_config()`; it is checked before any data is read.
       workdir: folder of the run, made if it must be; one trainer at a time.
-      model: trained instead of the network that `config.model` names; `open_run` then needs it, too.
+      model: trained instead of the network that `config.model` names; `open_run` then needs it, too. A network of
+        the user's own is recorded under the name of its class where `config.model.name` is one of the registry's.
       data: trained on instead of the data set that `config.data` names.
       team: the processes that train together; this process alone by default.
       interrupt: of signals that are handled already. By default the first Ctrl-C or SIGTERM in the main thread ends the
@@ -82,13 +82,12 @@ def train(
       UserError: the config, the data, the folder or a checkpoint do not fit together, or the loss is not finite.
       Interrupted: a signal came; what was done is saved, and the same call goes on from there.
     """
-    validate(config)
-    workdir, team = Path(workdir), team or Team()
+    config, workdir, team = _recorded(config, model), Path(workdir), team or Team()
     # Signals can be handled in the main thread alone; one that is not entered never has a signal.
     handles = interrupt is None and threading.current_thread() is threading.main_thread()
     handler = Interrupt() if handles else nullcontext(interrupt or Interrupt())
     with handler as interrupt, _one_run(team, config, workdir):
-        model, data = _parts(config, model, data, Slice(team.process, team.processes))
+        model, data = _parts(config, model, data)
         return loop.train(config, workdir, model, data, team.agree(interrupt))
 
 
@@ -115,20 +114,31 @@ def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
     yield
 
 
-def _parts(config: Config, model: Any, data: Any, part: Slice | None = None) -> tuple[nn.Module, Data]:
+def _recorded(config: Config, model: nn.Module | None) -> Config:
+    """Return the checked config as a run records it: a network of the user's own is none that the registry has."""
+    validate(config)
+    if model is None or type(model).__module__.startswith("jaxcnn.") or config.model.name not in list_models():
+        return config
+    config = copy.deepcopy(config)
+    config.model.name = type(model).__name__
+    return config
+
+
+def _parts(config: Config, model: nn.Module | None, data: Data | None) -> tuple[nn.Module, Data]:
     """Return the network and the data set of a config, but for those that are given."""
-    check_devices(config.deterministic)
-    part = part or Slice(jax.process_index(), jax.process_count())
+    check_devices()
+    part = Slice(jax.process_index(), jax.process_count())
     data = Dataset(config, part, targets=create_task(config).targets) if data is None else data
     return _network(config, data.num_classes, data.image_shape, model), data
 
 
 def _network(config: Config, classes: int, image_shape: Sequence[int], given: nn.Module | None = None) -> nn.Module:
     """Return the network of a config, or the one given; one of the user's own is checked for its conventions."""
+    name = config.model.name
     model = given
     if model is None:
-        model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
-    if given is not None or ":" in config.model.name:
+        model = create_model(name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+    if given is not None or ":" in name:
         check_model(model, classes, image_shape)
     return model
 
@@ -145,7 +155,7 @@ def dry_run(config: Config, model: nn.Module | None = None, data: Data | None = 
     Raises:
       UserError: as `train`, but for the folder.
     """
-    validate(config)
+    config = _recorded(config, model)
     data, program = assemble(config, model, data)
     return run_log.dry_run(config, program, data)
 
@@ -288,13 +298,12 @@ class TrainedModel:
 
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
-        @jax.jit
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             rngs = {"example": jax.random.split(jax.random.key(self.config.seed), len(images))}
             outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
             return self.task.predict(outputs)
 
-        return partial(program, self._weights)
+        return partial(jax.jit(program, compiler_options=compiler_options(self.config)), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])
@@ -383,7 +392,7 @@ class TrainedModel:
             densely(self.model) if protocol == "dense" else self.model, program.task,
             partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored,
         )  # fmt: skip
-        step = jax.jit(step, out_shardings=replicated(self.mesh))
+        step = jax.jit(step, out_shardings=replicated(self.mesh), compiler_options=program.compiler_options)
         return step, view_batches(data.eval, views, batches, part=data.part, workers=config.data.workers), views
 
 
@@ -400,9 +409,14 @@ def open_run(
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
     workdir = Path(workdir)
-    # How the training was spread over devices says nothing of where it is opened.
+    # A run opens on the devices that are here, however its training was distributed.
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
     config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
+    if model is None and config.model.name not in list_models() and ":" not in config.model.name:
+        raise UserError(
+            f"{workdir} is of a network that train was given, '{config.model.name}': give it to "
+            "open_run(workdir, model=…); a command needs a network that config.model.name names, as module:Class"
+        )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, create_task(config).best)
     step = checkpoints.resolve(str(checkpoint))

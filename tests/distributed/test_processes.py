@@ -63,7 +63,7 @@ def test_an_indexed_job_whose_pods_cannot_be_asked_for_is_refused_and_another_po
     surroundings.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert processes.find_place(1) is None
     surroundings.setenv("JOB_COMPLETION_INDEX", "1")
-    surroundings.setattr(processes, "_has_kubernetes", lambda: False)
+    surroundings.setattr(processes, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"Indexed Job: install the package `kubernetes`.*--processes 1 trains alone"):
         processes.find_place(1)
 
