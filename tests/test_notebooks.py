@@ -13,8 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from jaxcnn import UserError
-from jaxcnn.figures.diagram import boxes_of, draw
-from jaxcnn.figures.features import feature_maps, filters_grid, strongest
+from jaxcnn.figures.networks import boxes_of, draw, feature_maps, filters_grid, strongest
 from jaxcnn.models import create_model
 from jaxcnn.papers.cost import paper_layers, total
 

@@ -22,7 +22,7 @@ import simplejpeg
 
 from jaxcnn.data.images import decode
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.crop import crop_resize
+from jaxcnn.data.images.decode import crop_resize
 
 SIDE, BLOCK = 224, 16
 

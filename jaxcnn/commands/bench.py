@@ -1,16 +1,11 @@
 """`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop."""
 
 import json
-import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jaxcnn
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
 
-_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
 _PROFILED = 5  # steps
 _ROWS = {  # what is measured: its title and its form
@@ -40,69 +35,15 @@ def main(argv: list[str]) -> int:
     set_up_jax(config)
     import jax
 
-    if arguments.profile:
-        from jaxcnn.training.profile import prepare
+    from jaxcnn.training import profile, throughput
 
-        prepare(arguments.profile)
-    result = _measure(config, arguments.steps, arguments.warmup, arguments.repeats, arguments.profile)
+    if arguments.profile:
+        profile.prepare(arguments.profile)
+    lengths = {"steps": arguments.steps, "warmup": arguments.warmup, "repeats": arguments.repeats}
+    result = throughput.bench(config, lengths, arguments.profile, _PROFILED)
     if jax.process_index() == 0:
         print(json.dumps(result) if arguments.json else _table(result))
     return 0
-
-
-def _measure(config: Any, steps: int, warmup: int, repeats: int, folder: Path | None) -> dict[str, Any]:
-    """What `--json` prints; a profile is put into `folder`."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxcnn.configfile import config_hash
-    from jaxcnn.data import usable_cores
-    from jaxcnn.data.batches import Slice
-    from jaxcnn.data.dataset import Dataset
-    from jaxcnn.models import create_model
-    from jaxcnn.training import report, throughput
-    from jaxcnn.training.program import ByBucket, build_program
-    from jaxcnn.training.sharding import make_mesh
-
-    commit = report.commit()
-    data = Dataset(config, Slice(jax.process_index(), jax.process_count()))
-    model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
-    program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
-    devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
-    train_step = program.train_step.lower(state, program.largest_batch).compile()
-    if jax.process_index() == 0:
-        print(report.plan(config, program, data, 0), file=sys.stderr)
-        print(
-            report.compiled(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling),
-            file=sys.stderr,
-            flush=True,
-        )
-    lengths = {"steps": steps, "warmup": warmup, "repeats": repeats}
-    rates = throughput.measure(config, data, program, state, train_step, **lengths)
-    profile = {"profile": _profile(folder, config, data, program, train_step)} if folder else {}
-    shared = devices[0].platform == "cpu"
-    return {
-        "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
-        "workers": config.data.workers, "global_batch_size": config.global_batch_size, **lengths,
-        "images": steps * config.global_batch_size, **throughput.summary(rates, shared),
-        "device_kind": devices[0].device_kind, "device_count": len(devices), "process_count": jax.process_count(),
-        "cores": usable_cores() * jax.process_count(), "shared": shared,
-        "config_hash": config_hash(config), "commit": commit,
-        "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
-        **profile,
-    }  # fmt: skip
-
-
-def _profile(folder: Path, config: Any, data: Any, program: Any, train_step: Any) -> dict[str, Any]:
-    """The profile of the step alone, which is put into `folder`."""
-    from jaxcnn.training import profile
-    from jaxcnn.training.throughput import one_call
-
-    call = one_call(config, data, program, _PROFILED)
-    summary = profile.record(folder, train_step, program.init(), call, _PROFILED)
-    if summary:
-        profile.write(folder, summary)
-    return {"folder": str(folder), **summary}
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
         runs[name], tasks[name] = lines, _task_of(workdir)
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    headlines = [_headline(task) for task in tasks.values()]
     # Runs of several tasks share the axes of the scores that they share.
-    curves(runs, list({score.name: score for headline in headlines for score in headline}.values()), arguments.out)
+    scores = {score.name: score for task in tasks.values() for score in task.headline}
+    curves(runs, list(scores.values()), arguments.out)
     width = max(map(len, runs))
     for name, lines in runs.items():
         print(f"{name:<{width}}  {_words(tasks[name], lines)}")
@@ -48,25 +48,15 @@ def _task_of(workdir: Path) -> Any:
         return create_task(base_config())
 
 
-def _headline(task: Any) -> Any:
-    """Return the scores that a task shows."""
-    from jaxcnn.tasks.base import Headline
-
-    return getattr(task, "headline", ()) or (
-        Headline("loss", "loss {:.4f}", "cross-entropy, nats"),
-        Headline("top1", "top-1 {:.2%}", "top-1 error, %", error=True),
-    )
-
-
 def _words(task: Any, lines: list[dict[str, Any]]) -> str:
     """Return the best score of a run, of which the last of several, and its last one."""
-    name, direction = task.best if isinstance(task.best, tuple) else (task.best, "max")
+    name, direction = task.best
     scores = [(line[f"eval/{name}"], line["step"]) for line in lines if f"eval/{name}" in line]
     if not scores:
         return "not evaluated yet"
     sign = 1 if direction == "max" else -1
     best, best_step = max(scores, key=lambda score: (sign * score[0], score[1]))
     last, last_step = scores[-1]
-    shown = next((score.format for score in _headline(task) if score.name == name), f"{name} {{:.4g}}")
+    shown = next((score.format for score in task.headline if score.name == name), f"{name} {{:.4g}}")
     alone = shown[shown.index("{") :]  # the number without the words before it
     return f"best {shown.format(best)} at step {best_step:,}, last {alone.format(last)} at step {last_step:,}"

@@ -39,12 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:ARG]", help="experiment file; it is Python and is executed")
     what.add_argument("--config-json", metavar="FILE", type=Path, help="a config in JSON, such as a run's config.json")
-    what.add_argument(
-        "--study",
-        metavar="FILE",
-        type=Path,
-        help="a study, such as experiments/scaling/weak.toml; the configs it names are executed",
-    )
+    words = "a study, such as experiments/scaling/weak.toml; the configs it names are executed"
+    what.add_argument("--study", metavar="FILE", type=Path, help=words)
     add = parser.add_argument
     add("--topology", metavar="NAME", action="append", default=[], help="tpu:v5e:4x4, tpu:v4:64, gpu:h100:8; again")
     words = "a config key or one of mesh and its values, such as model=1,2 or norm.scope=global,shard; again"
@@ -85,8 +81,7 @@ def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> S
     if arguments.study:
         study = read_study(arguments.study)
         return Study(study.title, study.about, study.grids, study.unfit or arguments.unfit)
-    config, is_json = arguments.config or arguments.config_json, not arguments.config
-    sweep = sweep_of(arguments.sweep)
+    config, sweep, is_json = arguments.config or arguments.config_json, sweep_of(arguments.sweep), not arguments.config
     grid = Grid(str(config), arguments.topology, arguments.batch_per_chip, overrides, sweep, json=is_json)
     return Study(f"Scaling of {config}", "", [grid], arguments.unfit)
 
@@ -136,11 +131,10 @@ def _verdict(rows: list[dict[str, Any]], failures: list[tuple[str, bool]], unfit
     def and_more(faults: Sequence[Any]) -> str:
         return f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
 
+    if text := next((text for text, mine in failures if not mine), ""):
+        print(f"jaxcnn: {text}{and_more(failures)}", file=sys.stderr)
+        return 1
     if failures:
-        if any(not mine for _, mine in failures):
-            text = next(text for text, mine in failures if not mine)
-            print(f"jaxcnn: {text}{and_more(failures)}", file=sys.stderr)
-            return 1
         raise UserError(failures[0][0] + and_more(failures))
     unfit = [row for row in rows if not row["fits"]]
     if unfit and not unfit_is_fine:

@@ -32,13 +32,13 @@ def main(argv: list[str]) -> int:
         parser.error("the following arguments are required: --workdir")
     config = config_of(arguments, overrides)
 
-    from jaxcnn.data import read_ahead
+    from jaxcnn.data import batches
     from jaxcnn.distributed.interrupt import Interrupt, Interrupted
 
     # Signals are handled from here on: loading JAX takes a while.
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt:
         set_up_jax(config, devices=False)  # The folder's lock comes before the memory of a GPU.
-        from jaxcnn.training import report
+        from jaxcnn.training import run_log
         from jaxcnn.training.trained import dry_run, train
 
         if arguments.dry_run:
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
                     print(f"jaxcnn: {stop}; run the same command again to go on", file=sys.stderr)
                 return stop.code
             finally:
-                if read_ahead.LEFT_BEHIND:
+                if batches.LEFT_BEHIND:
                     ENDS.append(end_at_once)
-            text = json.dumps(report.headline(result))
+            text = json.dumps(run_log.headline(result))
     if team.process == 0:
         print(text)
         if not arguments.dry_run:

@@ -15,9 +15,8 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.config import height_width
 from jaxcnn.data import batches, usable_cores
-from jaxcnn.data.batches import WHOLE, Places, Slice, nearest_bucket
+from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.read_ahead import Batch
 from jaxcnn.data.reader import LABEL, PLACED, Reader, Specs
 from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.augment_host import Augmentation
-from jaxcnn.data.images.crop import Box, Crop, center, resize
-from jaxcnn.data.images.decode import decode, size_of
+from jaxcnn.data.images.decode import Box, Crop, center, decode, resize, size_of
 from jaxcnn.data.sources import BadExample, Source
 
 Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`

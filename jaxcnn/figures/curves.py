@@ -17,15 +17,13 @@ def curves(runs: dict[str, list[dict[str, Any]]], headline: Sequence[Headline], 
       headline: what a task shows. Errors are drawn as 1 - score, in %; other scores, where all are positive, on a log
         scale.
     """
-    drawn = [score for score in headline if score.axis]
+    drawn = [score for score in headline if score.axis] or [Headline("loss", "loss {:.4f}", "loss")]
     figure = Figure(figsize=(5.5 * len(drawn), 4.2), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         positive = True
         for i, (name, lines) in enumerate(runs.items()):
-            for phase, style in (
-                ("train", {"lw": 1, "alpha": 0.5}),
-                ("eval", {"lw": 2, "marker": ".", "label": name}),
-            ):
+            thin, thick = {"lw": 1, "alpha": 0.5}, {"lw": 2, "marker": ".", "label": name}
+            for phase, style in (("train", thin), ("eval", thick)):
                 key = f"{phase}/{score.name}"
                 points = [(line["epoch"], line[key]) for line in lines if line.keys() >= {"epoch", key}]
                 heights = [100 * (1 - value) if score.error else value for _, value in points]

@@ -16,11 +16,7 @@ _WRONG, _RIGHT, _BAR = "#c1121f", "#2a7f3f", "#a8cbe8"
 
 
 def prediction_grid(
-    images: np.ndarray,
-    labels: Sequence[int],
-    probabilities: np.ndarray,
-    names: Sequence[str],
-    out: Path | None = None,
+    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str], out: Path | None = None
 ) -> Figure:
     """Draw images with the class predicted, its probability, and the truth where it is another, six in a row.
 
@@ -28,15 +24,13 @@ def prediction_grid(
       labels: true classes (N,).
       probabilities: (N, classes).
     """
-    count = len(images)
-    columns = min(count, 6)
-    rows = -(-count // columns)
+    columns = min(len(images), 6)
+    rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
-    for i, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
+    for axes in np.ravel(figure.subplots(rows, columns, squeeze=False)):
         axes.axis("off")
-        if i >= count:
-            continue
-        axes.imshow(_shown(images[i]), cmap="gray", vmin=0, vmax=255)
+    for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
+        axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
         guess = int(np.argmax(probabilities[i]))
         title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
         title += f"\nis {names[labels[i]]}" if wrong else ""
@@ -45,11 +39,7 @@ def prediction_grid(
 
 
 def top5_cards(
-    images: np.ndarray,
-    titles: Sequence[str],
-    probabilities: np.ndarray,
-    names: Sequence[str],
-    out: Path | None = None,
+    images: np.ndarray, titles: Sequence[str], probabilities: np.ndarray, names: Sequence[str], out: Path | None = None
 ) -> Figure:
     """Draw each image under its title, and under it the five likeliest classes with bars of their probabilities.
 

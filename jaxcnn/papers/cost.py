@@ -21,23 +21,14 @@ Path = tuple[str, ...]
 
 
 class Layer(NamedTuple):
-    """A convolution, fully connected layer, norm or pooling, bias included; ReLUs, sums and joins are no rows.
+    """A convolution, fully connected layer, norm or pooling, bias included; ReLUs, sums and joins are no rows."""
 
-    Attributes:
-      name: path of the module, such as "stage1_block1/conv1".
-      kind: "conv 7×7/2" (kernel, stride), "conv 5×5 g2" (two groups), "dense", "norm", "max pool" …
-      shape: (H, W, C) or (C,) of the output for one image.
-      parameters: trainable numbers; 0 where a module is called again.
-      macs: multiply-accumulates for one image, of convolutions and matrix products only; padding counts as pixels.
-      activation_bytes: the output of a whole batch, in the type that the code gives it.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    parameters: int
-    macs: int
-    activation_bytes: int
+    name: str  # path of the module, such as "stage1_block1/conv1"
+    kind: str  # "conv 7×7/2" (kernel, stride), "conv 5×5 g2" (two groups), "dense", "norm", "max pool" …
+    shape: tuple[int, ...]  # (H, W, C) or (C,) of the output for one image
+    parameters: int  # trainable numbers; 0 where a module is called again
+    macs: int  # multiply-accumulates for one image, of convolutions and matrix products; padding counts as pixels
+    activation_bytes: int  # the output of a whole batch, in the type that the code gives it
 
 
 def layers(model: nn.Module, image_shape: Sequence[int], batch: int = 1, train: bool = False) -> list[Layer]:
@@ -62,17 +53,12 @@ def layers(model: nn.Module, image_shape: Sequence[int], batch: int = 1, train: 
         # A network pools several times in one place: number those.
         number = str(seen[path]) if path[-1] in SCOPES and paths.count(path) > 1 else ""
         output: Any = equations[-1][0].outvars[0].aval
-        elements = math.prod(output.shape[1:])
-        rows.append(
-            Layer(
-                name="/".join(path) + number,
-                kind=_kind(path, [equation for equation, _ in equations]),
-                shape=tuple(output.shape[1:]),
-                parameters=sizes.get(path, 0) if seen[path] == 1 else 0,
-                macs=sum(times * macs(equation) for equation, times in equations),
-                activation_bytes=elements * output.dtype.itemsize * batch,
-            )
-        )
+        rows.append(Layer(
+            "/".join(path) + number, _kind(path, [equation for equation, _ in equations]), tuple(output.shape[1:]),
+            parameters=sizes.get(path, 0) if seen[path] == 1 else 0,
+            macs=sum(times * macs(equation) for equation, times in equations),
+            activation_bytes=math.prod(output.shape[1:]) * output.dtype.itemsize * batch,
+        ))  # fmt: skip
     return rows
 
 
@@ -105,9 +91,9 @@ def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple
         layer = next((end for end in ends if end in modules or end[-1] in SCOPES), None)
         if layer is None and macs(equation):
             layer = path or ("(no name)",)  # a product outside of any layer is work all the same
-        if layer and not (inside and runs[-1][0] == layer):
-            runs.append((layer, []))
         if layer:
+            if not (inside and runs[-1][0] == layer):
+                runs.append((layer, []))
             runs[-1][1].append((equation, times))
         inside = layer is not None
     return runs
@@ -165,15 +151,9 @@ def total(rows: Sequence[Layer], what: str) -> int:
 
 
 def describe(
-    name: str,
-    *,
-    batch: int = 1,
-    dtype: str = "bfloat16",
-    image_size: int = 0,
-    num_classes: int = 0,
-    small_images: bool = False,
-    train: bool = False,
-) -> dict[str, Any]:
+    name: str, *, batch: int = 1, dtype: str = "bfloat16", image_size: int = 0, num_classes: int = 0,
+    small_images: bool = False, train: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the model `name` in numbers; by default with its paper's image size, and ImageNet's or CIFAR-10's classes.
 
     "layers" is the list of `layers`, "macs" and "activation_bytes" sum it. "parameters" are those of evaluation,
@@ -193,18 +173,10 @@ def describe(
     trained = layers(model, (size, size, 3), batch, train=True) if auxiliary or train else evaluated
     rows, parameters = trained if train else evaluated, total(evaluated, "parameters")
     return {
-        "name": name,
-        "parameters": parameters,
-        "aux_parameters": total(trained, "parameters") - parameters,
-        "macs": total(rows, "macs"),
-        "activation_bytes": total(rows, "activation_bytes"),
-        "num_classes": classes,
-        "image_size": size,
-        "batch": batch,
-        "dtype": dtype,
-        "endpoints": model.endpoints,
-        "layers": rows,
-    }
+        "name": name, "parameters": parameters, "aux_parameters": total(trained, "parameters") - parameters,
+        "macs": total(rows, "macs"), "activation_bytes": total(rows, "activation_bytes"), "num_classes": classes,
+        "image_size": size, "batch": batch, "dtype": dtype, "endpoints": model.endpoints, "layers": rows,
+    }  # fmt: skip
 
 
 @functools.cache

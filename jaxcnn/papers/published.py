@@ -16,25 +16,18 @@ RULE = (
 
 
 class Figure(NamedTuple):
-    """A published value.
+    """A published value."""
 
-    Attributes:
-      printed: as it stands in the paper; its digits are its precision.
-      unit, suffix: of a number, such as 1e6 and "M"; 0 where it is text.
-      source: the paper in short, and the table or figure: "ResNet, Table 1".
-      confidence: "A" the paper itself was read, "B" a transcription of it, "C" from memory.
-    """
-
-    printed: str
-    unit: float
-    suffix: str
-    source: str
-    confidence: str
+    printed: str  # as it stands in the paper; its digits are its precision
+    unit: float  # of a number, such as 1e6; 0 where it is text
+    suffix: str  # of the unit, such as "M"
+    source: str  # the paper in short, and the table or figure: "ResNet, Table 1"
+    confidence: str  # "A" the paper itself was read, "B" a transcription of it, "C" from memory
 
 
 @functools.cache
 def papers() -> dict[str, dict[str, Any]]:
-    """The papers' files by their stem: "alexnet", "googlenet", "resnet", "vgg".
+    """Return the papers' files by their stem: "alexnet", "googlenet", "resnet", "vgg".
 
     Raises:
       UserError: they are neither beside the package, as a wheel has them, nor in the repository.
@@ -48,7 +41,7 @@ def papers() -> dict[str, dict[str, Any]]:
 
 
 def figure(paper: str, section: str, *keys: str) -> Figure | None:
-    """The value printed under `keys` in a section of a paper's file, or None."""
+    """Return the value printed under `keys` in a section of a paper's file, or None."""
     columns = papers()[paper][section]
     printed: Any = columns["printed"]
     for key in keys:
@@ -60,7 +53,7 @@ def figure(paper: str, section: str, *keys: str) -> Figure | None:
 
 
 def of_model(name: str) -> dict[str, Figure]:
-    """What its paper prints of the model `name`: some of "parameters", "macs" and "error" (top-1/top-5, %)."""
+    """Return what its paper prints of the model `name`: some of "parameters", "macs" and "error" (top-1/top-5, %)."""
     found = {}
     for paper, sections in papers().items():
         for section, columns in sections.items():
@@ -71,7 +64,7 @@ def of_model(name: str) -> dict[str, Figure]:
 
 
 def agreement(ours: float | str, published: Figure | None) -> str:
-    """How `ours` stands to what is printed: a mark as `RULE` explains them."""
+    """Return how `ours` stands to what is printed: a mark as `RULE` explains them."""
     if published is None:
         return "–"
     if not published.unit:
@@ -93,10 +86,8 @@ def beside(row: dict[str, Any]) -> dict[str, Any]:
     """
     return {
         quantity: {
-            "printed": figure.printed + figure.suffix,
-            "source": figure.source,
-            "confidence": figure.confidence,
+            "printed": figure.printed + figure.suffix, "source": figure.source, "confidence": figure.confidence,
             "agreement": agreement(row[quantity], figure) if quantity in row else None,
         }
         for quantity, figure in of_model(row["name"]).items()
-    }
+    }  # fmt: skip

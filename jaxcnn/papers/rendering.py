@@ -3,9 +3,11 @@
 import csv
 import shutil
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from jaxcnn.papers.cost import Layer, total
 from jaxcnn.papers.published import RULE, Figure, agreement, papers
 
 _LIST_NOTE = (
@@ -18,6 +20,9 @@ _ONE_NOTE = (
     "these once; outputs of ReLUs, sums and joins are left out. MMACs: 10⁶, of convolutions and products, one image. "
     "g2: two groups."
 )
+
+
+_IN_FULL = {"GMACs": "MACs", "MMACs": "MACs"}  # columns whose values JSON and CSV have without the unit
 
 
 class Cell(NamedTuple):
@@ -89,29 +94,24 @@ def _wrapped(words: str) -> list[str]:
 def _columns(table: Table) -> list[list[str]]:
     """Return the columns; published values get one of their own unless each is, as text, what ours is."""
     columns = []
-    for i, name in enumerate(table.columns):
-        cells = [row[i] for row in table.rows]
-        if not any(cell.figure for cell in cells):
-            columns.append([name, *(cell.shown for cell in cells)])
-        elif all(cell.figure is None or cell.ours == cell.figure.printed for cell in cells):
-            columns.append([name, *(f"{cell.shown} {cell.mark}" if cell.figure else cell.shown for cell in cells)])
-        else:
-            columns.append([name, *(cell.shown for cell in cells)])
+    for name, *cells in zip(table.columns, *table.rows, strict=True):
+        same = all(cell.figure is None or cell.ours == cell.figure.printed for cell in cells)
+        marks = [f" {cell.mark}" if cell.figure and same else "" for cell in cells]
+        columns.append([name, *(cell.shown + mark for cell, mark in zip(cells, marks, strict=True))])
+        if not same:
             columns.append(["paper", *map(_published, cells)])
     return columns
 
 
 def _aligned(columns: list[list[str]]) -> list[str]:
     """Return the lines of a Markdown table; columns of numbers are set to the right."""
-    lines: list[list[str]] = [[] for _ in range(len(columns[0]) + 1)]
-    for column in columns:
-        width = max(map(len, column))
-        right = column[0] != "paper" and all(word.replace(",", "").replace(".", "").isdigit() for word in column[1:])
-        padded = [word.rjust(width) if right else word.ljust(width) for word in column]
+    padded = []
+    for head, *words in columns:
+        width = max(map(len, [head, *words]))
+        right = head != "paper" and all(word.replace(",", "").replace(".", "").isdigit() for word in words)
         rule = "-" * (width - 1) + (":" if right else "-")
-        for line, word in zip(lines, [padded[0], rule, *padded[1:]], strict=True):
-            line.append(word)
-    return [" | ".join(line).rstrip() for line in lines]
+        padded.append([word.rjust(width) if right else word.ljust(width) for word in (head, rule, *words)])
+    return [" | ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
 def _published(cell: Cell) -> str:
@@ -120,11 +120,6 @@ def _published(cell: Cell) -> str:
     printed = cell.figure.printed
     printed = f"{int(printed):,}" if printed.isdigit() and len(printed) > 4 else printed
     return " ".join(filter(None, (printed + cell.figure.suffix, cell.mark)))
-
-
-def _unscaled(column: str) -> str:
-    """Return the name of a column whose values are written in full."""
-    return {"GMACs": "MACs", "MMACs": "MACs"}.get(column, column)
 
 
 def as_json(table: Table) -> dict[str, Any]:
@@ -140,11 +135,10 @@ def as_json(table: Table) -> dict[str, Any]:
             "source": figure.source, "confidence": figure.confidence,
         }  # fmt: skip
 
-    names = [_unscaled(name) for name in table.columns]
-    rows = [{name: value(cell) for name, cell in zip(names, row, strict=True)} for row in table.rows]
-    return {
-        "table": table.name, "title": table.title, "paper": source(table), "rows": rows, "notes": list(table.notes)
-    }  # fmt: skip
+    names = [_IN_FULL.get(name, name) for name in table.columns]
+    rows = [dict(zip(names, map(value, row), strict=True)) for row in table.rows]
+    head = {"table": table.name, "title": table.title, "paper": source(table)}
+    return head | {"rows": rows, "notes": list(table.notes)}
 
 
 def write_csv(tables: Iterable[Table], file: TextIO) -> None:
@@ -155,11 +149,10 @@ def write_csv(tables: Iterable[Table], file: TextIO) -> None:
         for row in table.rows:
             label = " ".join(cell.shown for cell in row[: table.labels])
             for name, cell in zip(table.columns[table.labels :], row[table.labels :], strict=True):
-                figure = cell.figure
-                published = (figure.printed, f"{figure.unit:g}" if figure.unit else "") if figure else ("", "")
-                origin = (figure.source, figure.confidence) if figure else ("", "")
+                printed, unit, _, origin, confidence = cell.figure or ("", 0, "", "", "")
+                figures = cell.ours, printed, f"{unit:g}" if unit else "", cell.mark, origin, confidence
                 if cell.ours != "":
-                    writer.writerow([table.name, label, _unscaled(name), cell.ours, *published, cell.mark, *origin])
+                    writer.writerow([table.name, label, _IN_FULL.get(name, name), *figures])
 
 
 def listing(rows: Sequence[dict[str, Any]]) -> str:
@@ -169,27 +162,19 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
         figure = row["paper"].get(quantity)
         return f"{figure['printed']} {figure['agreement'] or ''}".strip() if figure else "–"
 
-    columns = [
-        ["network", *(row["name"] for row in rows)],
-        ["parameters", *(f"{row['parameters']:,}" for row in rows)],
-        ["paper", *(published(row, "parameters") for row in rows)],
-        ["MACs", *(_prefixed(row["macs"]) for row in rows)],
-        ["paper", *(published(row, "macs") for row in rows)],
-        ["MB", *(f"{row['activation_bytes'] / 1e6:,.1f}" for row in rows)],
-        ["paper's error", *(published(row, "error") for row in rows)],
-    ]
-    notes = [_LIST_NOTE, f"Agreement: {RULE}."]
-    notes += [
-        f"{row['name']}: + auxiliary heads {row['aux_parameters']:,} parameters, in training only."
-        for row in rows
-        if row["aux_parameters"]
-    ]
-    sources: dict[str, list[str]] = {}
+    lines = [["network", "parameters", "paper", "MACs", "paper", "MB", "paper's error"]]
+    notes, sources = [_LIST_NOTE, f"Agreement: {RULE}."], defaultdict[str, list[str]](list)
     for row in rows:
+        lines.append([
+            row["name"], f"{row['parameters']:,}", published(row, "parameters"), _prefixed(row["macs"]),
+            published(row, "macs"), f"{row['activation_bytes'] / 1e6:,.1f}", published(row, "error"),
+        ])  # fmt: skip
+        if row["aux_parameters"]:
+            notes.append(f"{row['name']}: + auxiliary heads {row['aux_parameters']:,} parameters, in training only.")
         for quantity, figure in row["paper"].items():
-            sources.setdefault(f"{quantity.replace('macs', 'MACs')}: {figure['source']}", []).append(row["name"])
+            sources[f"{quantity.replace('macs', 'MACs')}: {figure['source']}"].append(row["name"])
     notes += [f"{source} — {', '.join(names)}." for source, names in sources.items()]
-    return "\n".join([*_terminal(columns, right={1, 3, 5}), "", *map(_note, notes)])
+    return "\n".join([*_terminal(lines, right={1, 3, 5}), "", *map(_note, notes)])
 
 
 def layer_by_layer(row: dict[str, Any]) -> str:
@@ -205,19 +190,14 @@ def layer_by_layer(row: dict[str, Any]) -> str:
     for quantity, figure in row["paper"].items():
         what = f"the paper's {quantity.replace('macs', 'MACs')} ({figure['source']})"
         lines.append(textwrap.fill(f"{what}: {figure['printed']} {figure['agreement'] or '%'}", 80))
-    columns = [
-        ["layer", *(layer.name for layer in layers), "total"],
-        ["kind", *(layer.kind for layer in layers), ""],
-        ["output", *(extent(layer.shape) for layer in layers), ""],
-        ["parameters", *(f"{layer.parameters:,}" for layer in layers), f"{sum(x.parameters for x in layers):,}"],
-        ["MMACs", *(f"{layer.macs / 1e6:,.2f}" for layer in layers), f"{row['macs'] / 1e6:,.2f}"],
-        ["MB", *(f"{x.activation_bytes / 1e6:,.2f}" for x in layers), f"{row['activation_bytes'] / 1e6:,.2f}"],
-    ]
-    ends = [
-        f"endpoint {endpoint:<7} stride {stride:>2}  {channels:>5,} channels"
-        for endpoint, (stride, channels) in row["endpoints"].items()
-    ]
-    return "\n".join([*lines, "", *_terminal(columns, right={3, 4, 5}), "", *ends, "", _note(_ONE_NOTE)])
+    whole = Layer("total", "", (), total(layers, "parameters"), row["macs"], row["activation_bytes"])
+    cells = [["layer", "kind", "output", "parameters", "MMACs", "MB"]]
+    for x in [*layers, whole]:
+        costs = f"{x.parameters:,}", f"{x.macs / 1e6:,.2f}", f"{x.activation_bytes / 1e6:,.2f}"
+        cells.append([x.name, x.kind, extent(x.shape), *costs])
+    endpoints = row["endpoints"].items()
+    ends = [f"endpoint {name:<7} stride {stride:>2}  {number:>5,} channels" for name, (stride, number) in endpoints]
+    return "\n".join([*lines, "", *_terminal(cells, right={3, 4, 5}), "", *ends, "", _note(_ONE_NOTE)])
 
 
 def _prefixed(number: int) -> str:
@@ -225,19 +205,13 @@ def _prefixed(number: int) -> str:
     return f"{number / 1e9:,.3f} G" if number >= 1e9 else f"{number / 1e6:,.2f} M"
 
 
-def _terminal(columns: list[list[str]], right: set[int]) -> list[str]:
-    """Return aligned lines; in a terminal the first column is shortened, in the middle, to what fits."""
-    widths = [max(map(len, column)) for column in columns]
+def _terminal(lines: list[list[str]], right: set[int]) -> list[str]:
+    """Return lines of aligned cells; in a terminal the first column is shortened, in the middle, to what fits."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = shutil.get_terminal_size((10**6, 0)).columns - sum(widths[1:]) - 2 * len(widths[1:])
     widths[0] = max(min(widths[0], room), min(widths[0], 12))
-    columns = [[shortened(word, widths[0]) for word in columns[0]], *columns[1:]]
-    return [
-        "  ".join(
-            word.rjust(width) if i in right else word.ljust(width)
-            for i, (word, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in zip(*columns, strict=True)
-    ]
+    form = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths))
+    return [form.format(shortened(first, widths[0]), *others).rstrip() for first, *others in lines]
 
 
 def shortened(word: str, width: int) -> str:

@@ -7,7 +7,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,14 @@ from jaxcnn import UserError
 from jaxcnn.models import create_model, list_models
 from jaxcnn.models.layers import conv
 from jaxcnn.papers.cost import Layer, layers, paper_layers, total
-from jaxcnn.papers.published import figure, of_model
+from jaxcnn.papers.published import Figure, figure, of_model
 from jaxcnn.papers.rendering import Cell, Table, extent, integer, scaled, text
 
 IMAGES = 4  # of the table precision
 
 
 def build(name: str) -> Table:
-    """The table called `name`.
+    """Return the table called `name`.
 
     Raises:
       UserError: there is none of that name; the nearest are listed.
@@ -38,7 +38,7 @@ def build(name: str) -> Table:
 
 
 def _stages(name: str, stage_of: Callable[[str], str]) -> dict[str, list[Layer]]:
-    """The layers of the model `name` by stage: what `stage_of` makes of a layer's name, "" for none."""
+    """Return the layers of the model `name` by stage: what `stage_of` makes of a layer's name, "" for none."""
     stages: dict[str, list[Layer]] = {}
     for row in paper_layers(name):
         if stage := stage_of(row.name):
@@ -46,23 +46,28 @@ def _stages(name: str, stage_of: Callable[[str], str]) -> dict[str, list[Layer]]
     return stages
 
 
-def _alexnet_figure2() -> Table:
-    def row(name: str, shape: tuple[int, ...], parameters: int, macs: int) -> list[Cell]:
-        neurons = math.prod(shape)
-        return [
-            text(name), text(extent(shape), figure("alexnet", "sizes", name)),
-            integer(neurons, figure("alexnet", "neurons", name)), integer(parameters), scaled(macs, 1e6, 1),
-        ]  # fmt: skip
+def _costs(
+    kept: Sequence[Layer], unit: float, digits: int, parameters: Figure | None = None, macs: Figure | None = None
+) -> list[Cell]:
+    """Return the cells of the parameters and of the MACs of layers, with what the paper prints of them."""
+    return [integer(total(kept, "parameters"), parameters), scaled(total(kept, "macs"), unit, digits, macs)]
 
-    kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
-    rows = [row(layer.name, layer.shape, layer.parameters, layer.macs) for layer in kept]
-    whole = [
-        text("total"), text(""), integer(sum(cells[2].ours for cells in rows)), integer(total(kept, "parameters")),
-        scaled(total(kept, "macs"), 1e6, 1),
-    ]  # fmt: skip
+
+def _weighted(name: str) -> list[Layer]:
+    return [layer for layer in paper_layers(name) if layer.kind.startswith(("conv", "dense"))]
+
+
+def _alexnet_figure2() -> Table:
+    kept, rows = _weighted("alexnet"), []
+    for layer in [Layer("images", "", (224, 224, 3), 0, 0, 0), *kept]:
+        rows.append([
+            text(layer.name), text(extent(layer.shape), figure("alexnet", "sizes", layer.name)),
+            integer(math.prod(layer.shape), figure("alexnet", "neurons", layer.name)), *_costs([layer], 1e6, 1),
+        ])  # fmt: skip
+    whole = [text("total"), text(""), integer(sum(cells[2].ours for cells in rows[1:])), *_costs(kept, 1e6, 1)]
     return Table(
         "alexnet-figure2", "AlexNet, Figure 2 and its caption: sizes of the layers", 1,
-        ("layer", "output", "neurons", "parameters", "MMACs"), [row("images", (224, 224, 3), 0, 0), *rows, whole],
+        ("layer", "output", "neurons", "parameters", "MMACs"), [*rows, whole],
         ("The figure draws each layer as two halves, one for a GPU (55×55×48 …): here they are side by side.",
          "The caption's 253,440 neurons of conv1 are not those of the 55×55×96 that the figure draws (290,400).",
          "The total leaves the image out."),
@@ -70,7 +75,7 @@ def _alexnet_figure2() -> Table:
 
 
 def _alexnet_abstract() -> Table:
-    kept = [layer for layer in paper_layers("alexnet") if layer.kind.startswith(("conv", "dense"))]
+    kept = _weighted("alexnet")
     neurons = sum(math.prod(layer.shape) for layer in kept)
     rows = [
         [text("parameters"), integer(total(kept, "parameters"), of_model("alexnet")["parameters"])],
@@ -88,26 +93,22 @@ def _vgg_stage(name: str) -> str:
 
 
 def _vgg_layers(rows: list[Layer]) -> str:
-    """Table 1's words for a stage: "2 conv3-512 conv1-512"."""
-    words = []
-    for row in rows:
+    """Return Table 1's words for a stage: "2 conv3-512 conv1-512"."""
+
+    def word(row: Layer) -> str:
         kernel = row.kind.removeprefix("conv ").split("×")[0]
-        kinds = {"dense": f"FC-{row.shape[-1]}", "LRN": "LRN"}
-        words.append(kinds.get(row.kind, f"conv{kernel}-{row.shape[-1]}"))
-    runs = [(word, len(list(run))) for word, run in itertools.groupby(words)]
-    return " ".join(f"{times} {word}" if times > 1 else word for word, times in runs)
+        return {"dense": f"FC-{row.shape[-1]}", "LRN": "LRN"}.get(row.kind, f"conv{kernel}-{row.shape[-1]}")
+
+    runs = [(words, len(list(run))) for words, run in itertools.groupby(map(word, rows))]
+    return " ".join(f"{times} {words}" if times > 1 else words for words, times in runs)
 
 
 def _vgg_table1() -> Table:
     rows = []
     for name in _VGG:
-        stages = _stages(name, _vgg_stage)
-        for stage, inside in stages.items():
-            rows.append([
-                text(name), text(stage), text(_vgg_layers(inside), figure("vgg", "layers", name, stage)),
-                text(extent(inside[-1].shape)), integer(total(inside, "parameters")),
-                scaled(total(inside, "macs"), 1e9, 3),
-            ])  # fmt: skip
+        for stage, inside in _stages(name, _vgg_stage).items():
+            words = text(_vgg_layers(inside), figure("vgg", "layers", name, stage))
+            rows.append([text(name), text(stage), words, text(extent(inside[-1].shape)), *_costs(inside, 1e9, 3)])
     return Table(
         "vgg-table1", "VGG, Table 1: the configurations A, A-LRN, B, C, D and E", 2,
         ("network", "stage", "layers", "output", "parameters", "GMACs"), rows,
@@ -118,13 +119,8 @@ def _vgg_table1() -> Table:
 def _vgg_table2() -> Table:
     rows = []
     for name in _VGG:
-        kinds = [layer.kind for layer in paper_layers(name)]
-        weights = sum(kind.startswith(("conv", "dense")) for kind in kinds)
-        rows.append([
-            text(name), integer(weights, figure("vgg", "weight_layers", name)),
-            integer(total(paper_layers(name), "parameters"), of_model(name)["parameters"]),
-            scaled(total(paper_layers(name), "macs"), 1e9, 3),
-        ])  # fmt: skip
+        depth = integer(len(_weighted(name)), figure("vgg", "weight_layers", name))
+        rows.append([text(name), depth, *_costs(paper_layers(name), 1e9, 3, of_model(name)["parameters"])])
     title = "VGG, Table 2: number of parameters; the weight layers are those of Table 1"
     return Table("vgg-table2", title, 1, ("network", "weight layers", "parameters", "GMACs"), rows)
 
@@ -141,22 +137,13 @@ def _googlenet_table1() -> Table:
         # An inception module joins its four branches; each ends in a layer that is not a reduction.
         ends = [row for row in inside if row.kind.startswith("conv") and "reduce" not in row.name] or inside
         shape = (*ends[-1].shape[:-1], sum(row.shape[-1] for row in ends))
-        weights = total(inside, "macs") > 0
-        key = [stage] if weights else []
         shape = shape if len(shape) == 3 else (1, 1, *shape)
-        rows.append([
-            text(stage), text(extent(shape), figure("googlenet", "sizes", stage)),
-            integer(total(inside, "parameters"), figure("googlenet", "table1_parameters", *key) if key else None),
-            scaled(total(inside, "macs"), 1e6, 1, figure("googlenet", "table1_macs", *key) if key else None),
-        ])  # fmt: skip
+        printed = [figure("googlenet", f"table1_{what}", stage) for what in ("parameters", "macs")]
+        costs = _costs(inside, 1e6, 1, *(printed if total(inside, "macs") else ()))
+        rows.append([text(stage), text(extent(shape), figure("googlenet", "sizes", stage)), *costs])
     everything = paper_layers("googlenet")
     auxiliary = total(paper_layers("googlenet", train=True), "parameters") - total(everything, "parameters")
-    whole = [
-        text("total"),
-        text(""),
-        integer(total(everything, "parameters")),
-        scaled(total(everything, "macs"), 1e6, 1),
-    ]
+    whole = [text("total"), text(""), *_costs(everything, 1e6, 1)]
     return Table(
         "googlenet-table1", "GoogLeNet, Table 1: the incarnation of the Inception architecture", 1,
         ("layer", "output", "parameters", "MMACs"), [*rows, whole],
@@ -178,16 +165,11 @@ def _resnet_table1() -> Table:
     for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
         for stage, inside in _stages(name, _resnet_stage).items():
             shape = inside[-1].shape[:2] if stage != "fc" else (1, 1)
-            rows.append([
-                text(name), text(stage), text(extent(shape), figure("resnet", "sizes", stage)),
-                integer(total(inside, "parameters")), scaled(total(inside, "macs"), 1e9, 3),
-            ])  # fmt: skip
+            size = text(extent(shape), figure("resnet", "sizes", stage))
+            rows.append([text(name), text(stage), size, *_costs(inside, 1e9, 3)])
         for form in (name, f"{name}_a")[: 2 if name in ("resnet18", "resnet34") else 1]:
-            everything = paper_layers(form)
-            rows.append([
-                text(form), text("total"), text(""), integer(total(everything, "parameters")),
-                scaled(total(everything, "macs"), 1e9, 3, of_model(form)["macs"]),
-            ])  # fmt: skip
+            costs = _costs(paper_layers(form), 1e9, 3, macs=of_model(form)["macs"])
+            rows.append([text(form), text("total"), text(""), *costs])
     return Table(
         "resnet-table1", "ResNet, Table 1: architectures for ImageNet", 2,
         ("network", "stage", "output", "parameters", "GMACs"), rows,
@@ -199,12 +181,9 @@ def _resnet_table1() -> Table:
 def _resnet_table6() -> Table:
     rows = []
     for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"):
-        kept, paper = paper_layers(name), of_model(name)
-        depth = sum(layer.kind.startswith(("conv", "dense")) for layer in kept)
-        rows.append([
-            text(name), integer(depth), integer(total(kept, "parameters"), paper["parameters"]),
-            scaled(total(kept, "macs"), 1e6, 2), text(paper["error"].printed),
-        ])  # fmt: skip
+        paper, depth = of_model(name), integer(len(_weighted(name)))
+        costs = _costs(paper_layers(name), 1e6, 2, paper["parameters"])
+        rows.append([text(name), depth, *costs, text(paper["error"].printed)])
     return Table(
         "resnet-table6", "ResNet, Table 6: networks for CIFAR-10", 1,
         ("network", "layers", "parameters", "MMACs", "paper's error %"), rows,
@@ -228,7 +207,7 @@ class Stack(nn.Module):
 
 
 def receptive_field(kernel: int, depth: int) -> int:
-    """Side in pixels of what one output of such a stack depends on: where its gradient is not zero."""
+    """Return the side in pixels of what one output of such a stack depends on: where its gradient is not zero."""
     stack, side = Stack(kernel, depth, 1), 2 * kernel * depth + 1
     image = jnp.zeros((1, side, side, 1))
     variables = stack.init(jax.random.key(0), image)
@@ -241,18 +220,17 @@ def receptive_field(kernel: int, depth: int) -> int:
 
 
 def stacks() -> Table:
-    """The table of the argument: cost and sight of one filter and of the stack that replaces it."""
+    """Return the table of the cost and the receptive field of one filter and of the stack that replaces it."""
     channels, pixels, rows = 256, 28, []
     for large, depth in ((5, 2), (7, 3), (9, 4)):
         costs = []
         for kernel, times in ((large, 1), (3, depth)):
             kept = layers(Stack(kernel, times, channels), (pixels, pixels, channels))
-            parameters = total(kept, "parameters")
-            costs.append(parameters)
+            costs.append(total(kept, "parameters"))
             rows.append([
                 text(f"{times} of {kernel}×{kernel}"), text(extent((receptive_field(kernel, times),) * 2)),
-                integer(parameters // channels**2), integer(parameters), scaled(total(kept, "macs"), 1e6, 1),
-                integer(times), scaled(parameters / costs[0], 1, 2),
+                integer(costs[-1] // channels**2), *_costs(kept, 1e6, 1), integer(times),
+                scaled(costs[-1] / costs[0], 1, 2),
             ])  # fmt: skip
     return Table(
         "stacks", "One large filter against a stack of 3×3 filters that sees as much", 1,
@@ -265,29 +243,18 @@ def stacks() -> Table:
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "alexnet-abstract": _alexnet_abstract,
-    "alexnet-figure2": _alexnet_figure2,
-    "vgg-table1": _vgg_table1,
-    "vgg-table2": _vgg_table2,
-    "googlenet-table1": _googlenet_table1,
-    "resnet-table1": _resnet_table1,
-    "resnet-table6": _resnet_table6,
-    "stacks": stacks,
-}
+    "alexnet-abstract": _alexnet_abstract, "alexnet-figure2": _alexnet_figure2, "vgg-table1": _vgg_table1,
+    "vgg-table2": _vgg_table2, "googlenet-table1": _googlenet_table1, "resnet-table1": _resnet_table1,
+    "resnet-table6": _resnet_table6, "stacks": stacks,
+}  # fmt: skip
 
 
-class Errors(NamedTuple):
-    """Relative errors of logits: the largest difference over the largest logit, the mean over the mean."""
+def errors(name: str, seed: int = 0) -> tuple[float, float]:
+    """Return (largest, mean) error of bfloat16 against float32 logits, relative to the largest and the mean logit.
 
-    largest: float
-    mean: float
-
-
-def errors(name: str, seed: int = 0) -> Errors:
-    """bfloat16 against float32 for the model `name`, both with the same float32 weights, drawn from `seed`.
-
-    Four images of Gaussian noise; BatchNorm uses the statistics of the four, as in training: those of a fresh network,
-    mean 0 and variance 1, let the activations of deep ones grow without bound. There is no dropout.
+    Both have the same float32 weights of the model `name`, drawn from `seed`, and see four images of Gaussian noise.
+    BatchNorm uses the statistics of the four, as in training: those of a fresh network, mean 0 and variance 1, let the
+    activations of deep ones grow without bound. There is no dropout.
     """
     size: int = create_model(name).image_size  # type: ignore[attr-defined]
     classes = 10 if size == 32 else 1000
@@ -306,16 +273,15 @@ def errors(name: str, seed: int = 0) -> Errors:
 
         return np.asarray(apply(variables, images), np.float64)
 
-    reference = logits(jnp.float32)
-    difference = np.abs(logits(jnp.bfloat16) - reference)
-    reference = np.abs(reference)
-    return Errors(float(difference.max() / reference.max()), float(difference.mean() / reference.mean()))
+    exact_logits = logits(jnp.float32)
+    difference, reference = np.abs(logits(jnp.bfloat16) - exact_logits), np.abs(exact_logits)
+    return float(difference.max() / reference.max()), float(difference.mean() / reference.mean())
 
 
 def precision(
     names: Sequence[str] | None = None, seed: int = 0, report: Callable[[str], Any] = lambda name: None
 ) -> Table:
-    """The table of `errors` of the models `names`, by default all but the one of 1,202 layers, which takes long.
+    """Return the table of `errors` of the models `names`, by default all but the one of 1,202 layers, which takes long.
 
     Args:
       report: is told each name when its turn comes.

@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -27,12 +27,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
 from jaxcnn import UserError
 from jaxcnn.configfile import from_json, to_json
+from jaxcnn.data import usable_cores
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import create_model
-from jaxcnn.scaling.chips import Topology, abstract_devices, parse_topology, target_config
+from jaxcnn.scaling.chips import CHIPS, Topology, parse_topology
 from jaxcnn.scaling.program_costs import compiled_part
 from jaxcnn.scaling.study import Request
 from jaxcnn.training.program import Program, build_program
@@ -44,6 +46,7 @@ _EACH = 5 * 2**30  # bytes that one compilation may take: ResNet-50 for a TPU ta
 _STACK = 2**28  # bytes: libtpu's recursion overflows the usual 8 MiB (ResNet-50 for v6e)
 _OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables that change what is compiled
 _PACKAGES = ("jaxlib", "libtpu", "jax-cuda12-plugin")
+_GPU_PACKAGES = ("jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 _UNFIT = (  # what a TPU's compiler says at its end, and before it begins
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
@@ -67,10 +70,8 @@ def check_compilers(requests: Sequence[Request]) -> None:
             what = "XLA's CUDA compiler, the packages jax-cuda12-plugin and jax-cuda12-pjrt"
         else:
             continue
-        raise UserError(
-            f"--topology {name} needs {what}: `make aot` installs it beside this environment, "
-            "`pip install 'jaxcnn[aot]'` in one of its own"
-        )
+        here = "`make aot` installs it beside this environment, `pip install 'jaxcnn[aot]'` in one of its own"
+        raise UserError(f"--topology {name} needs {what}: {here}")
 
 
 def default_jobs() -> int:
@@ -80,8 +81,7 @@ def default_jobs() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         free = _EACH
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, free // _EACH))
+    return max(1, min(usable_cores(), free // _EACH))
 
 
 def compile_all(requests: Sequence[Request], jobs: int, cache: Path, report: Report) -> list[dict[str, Any]]:
@@ -126,23 +126,19 @@ def _environment(platform: str) -> dict[str, str]:
         flags.append("--xla_gpu_autotune_level=0")  # there is no device to time kernels on
     paths = [str(plugins()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_FLAGS": " ".join(flags),
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_FLAGS": " ".join(flags), "PYTHONPATH": os.pathsep.join(paths),
+    }  # fmt: skip
 
 
 def _words(request: Request, answer: dict[str, Any]) -> str:
     row = request.row
     variant = "".join(f" {key}={value}" for key, value in row["variant"].items())
-    what = f"{row['model']} on {row['topology']}, {row['batch_per_chip']:g} a chip{variant}"
-    if "error" in answer:
-        return f"{what}: failed"
-    return f"{what}: {'cached' if answer['cached'] else 'compiled'} {answer['compile_seconds']:.0f} s"
+    end = "failed"
+    if "error" not in answer:
+        end = f"{'cached' if answer['cached'] else 'compiled'} {answer['compile_seconds']:.0f} s"
+    return f"{row['model']} on {row['topology']}, {row['batch_per_chip']:g} a chip{variant}: {end}"
 
 
 @contextmanager
@@ -201,6 +197,49 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return compiled_part(compile_step(program, place, Path(request["cache"])), program, place)
 
 
+_TARGET = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory:.0f} l2_cache_size: {l2}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 cuda_compute_capability {{ major: {major} }} }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{kind}" """
+_TARGETS = {  # by the files that `chips.XLA` names
+    "a100": {"cores": 108, "fpus": 64, "shared": 167936, "optin": 166912, "clock": 1.41, "l2": 41943040, "major": 8},
+    "h100": {"cores": 132, "fpus": 128, "shared": 233472, "optin": 232448, "clock": 1.98, "l2": 52428800, "major": 9},
+}
+
+
+def target_config(name: str) -> str:
+    """Return the GPU "a100" or "h100" as XLA's CUDA plugin takes it for `get_topology_desc(…, target_config=…)`."""
+    chip = CHIPS[name]
+    sizes = {"bandwidth": chip.memory_bandwidth.value, "memory": chip.memory.value}
+    return _TARGET.format(**_TARGETS[name], **sizes, kind=chip.kind)
+
+
+def abstract_devices(topology: Topology) -> Any:
+    """Return JAX devices to lower and compile for; none of them exists.
+
+    Raises:
+      UserError: the compiler is not installed, or does not know the slice.
+    """
+    chip, shape = topology.chip, topology.shape
+    if chip.platform == "gpu":
+        name, platform, config = "", "cuda", target_config(topology.version)
+        options: dict[str, Any] = {"topology": f"1x{shape[0]}x{shape[1]}", "target_config": config}
+    else:
+        name, platform = f"{topology.version}:{'x'.join(map(str, shape))}", "tpu"
+        options = {"chips_per_host_bounds": (*(min(2, n) for n in shape[:2]), 1)}
+        if topology.version in ("v4", "v5p"):
+            options["chip_config_name"] = "megacore"  # two cores, one device, as JAX has them
+    try:
+        return topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices
+    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--topology {topology.name}: XLA's compiler does not take it: {reason}") from error
+
+
 def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str, Any]:
     """Compile the training step of `program`, whose mesh is of abstract devices, or read what was kept.
 
@@ -242,11 +281,10 @@ def unfit(message: str) -> list[int]:
 
 
 def _key(text: str, topology: Topology) -> str:
-    versions = [f"{name} {_version(name)}" for name in _PACKAGES]
+    gpu = topology.chip.platform == "gpu"
+    versions = [f"{name} {_version(name)}" for name in _PACKAGES + _GPU_PACKAGES * gpu]
     options = [f"{name}={os.environ.get(name, '')}" for name in _OPTIONS]
-    if topology.chip.platform == "gpu":
-        versions += [f"{name} {_version(name)}" for name in ("jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")]
-        options.append(target_config(topology.version))
+    options += [target_config(topology.version)] if gpu else []
     words = [topology.version, str(topology.shape), *versions, *options, text]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
@@ -269,12 +307,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(path: Path, found: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(gzip.compress(json.dumps(found).encode(), 6))
         part.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
         raise UserError(f"{path.parent}: {error.strerror}: JAXCNN_AOT_CACHE moves the cache of compilations") from error
 
 

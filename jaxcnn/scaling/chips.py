@@ -1,9 +1,15 @@
-"""Accelerators that need not be there: published peaks with their sources, slices by name, XLA's descriptions of them.
+"""Accelerators that need not be there: published peaks with their sources, slices by name, step times predicted.
 
-A slice is written PLATFORM:CHIP:SHAPE, such as "tpu:v5e:4x4" or "gpu:h100:64".
+A slice is written PLATFORM:CHIP:SHAPE, such as "tpu:v5e:4x4" or "gpu:h100:64". Nothing here is a measurement. Each part
+of a predicted step is what it would take alone at the published peak (the roofline of Williams et al. 2009). A step
+takes the longest of them if they overlap fully, and their sum if they do not at all: hence intervals. Memory has two
+figures: "bytes accessed" counts every kernel's operands wherever they lie, HBM traffic leaves out what the compiler
+keeps on the chip. The quick end has the second, and the bound is what sets it: no overlap can hide more. A collective
+has links at their full rate, no contention, and the least latency published.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxcnn import UserError
@@ -16,41 +22,28 @@ class Sourced(NamedTuple):
     source: str
 
 
+NONE = Sourced(0, "the platform has none")
+
+
 class Chip(NamedTuple):
-    """One accelerator; sizes are bytes, rates bytes or FLOPs a second, latencies seconds, all of one chip.
+    """One accelerator; sizes are bytes, rates bytes or FLOPs a second, latencies seconds, all of one chip."""
 
-    Attributes:
-      name: as people call it.
-      platform: "tpu" or "gpu".
-      kind: JAX's `device_kind`.
-      devices: JAX devices of a chip: two of a TPU v3, whose cores are devices of their own.
-      flops: dtype of the arrays -> peak of matrix products. "float32" is what JAX does by default with float32 arrays:
-        one pass in bfloat16 on a TPU, TF32 on these GPUs. Full float32 precision is several times slower.
-      memory: capacity of the HBM.
-      memory_bandwidth: of the HBM.
-      link: one way; of one ICI link of a TPU, of all NVLinks of a GPU together.
-      hop: latency of one ICI link, or of one step of a ring over NVLink.
-      launch: latency of a collective before its first step.
-      torus: dimensions of a TPU's torus.
-      wrap: a 2D axis of just this length is closed to a ring; a 3D slice is closed if each dimension is a multiple.
-      nic: one way; what a GPU has of its node's network.
-      nic_hop: latency of one step between nodes.
-    """
-
-    name: str
-    platform: str
-    kind: str
-    devices: int
+    name: str  # as people call it
+    platform: str  # "tpu" or "gpu"
+    kind: str  # JAX's `device_kind`
+    devices: int  # JAX devices of a chip: two of a TPU v3, whose cores are devices of their own
+    # The peak of matrix products by the arrays' dtype. "float32" is what JAX does by default with float32 arrays: one
+    # pass in bfloat16 on a TPU, TF32 on these GPUs. Full float32 precision is several times slower.
     flops: dict[str, Sourced]
-    memory: Sourced
-    memory_bandwidth: Sourced
-    link: Sourced
-    hop: Sourced
-    launch: Sourced
-    torus: Sourced
-    wrap: Sourced
-    nic: Sourced
-    nic_hop: Sourced
+    memory: Sourced  # capacity of the HBM
+    memory_bandwidth: Sourced  # of the HBM
+    link: Sourced  # one way; of one ICI link of a TPU, of all NVLinks of a GPU together
+    hop: Sourced  # latency of one ICI link, or of one step of a ring over NVLink
+    launch: Sourced  # latency of a collective before its first step
+    torus: Sourced = NONE  # dimensions of a TPU's torus
+    wrap: Sourced = NONE  # a 2D axis of just this length is a closed ring; a 3D slice is closed where all are multiples
+    nic: Sourced = NONE  # one way; what a GPU has of its node's network
+    nic_hop: Sourced = NONE  # latency of one step between nodes
 
     def figures(self) -> dict[str, Sourced]:
         """Label with its unit -> figure, in a table's order, without those that this platform does not have."""
@@ -70,48 +63,31 @@ PRECISION = "JAX docs, matmul precision, https://docs.jax.dev/en/latest/201/prec
 NCCL = "NCCL's tuning model, protocol LL, https://github.com/NVIDIA/nccl src/graph/tuning.cc"
 XLA = "XLA's target config of the {} SXM, https://github.com/openxla/xla xla/backends/gpu/target_config/specs"
 DATASHEET = "NVIDIA's {0} datasheet, dense, as quoted at https://glennklockwood.com/garden/processors, page {0}"
-NONE = Sourced(0, "the platform has none")
 
 
 def _tpu(version: str, kind: str, peak: float, hbm: tuple[int, float], link: Sourced, axes: int, wrap: Sourced) -> Chip:
     page = CLOUD.format(version)
     by_default = Sourced(peak, f"derived: the bfloat16 peak, of which the default precision is one pass; {PRECISION}")
     return Chip(
-        name=f"TPU {version}",
-        platform="tpu",
-        kind=kind,
-        devices=2 if version == "v3" else 1,
-        flops={"bfloat16": Sourced(peak, page), "float32": by_default},
-        memory=Sourced(hbm[0] * 2**30, f"{page} (GB there are taken as GiB)"),
-        memory_bandwidth=Sourced(hbm[1], page),
-        link=link,
-        hop=Sourced(1e-6, f"{BOOK} (question 5: of v5e; taken for all)"),
+        f"TPU {version}", "tpu", kind, 2 if version == "v3" else 1,
+        {"bfloat16": Sourced(peak, page), "float32": by_default},
+        memory=Sourced(hbm[0] * 2**30, f"{page} (GB there are taken as GiB)"), memory_bandwidth=Sourced(hbm[1], page),
+        link=link, hop=Sourced(1e-6, f"{BOOK} (question 5: of v5e; taken for all)"),
         launch=Sourced(0, f"none published; measured where three hops make 3 µs: 8 µs, {BOOK}, ch. 3"),
-        torus=Sourced(axes, page),
-        wrap=wrap,
-        nic=NONE,
-        nic_hop=NONE,
-    )
+        torus=Sourced(axes, page), wrap=wrap,
+    )  # fmt: skip
 
 
 def _gpu(name: str, kind: str, peaks: tuple[float, float], hbm: tuple[int, float], link: float, nic: Sourced) -> Chip:
     sheet, xla = DATASHEET.format(name), XLA.format(name.lower())
     return Chip(
-        name=name,
-        platform="gpu",
-        kind=kind,
-        devices=1,
-        flops={"bfloat16": Sourced(peaks[0], sheet), "float32": Sourced(peaks[1], f"{sheet}: TF32, see {PRECISION}")},
-        memory=Sourced(hbm[0], xla),
-        memory_bandwidth=Sourced(hbm[1], xla),
+        name, "gpu", kind, 1,
+        {"bfloat16": Sourced(peaks[0], sheet), "float32": Sourced(peaks[1], f"{sheet}: TF32, see {PRECISION}")},
+        memory=Sourced(hbm[0], xla), memory_bandwidth=Sourced(hbm[1], xla),
         link=Sourced(link, f"{BOOK_GPUS}; half of NVIDIA's figure, which counts both ways"),
-        hop=Sourced(0.6e-6, f"{NCCL}, hwLat, NVLink, ring"),
-        launch=Sourced(6.6e-6, f"{NCCL}, baseLat, ring"),
-        torus=NONE,
-        wrap=NONE,
-        nic=nic,
-        nic_hop=Sourced(5e-6, f"{NCCL}, hwLat, NET, tree"),
-    )
+        hop=Sourced(0.6e-6, f"{NCCL}, hwLat, NVLink, ring"), launch=Sourced(6.6e-6, f"{NCCL}, baseLat, ring"),
+        nic=nic, nic_hop=Sourced(5e-6, f"{NCCL}, hwLat, NET, tree"),
+    )  # fmt: skip
 
 
 WRAP_16 = Sourced(16, f"{BOOK} (only a whole axis of 16)")
@@ -134,44 +110,16 @@ CHIPS = {
     "h100": _gpu("H100", "NVIDIA H100 80GB HBM3", (989.4e12, 494.7e12), (84942979072, 3352.32e9), 450e9, NIC_H100),
 }
 
-
-_TARGET = """gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
-  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin}
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory:.0f} l2_cache_size: {l2}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536 cuda_compute_capability {{ major: {major} }} }}
-platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{kind}" """
-_TARGETS = {  # by the files that `XLA` names
-    "a100": {"cores": 108, "fpus": 64, "shared": 167936, "optin": 166912, "clock": 1.41, "l2": 41943040, "major": 8},
-    "h100": {"cores": 132, "fpus": 128, "shared": 233472, "optin": 232448, "clock": 1.98, "l2": 52428800, "major": 9},
-}
-
-
-def target_config(name: str) -> str:
-    """Return the GPU "a100" or "h100" as XLA's CUDA plugin takes it for `get_topology_desc(…, target_config=…)`."""
-    chip = CHIPS[name]
-    sizes = {"bandwidth": chip.memory_bandwidth.value, "memory": chip.memory.value}
-    return _TARGET.format(**_TARGETS[name], **sizes, kind=chip.kind)
-
-
 PER_NODE = 8  # GPUs of a DGX, joined by NVLink
 LARGEST = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of a pod, joined by ICI
 
 
 class Topology(NamedTuple):
-    """A slice of a pod, or of a cluster's nodes.
+    """A slice of a pod, or of a cluster's nodes."""
 
-    Attributes:
-      name: as it was written.
-      version: a key of `CHIPS`.
-      shape: of a TPU's torus in chips, or (nodes, GPUs a node).
-    """
-
-    name: str
-    version: str
-    shape: tuple[int, ...]
+    name: str  # as it was written
+    version: str  # a key of `CHIPS`
+    shape: tuple[int, ...]  # of a TPU's torus in chips, or (nodes, GPUs a node)
 
     @property
     def chip(self) -> Chip:
@@ -192,8 +140,7 @@ def parse_topology(name: str) -> Topology:
     """
     platform, _, rest = name.partition(":")
     version, _, size = rest.partition(":")
-    known = [key for key, chip in CHIPS.items() if chip.platform == platform]
-    if not known:
+    if not (known := [key for key, chip in CHIPS.items() if chip.platform == platform]):
         raise UserError(f"--topology {name}: '{platform}' is neither tpu nor gpu: write tpu:v5e:4x4 or gpu:h100:8")
     if version not in known:
         raise UserError(f"--topology {name}: there is no {platform} '{version}', but {', '.join(known)}")
@@ -237,26 +184,143 @@ def _compact(name: str, chips: int, axes: int) -> tuple[int, ...]:
     return tuple(2 ** ((power + i) // axes) for i in range(axes))
 
 
-def abstract_devices(topology: Topology) -> Any:
-    """Return JAX devices to lower and compile for; none of them exists.
+PREDICTED = (
+    "compute_seconds", "memory_seconds", "hbm_seconds", "network_seconds", "latency_seconds", "predicted_step_seconds",
+    "predicted_images_per_sec_per_chip", "bound", "predicted_efficiency", "wire_bytes",
+)  # fmt: skip
+
+
+def estimate(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
+    """Return the predicted part of a row, from its compiled part; all None where the compiler refused the program."""
+    if row["flops_per_image"] is None:
+        return dict.fromkeys(PREDICTED)
+    chip, images = topology.chip, row["batch_per_chip"]
+    compute = images * row["flops_per_image"] / chip.flops[row["dtype"]].value
+    memory = images * row["bytes_per_image"] / chip.memory_bandwidth.value
+    least = images * row["hbm_traffic_per_image"] / chip.memory_bandwidth.value
+    network = latency = wire = 0.0
+    for entry in row["collective_groups"]:
+        what, spans = (entry["kind"], entry["bytes"]), entry["spans"]
+        cost = collective_seconds(chip, topology.shape, *what, entry["group_size"], spans)
+        network += entry["count"] * (cost.bandwidth + cost.latency)
+        latency += entry["count"] * cost.latency
+        wire += entry["count"] * sent_bytes(*what, entry["group_size"], spans)
+    floors = {"compute": compute, "memory": least, "network": network}
+    seconds = [max(floors.values()), compute + memory + network]
+    return {
+        "compute_seconds": compute, "memory_seconds": memory, "hbm_seconds": least, "network_seconds": network,
+        "latency_seconds": latency, "predicted_step_seconds": seconds,
+        "predicted_images_per_sec_per_chip": [images / seconds[1], images / seconds[0]], "predicted_efficiency": None,
+        "bound": max(floors, key=lambda name: floors[name]), "wire_bytes": wire,
+    }  # fmt: skip
+
+
+def set_efficiencies(rows: Sequence[dict[str, Any]]) -> None:
+    """Set "predicted_efficiency" of one series, fewest chips first: images/s a chip against those of the first row.
+
+    Each end compares like with like, of three cases: all overlapped, none, and arithmetic with HBM but not the network.
+    """
+    known = [row for row in rows if row["predicted_images_per_sec_per_chip"]]
+    for row in known:
+        ratios = [rate / of for rate, of in zip(_cases(row), _cases(known[0]), strict=True)]
+        row["predicted_efficiency"] = [min(ratios), max(ratios)]
+
+
+def _cases(row: dict[str, Any]) -> list[float]:
+    """Return images/s of a chip: with no overlap, with full overlap, and with all but the network overlapped."""
+    exposed = max(row["compute_seconds"], row["hbm_seconds"]) + row["network_seconds"]
+    return [*row["predicted_images_per_sec_per_chip"], row["batch_per_chip"] / exposed]
+
+
+class Cost(NamedTuple):
+    """Seconds of a collective: of its bytes at the links' rate, and of its steps."""
+
+    bandwidth: float
+    latency: float
+
+
+def wire_bytes(kind: str, nbytes: float, group: int) -> float:
+    """Return the bytes that each of `group` devices sends by rings in a collective with a result of `nbytes` on each.
+
+    Raises a ValueError for a kind that there is not.
+    """
+    match kind:
+        case "all-reduce":
+            return 2 * (group - 1) / group * nbytes
+        case "all-gather" | "all-to-all":
+            return (group - 1) / group * nbytes
+        case "reduce-scatter":
+            return (group - 1) * nbytes
+        case "collective-permute":
+            return nbytes if group > 1 else 0
+    raise ValueError(f"no collective is called {kind!r}")
+
+
+def sent_bytes(kind: str, nbytes: float, group: int, spans: Sequence[int]) -> float:
+    """Return the bytes that a chip sends to others, of a group that spans so many chips along each axis."""
+    chips = math.prod(spans)
+    return wire_bytes(kind, nbytes if kind in ("all-reduce", "all-gather") else nbytes * group / chips, chips)
+
+
+def collective_seconds(
+    chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int] = ()
+) -> Cost:
+    """Return what one collective takes on a slice whose links it has for itself, by rings in two passes.
+
+    Args:
+      shape: of the slice: a TPU's torus in chips, such as (16, 16) or (8, 8, 16), or (nodes, GPUs a node).
+      kind: one of `training.hlo.KINDS`.
+      nbytes: of the result on one device: of an all-reduce the array, of an all-gather the gathered array, of a
+        reduce-scatter one shard, else what a device gets.
+      group: the devices that take part together.
+      spans: how far they reach along each axis of `shape`; (): they lie along its axes from the last on.
 
     Raises:
-      UserError: the compiler is not installed, or does not know the slice.
+      ValueError: no such kind, or a group that does not divide the slice.
     """
-    import jax
-    from jax.experimental import topologies
+    if kind != "collective-permute" and math.prod(shape) * chip.devices % group:
+        raise ValueError(f"groups of {group} devices do not divide a slice of {tuple(shape)} {chip.name}")
+    if not wire_bytes(kind, nbytes, group):
+        return Cost(0.0, 0.0)
+    if not spans:
+        spans, rest = [1] * len(shape), group // math.gcd(group, chip.devices)
+        for axis in reversed(range(len(shape))):
+            spans[axis] = math.gcd(rest, shape[axis])
+            rest //= spans[axis]
+    return (_on_torus if chip.platform == "tpu" else _on_nodes)(chip, shape, kind, nbytes, group, spans)
 
-    chip, shape = topology.chip, topology.shape
-    if chip.platform == "gpu":
-        name, platform, config = "", "cuda", target_config(topology.version)
-        options: dict[str, Any] = {"topology": f"1x{shape[0]}x{shape[1]}", "target_config": config}
-    else:
-        name, platform = f"{topology.version}:{'x'.join(map(str, shape))}", "tpu"
-        options = {"chips_per_host_bounds": (*(min(2, n) for n in shape[:2]), 1)}
-        if topology.version in ("v4", "v5p"):
-            options["chip_config_name"] = "megacore"  # two cores, one device, as JAX has them
-    try:
-        return topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices
-    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--topology {topology.name}: XLA's compiler does not take it: {reason}") from error
+
+def _on_torus(chip: Chip, shape: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
+    """Cost rings both ways round along each axis, all at once."""
+    wrap, chips, rate = int(chip.wrap.value), math.prod(spans), chip.link.value
+    cubes = chip.torus.value == 3 and all(length % wrap == 0 for length in shape)
+    closed = [cubes if chip.torus.value == 3 else length == wrap for length in shape]
+    # (length, ways) of each axis: two ways round where all of it takes part and it is closed, else one
+    axes = [(n, 2 if n == shape[i] and closed[i] else 1) for i, n in enumerate(spans) if n > 1]
+    if not axes:  # one chip: its cores exchange for free
+        return Cost(0.0, 0.0)
+    hops = sum(length // 2 if ways == 2 else length - 1 for length, ways in axes)
+    match kind:
+        case "collective-permute":  # to a neighbour
+            return Cost(nbytes * group / chips / rate, chip.launch.value + chip.hop.value)
+        case "all-to-all":  # length² // 4 chunks of an axis cross its middle, or their hops in a ring add to that
+            seconds = max(length**2 // 4 / length * nbytes * group / chips / ways / rate for length, ways in axes)
+        case _:
+            seconds = sent_bytes(kind, nbytes, group, spans) / (sum(ways for _, ways in axes) * rate)
+    return Cost(seconds, chip.launch.value + (2 if kind == "all-reduce" else 1) * hops * chip.hop.value)
+
+
+def _on_nodes(chip: Chip, _: Sequence[int], kind: str, nbytes: float, group: int, spans: Sequence[int]) -> Cost:
+    """Cost NVLink within a node; between nodes each GPU carries its share, a ring in bytes and a tree in steps."""
+    nodes, inside = spans
+    if kind in ("all-to-all", "collective-permute"):  # straight to where it belongs, both networks at once
+        parts = ((inside - 1) / group, (group - inside) / group)
+        near, far = parts if kind == "all-to-all" else (nodes == 1, nodes > 1)
+        latency = chip.launch.value + (chip.nic_hop if nodes > 1 else chip.hop).value
+        return Cost(max(near * nbytes / chip.link.value, far * nbytes / chip.nic.value), latency)
+    whole = nbytes * group if kind == "reduce-scatter" else nbytes
+    passes = 2 if kind == "all-reduce" else 1
+    seconds = wire_bytes("all-gather", whole, inside) / chip.link.value
+    seconds += wire_bytes("all-gather", whole / inside, nodes) / chip.nic.value
+    steps = (inside - 1) * chip.hop.value + math.ceil(math.log2(nodes)) * chip.nic_hop.value
+    return Cost(passes * seconds, chip.launch.value + passes * steps)

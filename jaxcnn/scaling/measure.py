@@ -43,16 +43,14 @@ def simulate(devices: Sequence[int]) -> None:
 def measured_rows(
     config: Config, name: str, devices: Sequence[int], batch_per_device: int | None, lengths: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Return the rows of `measure` for the data and the network of a config.
+    """Return the rows of `measure` for the data and the network of a config, which the rows call `name`.
 
     Args:
-      name: of the config, in the rows.
       devices: empty for 1, 2, 4 … all.
       lengths: steps, warmup, repeats, where they are not the defaults.
     """
     stand_in(config)
-    here = jax.device_count()
-    numbers = dict.fromkeys(devices or [2**i for i in range(here.bit_length())])
+    numbers = dict.fromkeys(devices or [2**i for i in range(jax.device_count().bit_length())])
     classes = Dataset(config, training=False).num_classes
     model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
     rows = measure(config, model, Dataset, list(numbers), batch_per_device=batch_per_device, **lengths)
@@ -145,36 +143,22 @@ def _row(case: _Case, fewest: _Case) -> dict[str, Any]:
     each = [(a / n) / (b / fewest.program.mesh.size) for a, b in zip(case.rates, fewest.rates, strict=True)]
     module = Module(case.executable.as_text())
     flops = flops_of(module, (case.executable.cost_analysis() or {}).get("flops"))
-    figures = {
-        "flops_per_image": flops * n / images,
-        "compile_seconds": case.seconds,
-        "collectives": {
-            kind: {"count": count, "bytes": size} for kind, (count, size) in collectives(case.executable).items()
-        },
-    }
+    counted = {kind: {"count": k, "bytes": size} for kind, (k, size) in collectives(case.executable).items()}
+    figures = {"flops_per_image": flops * n / images, "compile_seconds": case.seconds, "collectives": counted}
     timed = {
         "measured_images_per_sec": throughput.spread(case.rates),
         "measured_efficiency": throughput.spread(each),
         "measured_step_seconds": throughput.spread([images / rate for rate in case.rates]),
         **_collectives_profiled(case),
     }
-    simulated = device.platform == "cpu"
-    share = images / n
+    simulated, share = device.platform == "cpu", images / n
     return {
-        "model": config.model.name,
-        "dtype": config.dtype,
-        "topology": f"{device.platform}:{n}",
-        "simulated": simulated,
-        "chip": device.device_kind,
-        "chips": n,
-        "mesh": dict(mesh.shape),
-        "batch_per_chip": int(share) if share.is_integer() else share,
-        "global_batch_size": images,
-        **figures,
-        **timed,
+        "model": config.model.name, "dtype": config.dtype, "topology": f"{device.platform}:{n}", "simulated": simulated,
+        "chip": device.device_kind, "chips": n, "mesh": dict(mesh.shape),
+        "batch_per_chip": int(share) if share.is_integer() else share, "global_batch_size": images, **figures, **timed,
         "labels": dict.fromkeys(figures, "compiled") | dict.fromkeys(timed, "measured"),
         "notes": [_SIMULATED] if simulated else [],
-    }
+    }  # fmt: skip
 
 
 def _collectives_profiled(case: _Case) -> dict[str, dict[str, float]]:

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from jaxcnn.scaling.chips import CHIPS
-from jaxcnn.scaling.prediction import sent_bytes
+from jaxcnn.scaling.chips import CHIPS, sent_bytes
 from jaxcnn.scaling.report import Row, differences, measured, series, traits
 from jaxcnn.training.hlo import KINDS
 
@@ -283,10 +282,8 @@ def _finish(figure: Figure, rows: list[Row], handles: list[Artist], out: Path | 
         axes.set_axisbelow(True)
     figure.suptitle("\n".join(textwrap.wrap(common(rows), 100)), fontsize=10)
     names = [textwrap.fill(str(handle.get_label()), 110) for handle in handles]
-    columns = 2 if max(map(len, names)) < 60 else 1
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=columns, fontsize=9, title=missing, title_fontsize=9
-    )
+    style = {"ncols": 2 if max(map(len, names)) < 60 else 1, "fontsize": 9, "title_fontsize": 9}
+    figure.legend(handles, names, loc="outside lower center", title=missing, **style)
     if out:
         figure.savefig(out, dpi=120, format="png")
     return figure

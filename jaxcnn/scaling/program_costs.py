@@ -18,6 +18,10 @@ from jaxcnn.training.program import Program
 _TPU_LIMITS = {"v3": 15.48, "v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
 _GPU_SHARE = 0.75  # what JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "while", "conditional", "call"}
+_COUNTED = (
+    "A GPU's compiler gives no FLOPs and bytes: these are of convolutions and matrix products, and of the operands and "
+    "results of all kernels, counted in its program"
+)
 _ALIASES = {"bitcast", "opt-barrier", "copy-start", "copy-done", "slice-start", "slice-done", "async-done"}
 
 
@@ -39,7 +43,7 @@ def bytes_accessed(module: Module, once: bool = False, hbm: bool = False) -> int
             sizes[instruction.name] = result = size(instruction.arrays)
             if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
                 continue
-            if "ConcatBitcast" in instruction.rest:  # of a TPU: slices that lie side by side already
+            if "ConcatBitcast" in instruction.rest:  # on a TPU: slices that lie side by side already
                 continue
             if instruction.opcode in ("copy-start", "slice-start"):
                 source, target = instruction.arrays[:2]
@@ -58,7 +62,7 @@ def _kernels_of(module: Module) -> list[str]:
         names.append(name := queue.pop())
         for instruction in module.computations[name]:
             if instruction.opcode in ("while", "conditional", "call"):
-                queue += [n for n in re.findall(r"%([\w.-]+)", instruction.rest) if n in module.computations]
+                queue += module.called(instruction)
     return names
 
 
@@ -118,23 +122,20 @@ def _convolution_flops(instruction: Instruction, image: Array, kernel: Array, re
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     if not labels:
         return 0.0
-    sizes = [
-        dict(zip(label, x.shape, strict=True))
-        for label, x in zip(labels.groups(), (image, kernel, result), strict=True)
-    ]
+    pairs = zip(labels.groups(), (image, kernel, result), strict=True)
+    sizes = [dict(zip(label, x.shape, strict=True)) for label, x in pairs]
     inside = re.search(r"window=\{(.*?)\}", instruction.rest)
     window = {key: value.split("x") for key, value in re.findall(r"(\w+)=([\dx_-]+)", inside[1] if inside else "")}
-    pairs = 1
+    taps_on_pixels = 1
     for i in range(sum(label.isdigit() for label in labels[1])):
         taps = int(window["size"][i]) if window else 1
-        stride, dilation, gaps = (
-            int(window[key][i]) if key in window else 1 for key in ("stride", "lhs_dilate", "rhs_dilate")
-        )
+        keys = ("stride", "lhs_dilate", "rhs_dilate")
+        stride, dilation, gaps = (int(window[key][i]) if key in window else 1 for key in keys)
         low = int(window["pad"][i].split("_")[0]) if "pad" in window else 0
         reach = (sizes[0][str(i)] - 1) * dilation  # of the last pixel of the image, gaps counted
         places = (o * stride + t * gaps - low for o in range(sizes[2][str(i)]) for t in range(taps))
-        pairs *= sum(0 <= place <= reach and place % dilation == 0 for place in places)
-    return 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * pairs
+        taps_on_pixels *= sum(0 <= place <= reach and place % dilation == 0 for place in places)
+    return 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * taps_on_pixels
 
 
 def activations(module: Module) -> int:
@@ -166,8 +167,7 @@ def _forward(instruction: Instruction) -> bool:
 
 def _origins(name: str, by_name: dict[str, Instruction], which: str = "") -> list[tuple[Instruction, str]]:
     """Return (the instruction that computed what `name` stands for, which of its results, "" for all)."""
-    instruction = by_name.get(name)
-    if instruction is None or instruction.opcode == "parameter":
+    if (instruction := by_name.get(name)) is None or instruction.opcode == "parameter":
         return []
     if instruction.opcode == "get-tuple-element":
         return _origins(instruction.operands[0], by_name, instruction.attribute("index"))
@@ -176,66 +176,52 @@ def _origins(name: str, by_name: dict[str, Instruction], which: str = "") -> lis
     if "ConcatBitcast" in instruction.rest:  # of a TPU: slices of one array, fetched one by one
         return [found for operand in instruction.operands for found in _origins(operand, by_name)]
     if instruction.opcode in _ALIASES and instruction.operands:
-        inner = which if instruction.opcode == "opt-barrier" else ""
-        return _origins(instruction.operands[0], by_name, inner)
+        return _origins(instruction.operands[0], by_name, which if instruction.opcode == "opt-barrier" else "")
     return [(instruction, which)]
 
 
 def memory_limit(topology: Topology) -> int:
     """Return the bytes that a program may have on one device."""
-    if topology.version in _TPU_LIMITS:
-        return round(_TPU_LIMITS[topology.version] * 2**30)
-    return int(topology.chip.memory.value * _GPU_SHARE)
+    limit = _TPU_LIMITS.get(topology.version)
+    return round(limit * 2**30) if limit else int(topology.chip.memory.value * _GPU_SHARE)
 
 
 def compiled_part(found: dict[str, Any], program: Program, topology: Topology) -> dict[str, Any]:
     """Return the compiled part of a row, from what `compile_step` gave; figures are of one chip, or of one image."""
-    row: dict[str, Any] = {"compile_seconds": found["seconds"], "cached": found["cached"], "notes": []}
+    notes: list[str] = []
+    row: dict[str, Any] = {"compile_seconds": found["seconds"], "cached": found["cached"], "notes": notes}
     empty = ("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "temp_bytes", "wire_bytes")
     if "unfit" in found:
         needed, there = found["unfit"]
         sizes = {"hbm_bytes": needed, "hbm_limit_bytes": there, "fits": False}
-        row["notes"].append("Where the compiler refused a program for its size, the peak is what it said: at least")
+        notes.append("Where the compiler refused a program for its size, the peak is what it said: at least")
         return row | dict.fromkeys(empty) | sizes | {"memory": {}, "collectives": {}, "collective_groups": []}
     module = Module(found["text"])
     devices, cores = program.mesh.size, topology.chip.devices
     images = program.largest_batch["mask"].shape[0] / devices
     reported = found["cost"]
-    flops = flops_of(module, reported.get("flops"))
-    accessed = bytes_accessed(module)
+    flops, accessed = flops_of(module, reported.get("flops")), bytes_accessed(module)
     if "bytes accessed" in reported:  # loop bodies count once there
         accessed = reported["bytes accessed"] + accessed - bytes_accessed(module, once=True)
-    if not reported:
-        row["notes"].append(
-            "A GPU's compiler gives no FLOPs and bytes: these are of convolutions and matrix products, and of the "
-            "operands and results of all kernels, counted in its program"
-        )
+    notes += [] if reported else [_COUNTED]
     memory = _memory(found["memory"], program, activations(module))
     total, limit = sum(memory.values()), memory_limit(topology)
     groups = _together(collectives_of(module, devices), _places(program, topology))
     return row | {
-        "flops_per_image": flops / images,
-        "bytes_per_image": accessed / images,
+        "flops_per_image": flops / images, "bytes_per_image": accessed / images,
         "hbm_traffic_per_image": min(accessed, bytes_accessed(module, hbm=True)) / images,
-        "intensity": flops / accessed,
-        "memory": {name: size * cores for name, size in memory.items()},
+        "intensity": flops / accessed, "memory": {name: size * cores for name, size in memory.items()},
         "temp_bytes": found["memory"]["temp"] * cores,
-        "hbm_bytes": total * cores,
-        "hbm_limit_bytes": limit * cores,
-        "fits": total <= limit,
-        "collectives": _byproduct_kind(groups),
-        "collective_groups": groups,
-    }
+        "hbm_bytes": total * cores, "hbm_limit_bytes": limit * cores, "fits": total <= limit,
+        "collectives": _by_kind(groups), "collective_groups": groups,
+    }  # fmt: skip
 
 
 def _memory(sizes: dict[str, int], program: Program, kept: int) -> dict[str, int]:
     """Return bytes on one device by what they are for; their sum is the peak, of which the compiler gave the parts."""
     state = program.state
-    parts = {
-        "parameters": _held(state.params),
-        "optimizer": _held((state.opt_state, state.ema)),
-        "batch": _held(program.largest_batch),
-    }
+    parts = {"parameters": _held(state.params), "optimizer": _held((state.opt_state, state.ema))}
+    parts["batch"] = _held(program.largest_batch)
     held = sizes["argument"] + max(0, sizes["output"] - sizes["alias"]) + sizes["generated_code"]
     activations = min(kept, sizes["temp"])
     return parts | {
@@ -272,7 +258,7 @@ def _together(found: list[Any], places: list[tuple[int, ...]]) -> list[dict[str,
     ]
 
 
-def _byproduct_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _by_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for entry in groups:
         sums = found.setdefault(entry["kind"], {"count": 0, "bytes": 0})

@@ -13,18 +13,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxcnn.safe_files import write_atomically
 from jaxcnn.scaling.ahead_of_time import plugins
-from jaxcnn.scaling.chips import CHIPS
-from jaxcnn.scaling.prediction import PREDICTED
-from jaxcnn.training.report import commit
-from jaxcnn.training.run_log import write_atomically
+from jaxcnn.scaling.chips import CHIPS, PREDICTED
+from jaxcnn.training.run_log import commit
 
 Row = dict[str, Any]
 
 _COMPILED_KEYS = (
-    *("flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "memory", "temp_bytes", "hbm_bytes"),
-    *("fits", "collectives", "collective_groups", "compile_seconds"),
-)
+    "flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "memory", "temp_bytes", "hbm_bytes",
+    "fits", "collectives", "collective_groups", "compile_seconds",
+)  # fmt: skip
 # Figure -> where a compiled row has it from.
 LABELS = dict.fromkeys(_COMPILED_KEYS, "compiled") | dict.fromkeys(PREDICTED, "predicted")
 _SIZES = {"global_batch_size", "mesh.data"}  # whoever set them, a row's own batch and chips say them
@@ -70,24 +69,17 @@ def series(rows: list[Row]) -> dict[str, list[Row]]:
     groups: dict[tuple[str, Any], list[Row]] = {}
     for row, label in zip(rows, differences(rows, keep={"model"}, drop={"chips", "batch"}), strict=True):
         said = "measured" if measured(row) else "predicted"
-        simulated = ", on simulated devices" if row.get("simulated") else ""
-        groups.setdefault((f"{said}{simulated}: {label}", row.get("run")), []).append(row)
+        said += ", on simulated devices" if row.get("simulated") else ""
+        groups.setdefault((f"{said}: {label}", row.get("run")), []).append(row)
     found: dict[str, list[Row]] = {}
     for (label, _), group in groups.items():
         for row in group:
             weak = {other["chips"] for other in group if other["batch_per_chip"] == row["batch_per_chip"]}
             strong = {other["chips"] for other in group if other["global_batch_size"] == row["global_batch_size"]}
-            if len(weak) == 1 < len(strong):
-                key = f"strong, global batch {row['global_batch_size']}"
-            else:
-                key = f"{row['batch_per_chip']:g} images/chip"
+            is_strong = len(weak) == 1 < len(strong)
+            key = f"strong, global batch {row['global_batch_size']}" if is_strong else traits(row)["batch"]
             found.setdefault(f"{label}, {key}", []).append(row)
     return {label: sorted(points, key=lambda point: point["chips"]) for label, points in found.items()}
-
-
-def as_json(rows: Sequence[Row]) -> str:
-    """Return the list of rows; what is unknown is null."""
-    return json.dumps(rows, indent=1) + "\n"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -126,11 +118,11 @@ def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[
     parts = [f"# {title}", about.strip(), _made()]
     parts += [f"![{name}]({name})" for name in pictures]
     if compiled:
-        notes = [f"{note}." for note in _unique(row["notes"] for row in compiled)]
+        notes = [f"{note}." for note in _notes(compiled)]
         parts += ["## Compiled", " ".join([_COMPILED_WORDS, *notes]), _table(compiled, _COMPILED)]
         parts += ["## Predicted", _PREDICTED_WORDS, _table(compiled, _PREDICTED)]
     if timed:
-        parts += ["## Measured", *_unique(row["notes"] for row in timed), _table(timed, _MEASURED)]
+        parts += ["## Measured", *_notes(timed), _table(timed, _MEASURED)]
     if published := [row for row in compiled if row.get("published")]:
         parts += ["## Predicted against published", _validation(published)]
     if any(row.get("collective_groups") for row in rows):
@@ -140,8 +132,8 @@ def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _unique(notes: Iterable[list[str]]) -> list[str]:
-    return list(dict.fromkeys(note for row in notes for note in row))
+def _notes(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(note for row in rows for note in row["notes"]))
 
 
 _COMPILED_WORDS = "The step that `jaxcnn train` runs, compiled by XLA for each slice; no such device was there."
@@ -159,8 +151,8 @@ def _interval(values: Sequence[float] | None, unit: float = 1, digits: int = 0) 
     return "–" if not values else "–".join(_number(value, unit, digits) for value in values)
 
 
-def _memory(row: Row, *kinds: str) -> str:
-    return _number(sum(row["memory"][kind] for kind in kinds) if row["memory"] else None, _GIB, 2)
+def _memory(*kinds: str) -> Callable[[Row], str]:
+    return lambda row: _number(sum(row["memory"][kind] for kind in kinds) if row["memory"] else None, _GIB, 2)
 
 
 def _fits(row: Row) -> str:
@@ -168,50 +160,12 @@ def _fits(row: Row) -> str:
     return "yes" if row["fits"] else f"**no**, by {over:.2f}"
 
 
-_Columns = dict[str, Callable[[Row], str]]
-_PLACE: _Columns = {
-    "slice": lambda row: row["topology"],
-    "chips": lambda row: f"{row['chips']:,}",
-    "a chip": lambda row: f"{row['batch_per_chip']:g}",
-}
-_COMPILED: _Columns = _PLACE | {
-    "GFLOP an image": lambda row: _number(row["flops_per_image"], 1e9, 2),
-    "MB accessed": lambda row: _number(row["bytes_per_image"], 1e6, 1),
-    "of it HBM": lambda row: _number(row["hbm_traffic_per_image"], 1e6, 1),
-    "FLOP/byte": lambda row: _number(row["intensity"], 1, 1),
-    "parameters, GiB": lambda row: _memory(row, "parameters"),
-    "optimizer": lambda row: _memory(row, "optimizer"),
-    "batch, other": lambda row: _memory(row, "batch", "other"),
-    "activations": lambda row: _memory(row, "activations"),
-    "temporaries": lambda row: _memory(row, "temporaries"),
-    "peak": lambda row: _number(row["hbm_bytes"], _GIB, 2),
-    "of": lambda row: _number(row["hbm_limit_bytes"], _GIB, 2),
-    "fits": _fits,
-    "compile s": lambda row: _number(row["compile_seconds"]),
-}
-_PREDICTED: _Columns = _PLACE | {
-    "images/s a chip": lambda row: _interval(row["predicted_images_per_sec_per_chip"]),
-    "efficiency, %": lambda row: _interval(row["predicted_efficiency"], 0.01, 1),
-    "step, ms": lambda row: _interval(row["predicted_step_seconds"], 1e-3, 2),
-    "compute, ms": lambda row: _number(row["compute_seconds"], 1e-3, 2),
-    "memory, ms": lambda row: _number(row["memory_seconds"], 1e-3, 2),
-    "HBM alone": lambda row: _number(row["hbm_seconds"], 1e-3, 2),
-    "network, ms": lambda row: _number(row["network_seconds"], 1e-3, 3),
-    "of it latency": lambda row: _number(row["latency_seconds"], 1e-3, 3),
-    "MB sent": lambda row: _number(row["wire_bytes"], 1e6, 2),
-    "bound": lambda row: row["bound"] or "–",
-}
-_MEASURED: _Columns = _PLACE | {
-    "images/s": lambda row: _spread(row["measured_images_per_sec"], 1, 1),
-    "efficiency, %": lambda row: _spread(row["measured_efficiency"], 0.01, 1),
-    "step, ms": lambda row: _spread(row["measured_step_seconds"], 1e-3, 1),
-    "collectives, ms a step": lambda row: (
-        ", ".join(f"{kind} {_number(seconds, 1e-3, 2)}" for kind, seconds in row["collective_seconds"].items()) or "–"
-    ),
-    "collectives that ran": lambda row: (
-        ", ".join(f"{count:g} × {kind}" for kind, count in row["collective_counts"].items()) or "–"
-    ),
-}
+def _figure(key: str, unit: float = 1, digits: int = 0, show: Callable[..., str] = _number) -> Callable[[Row], str]:
+    return lambda row: show(row[key], unit, digits)
+
+
+def _each(key: str, words: Callable[[str, float], str]) -> Callable[[Row], str]:
+    return lambda row: ", ".join(words(kind, figure) for kind, figure in row[key].items()) or "–"
 
 
 def _spread(values: dict[str, Any], unit: float, digits: int) -> str:
@@ -219,15 +173,46 @@ def _spread(values: dict[str, Any], unit: float, digits: int) -> str:
     return f"{median} ({low}–{high})"
 
 
+# Tables: the head of each column -> its cell of a row.
+_Columns = dict[str, Callable[[Row], str]]
+_PLACE: _Columns = {
+    "slice": lambda row: row["topology"],
+    "chips": lambda row: f"{row['chips']:,}",
+    "a chip": lambda row: f"{row['batch_per_chip']:g}",
+}
+_COMPILED: _Columns = _PLACE | {
+    "GFLOP an image": _figure("flops_per_image", 1e9, 2), "MB accessed": _figure("bytes_per_image", 1e6, 1),
+    "of it HBM": _figure("hbm_traffic_per_image", 1e6, 1), "FLOP/byte": _figure("intensity", 1, 1),
+    "parameters, GiB": _memory("parameters"), "optimizer": _memory("optimizer"),
+    "batch, other": _memory("batch", "other"), "activations": _memory("activations"),
+    "temporaries": _memory("temporaries"), "peak": _figure("hbm_bytes", _GIB, 2),
+    "of": _figure("hbm_limit_bytes", _GIB, 2), "fits": _fits, "compile s": _figure("compile_seconds"),
+}  # fmt: skip
+_PREDICTED: _Columns = _PLACE | {
+    "images/s a chip": _figure("predicted_images_per_sec_per_chip", show=_interval),
+    "efficiency, %": _figure("predicted_efficiency", 0.01, 1, _interval),
+    "step, ms": _figure("predicted_step_seconds", 1e-3, 2, _interval),
+    "compute, ms": _figure("compute_seconds", 1e-3, 2), "memory, ms": _figure("memory_seconds", 1e-3, 2),
+    "HBM alone": _figure("hbm_seconds", 1e-3, 2), "network, ms": _figure("network_seconds", 1e-3, 3),
+    "of it latency": _figure("latency_seconds", 1e-3, 3), "MB sent": _figure("wire_bytes", 1e6, 2),
+    "bound": lambda row: row["bound"] or "–",
+}  # fmt: skip
+_MEASURED: _Columns = _PLACE | {
+    "images/s": _figure("measured_images_per_sec", 1, 1, _spread),
+    "efficiency, %": _figure("measured_efficiency", 0.01, 1, _spread),
+    "step, ms": _figure("measured_step_seconds", 1e-3, 1, _spread),
+    "collectives, ms a step": _each("collective_seconds", lambda kind, time: f"{kind} {_number(time, 1e-3, 2)}"),
+    "collectives that ran": _each("collective_counts", lambda kind, count: f"{count:g} × {kind}"),
+}
+
+
 def _table(rows: Sequence[Row], columns: _Columns) -> str:
     names = differences(list(rows), drop={"chips", "batch", "chip"})
     names = ["" if name == "as configured" else name for name in names]
-    head = ["what", *columns] if any(names) else list(columns)
-    body = [
-        [*([name] if any(names) else []), *(cell(row) for cell in columns.values())]
-        for name, row in zip(names, rows, strict=True)
-    ]
-    return _markdown(head, body)
+    named = any(names)
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    body = [[name, *line] if named else line for name, line in zip(names, cells, strict=True)]
+    return _markdown(["what"] * named + list(columns), body)
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -267,10 +252,8 @@ def _validation(rows: Sequence[Row]) -> str:
 
 
 def _ceilings(chip: str) -> str:
-    figures = CHIPS[chip].figures()
-    return _markdown(
-        [CHIPS[chip].name, "value", "source"], [[name, f"{f.value:g}", f.source] for name, f in figures.items()]
-    )
+    body = [[name, f"{figure.value:g}", figure.source] for name, figure in CHIPS[chip].figures().items()]
+    return _markdown([CHIPS[chip].name, "value", "source"], body)
 
 
 def in_terminal(rows: Sequence[Row]) -> str:
@@ -279,12 +262,10 @@ def in_terminal(rows: Sequence[Row]) -> str:
     for name, points in series(list(rows)).items():
         timed = measured(points[0])
         heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
-        lines += [
-            name,
-            f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {'' if timed else 'bound'}",
-        ]
+        last = "" if timed else "bound"
+        lines += [name, f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {last}"]
         lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
-        notes = _unique(row["notes"] for row in points if row.get("simulated"))
+        notes = _notes(row for row in points if row.get("simulated"))
         lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
     if not all(map(measured, rows)):
         lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
@@ -324,7 +305,8 @@ def write(out: Path, rows: list[Row], title: str, about: str = "") -> list[str]:
     for name in plots.NAMES:
         (out / name).unlink(missing_ok=True)  # an earlier study may have drawn it
     pictures = [path.name for path in plots.draw(rows, out)]
-    texts = {".md": as_markdown(rows, title, about, pictures), ".csv": as_csv(rows), ".json": as_json(rows)}
+    texts = {".md": as_markdown(rows, title, about, pictures), ".csv": as_csv(rows)}
+    texts[".json"] = json.dumps(rows, indent=1) + "\n"
     for suffix, text in texts.items():
         write_atomically(out / f"scaling{suffix}", text)
     return ["scaling.md", ".csv", ".json", *pictures]

@@ -14,30 +14,23 @@ from jaxcnn.scaling.chips import Topology, parse_topology
 
 # Compiling takes the shapes of the data only: these stand in for data sets that need not be there.
 _STAND_INS = {
-    "tfds:imagenet2012": "synthetic:1000:1281167",
-    "tfds:cifar10": "synthetic:10:50000",
+    "tfds:imagenet2012": "synthetic:1000:1281167", "tfds:cifar10": "synthetic:10:50000",
     "tfds:cifar100": "synthetic:100:50000",
-}
+}  # fmt: skip
 _GRID = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
 _STUDY = {"title": str, "about": str, "unfit": bool, "run": list}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A config on a grid: topologies × batches × what is swept.
-
-    Attributes:
-      batches: images a chip; empty keeps the config's global batch whatever the slice, which is strong scaling.
-      sweep: config key -> values, as texts.
-      published: figures to put beside the prediction, {"images_per_sec_per_chip", "source"}.
-    """
+    """A config on a grid: topologies × batches × what is swept."""
 
     config: str
     topologies: Sequence[str]
-    batches: Sequence[int] = ()
+    batches: Sequence[int] = ()  # images a chip; empty keeps the global batch whatever the slice: strong scaling
     overrides: Sequence[tuple[str, str]] = ()
-    sweep: Mapping[str, Sequence[str]] | None = None
-    published: Sequence[Mapping[str, Any]] = ()
+    sweep: Mapping[str, Sequence[str]] | None = None  # config key -> values, as texts
+    published: Sequence[Mapping[str, Any]] = ()  # to put beside the prediction: {"images_per_sec_per_chip", "source"}
     json: bool = False
 
 
@@ -87,19 +80,16 @@ def _grid(path: Path, table: Any) -> Grid:
     for key, value in table.get("set", {}).items():
         _expect(path, "set", not isinstance(value, dict), f"\"KEY\" = VALUE, dotted keys in quotes: '{key}' is a table")
     for figure in table.get("published", ()):
-        rate = figure.get("images_per_sec_per_chip") if isinstance(figure, dict) else None
-        sound = type(rate) in (int, float) and all(isinstance(figure.get(key, ""), str) for key in ("source", "why"))
+        types = {key: type(value) for key, value in figure.items()} if isinstance(figure, dict) else {}
+        sound = types.pop("images_per_sec_per_chip", None) in (int, float)
         words = "{ images_per_sec_per_chip = NUMBER, source = TEXT }, and why = TEXT where one is due"
-        _expect(path, "published", sound and figure.keys() <= {"images_per_sec_per_chip", "source", "why"}, words)
-        _expect(path, "published", "source" in figure, words)
+        _expect(path, "published", sound and types in ({"source": str}, {"source": str, "why": str}), words)
     return Grid(
-        config=str(path.parent / table["config"]),
-        topologies=[str(name) for name in table["topology"]],
-        batches=table.get("batch_per_chip", ()),
+        str(path.parent / table["config"]), [str(name) for name in table["topology"]], table.get("batch_per_chip", ()),
         overrides=[(key, _text(value)) for key, value in table.get("set", {}).items()],
         sweep={_full(key): [_text(value) for value in swept] for key, swept in sweep.items()},
         published=table.get("published", ()),
-    )
+    )  # fmt: skip
 
 
 def _expect(path: Path, key: str, sound: Any, words: str) -> None:
@@ -142,8 +132,8 @@ def sweep_of(texts: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for text in texts:
-        key, _, values = text.partition("=")
-        key = _full(key)
+        name, _, values = text.partition("=")
+        key = _full(name)
         if key not in every_key() and not key.startswith("model.overrides."):
             raise unknown_key(key)
         if key in found or not all(values.split(",")):
@@ -160,7 +150,11 @@ def requests_of(grid: Grid, number: int = 0) -> list[Request]:
     """
     found: dict[str, Request] = {}
     sweep = grid.sweep or {}
-    _check_keys(grid, [*sweep, *(key for key, _ in grid.overrides)])
+    keys = [*sweep, *(key for key, _ in grid.overrides)]
+    if "mesh.data" in keys:
+        raise UserError("config.mesh.data follows from the slice: set config.mesh.model, or another --topology")
+    if "global_batch_size" in keys and grid.batches:
+        raise UserError("config.global_batch_size follows from the images a chip: give one of the two")
     slices = [parse_topology(name) for name in grid.topologies]
     for values in itertools.product(*sweep.values()):
         variant = dict(zip(sweep, values, strict=True))
@@ -172,14 +166,6 @@ def requests_of(grid: Grid, number: int = 0) -> list[Request]:
             request = _request(grid, number, load(grid.config, overrides), variant, topology)
             found.setdefault(topology.name + to_json(request.config), request)  # what is asked for twice is one row
     return list(found.values())
-
-
-def _check_keys(grid: Grid, keys: Sequence[str]) -> None:
-    """Raise a UserError for a key that would have no effect."""
-    if "mesh.data" in keys:
-        raise UserError("config.mesh.data follows from the slice: set config.mesh.model, or another --topology")
-    if "global_batch_size" in keys and grid.batches:
-        raise UserError("config.global_batch_size follows from the images a chip: give one of the two")
 
 
 def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
@@ -229,7 +215,7 @@ def compile_rows(
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.models import create_model
     from jaxcnn.scaling import ahead_of_time
-    from jaxcnn.scaling.prediction import estimate, set_efficiencies
+    from jaxcnn.scaling.chips import estimate, set_efficiencies
     from jaxcnn.scaling.report import LABELS, series
     from jaxcnn.training.profile import prepare
 

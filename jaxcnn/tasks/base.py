@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxcnn import UserError
 from jaxcnn.config import Config
 
 Batch = dict[str, jax.Array]
@@ -146,6 +147,14 @@ class Task:
     def make_step(self, parts: Parts) -> Callable[[Any, Batch], tuple[Any, jax.Array]] | None:
         """Return None, or (state, batch) -> (state, loss) built from `parts` for an unusual update."""
         return None
+
+    def of_crop(self, outputs: Any) -> jax.Array:
+        """Return what a test protocol averages of the outputs for one crop an image, (N, …)."""
+        raise UserError(f"task {type(self).__name__} has no test protocol over crops: leave --protocol out")
+
+    def of_crops(self, crops: jax.Array) -> Any:
+        """Return the outputs that `measure` scores, from `of_crop` of all crops of an image, (crops, N, …)."""
+        raise NotImplementedError
 
     def predict(self, outputs: Any) -> dict[str, jax.Array]:
         """Return what a prediction keeps of the model's outputs, (N, …) arrays."""

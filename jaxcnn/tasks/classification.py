@@ -17,7 +17,10 @@ AUX_WEIGHT = 0.3  # of each auxiliary classifier's loss (GoogLeNet, section 5)
 class Classification(Task):
     """Cross-entropy over a batch whose rows have weight `mask`, 0 for padding."""
 
-    headline = (Headline("loss", "loss {:.4f}", "loss"), Headline("top1", "top-1 {:.2%}", "top-1 error", error=True))
+    headline = (
+        Headline("loss", "loss {:.4f}", "cross-entropy, nats"),
+        Headline("top1", "top-1 {:.2%}", "top-1 error, %", error=True),
+    )
 
     def __init__(self, config: Config):
         self.label_smoothing = config.task.label_smoothing
@@ -62,6 +65,18 @@ class Classification(Task):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets)
+
+    def of_crop(self, outputs: dict[str, Any]) -> jax.Array:
+        """Return the log-probabilities (N, classes) of one crop an image."""
+        return jax.nn.log_softmax(outputs["logits"])
+
+    def of_crops(self, crops: jax.Array) -> dict[str, jax.Array]:
+        """Return the mean softmax of all crops of an image as logits, from (crops, N, classes).
+
+        An example's loss is then -log of the mean probability of its class. All is added in float32 logarithms, so that
+        one crop gives what ordinary evaluation gives, and no probability is lost to underflow.
+        """
+        return {"logits": jax.nn.logsumexp(crops, axis=0) - jnp.log(len(crops))}
 
     def predict(self, outputs: dict[str, Any]) -> dict[str, jax.Array]:
         """Return {"probabilities": float32 (N, classes)}."""

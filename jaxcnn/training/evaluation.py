@@ -112,10 +112,7 @@ def make_crops_step(
     pixels: int,
     mirrored: bool,
 ) -> Callable[[Any, Batch], dict[str, Any]]:
-    """Return (variables, batch) -> what `evaluate` adds up, images scored by the mean softmax of their crops.
-
-    An example's loss is -log of the mean probability of its class. All is added in float32 logarithms, so that one crop
-    gives what ordinary evaluation gives, and no probability is lost to underflow.
+    """Return (variables, batch) -> what `evaluate` adds up, images scored by what the task makes of all their crops.
 
     Args:
       preprocess: uint8 images -> what the model takes.
@@ -123,8 +120,8 @@ def make_crops_step(
       mirrored: count each crop a second time, mirrored left to right.
     """
 
-    def log_probabilities(variables: Any, crops: jax.Array) -> jax.Array:
-        """uint8 (n, crops, H, W, C) -> float32 (crops, n, classes)."""
+    def of_crops(variables: Any, crops: jax.Array) -> jax.Array:
+        """uint8 (n, crops, H, W, C) -> float32 (crops, n, …)."""
         if mirrored:
             crops = jnp.concatenate([crops, crops[..., ::-1, :]], axis=1)
         n, count, *image = crops.shape
@@ -132,17 +129,17 @@ def make_crops_step(
         together = max(fitting, default=1)
         parts = crops.reshape(n, count // together, together, *image).swapaxes(0, 1)
 
-        def classify(part: jax.Array) -> jax.Array:
-            outputs: Any = model.apply(variables, preprocess(part.reshape(n * together, *image)), train=False)
-            logs = jax.nn.log_softmax(outputs["logits"])
-            return logs.reshape(n, together, -1).swapaxes(0, 1)
+        def of_part(part: jax.Array) -> jax.Array:
+            images = preprocess(part.reshape(n * together, *image))
+            found = task.of_crop(task.forward(model, variables, {"image": images}, {}, False)[0])
+            return found.reshape(n, together, *found.shape[1:]).swapaxes(0, 1)
 
-        return jax.lax.map(classify, parts).reshape(count, n, -1)
+        found = jax.lax.map(of_part, parts)
+        return found.reshape(count, n, *found.shape[3:])
 
     def crops_step(variables: Any, batch: Batch) -> dict[str, Any]:
         names = sorted(name for name in batch if name.startswith("views"))
-        logs = jnp.concatenate([log_probabilities(variables, batch[name]) for name in names])
-        mean = jax.nn.logsumexp(logs, axis=0) - jnp.log(len(logs))
-        return measured(task, {"logits": mean}, batch)
+        crops = jnp.concatenate([of_crops(variables, batch[name]) for name in names])
+        return measured(task, task.of_crops(crops), batch)
 
     return crops_step

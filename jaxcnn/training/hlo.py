@@ -23,18 +23,13 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Array(NamedTuple):
-    """One array of an instruction's result.
-
-    Attributes:
-      stored: bytes with what a TPU's tiles add to its two minor dimensions.
-      on_chip: it lies in the chip's own memory, and costs no traffic to HBM.
-    """
+    """One array of an instruction's result."""
 
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    stored: int
-    on_chip: bool
+    stored: int  # bytes with what a TPU's tiles add to its two minor dimensions
+    on_chip: bool  # it lies in the chip's own memory, and costs no traffic to HBM
 
 
 class Instruction(NamedTuple):
@@ -58,25 +53,24 @@ class Instruction(NamedTuple):
 
 
 class Module:
-    """A compiled program: what `executable.as_text()` gives.
-
-    Attributes:
-      computations: name -> its instructions, in the order in which they run where the program is scheduled.
-      entry: the name of the one that is called from outside.
-    """
+    """A compiled program: what `executable.as_text()` gives."""
 
     def __init__(self, text: str):
+        # Name -> instructions, in the order in which they run where the program is scheduled.
         self.computations: dict[str, list[Instruction]] = {}
-        self.entry, inside = "", None
+        self.entry, inside = "", None  # the name of the computation that is called from outside
         for line in text.splitlines():
             if head := _COMPUTATION.match(line):
                 inside = self.computations[head["name"]] = []
                 self.entry = head["name"] if head["entry"] else self.entry
             elif inside is not None and (found := _INSTRUCTION.match(line)):
-                operands = tuple(_NAME.findall(found["rest"].partition(")")[0]))
-                inside.append(
-                    Instruction(found["name"], found["opcode"], arrays(found["type"]), operands, found["rest"])
-                )
+                name, result, opcode, rest = found.groups()
+                operands = tuple(_NAME.findall(rest.partition(")")[0]))
+                inside.append(Instruction(name, opcode, arrays(result), operands, rest))
+
+    def called(self, line: Instruction) -> list[str]:
+        """Return the computations that an instruction names."""
+        return sorted(set(_NAME.findall(line.rest)) & self.computations.keys())
 
     @cached_property
     def runs(self) -> dict[str, int]:
@@ -97,23 +91,20 @@ class Module:
             return int(said[1])
         condition = {i.name: i for i in self.computations.get(loop.attribute("condition").lstrip("%"), ())}
         for test in condition.values():
-            bounds = [
-                condition[name] for name in test.operands if name in condition and condition[name].opcode == "constant"
-            ]
+            sides = [condition[name] for name in test.operands if name in condition]
+            bounds = [side.rest.partition(")")[0] for side in sides if side.opcode == "constant"]
             if test.opcode == "compare" and "direction=LT" in test.rest and bounds:
-                return int(bounds[0].rest.partition(")")[0])
+                return int(bounds[0])
         return 1
 
 
 def arrays(text: str) -> tuple[Array, ...]:
     """The arrays in the text of a type, such as "(f32[8,4]{1,0:T(8,128)}, bf16[])"."""
     found = []
-    for match in _ARRAY.finditer(text):
-        shape = tuple(map(int, filter(None, match["shape"].split(","))))
-        size, layout = max(int(match["bits"] or 8), 8) // 8, match["layout"] or ""
+    for dtype, bits, dimensions, layout in _ARRAY.findall(text):
+        shape, size = tuple(map(int, filter(None, dimensions.split(",")))), max(int(bits or 8), 8) // 8
         stored = math.prod(_tiled(shape, layout)) * size
-        on_chip = bool(_ON_CHIP.search(layout))
-        found.append(Array(match["dtype"], shape, math.prod(shape) * size, stored, on_chip))
+        found.append(Array(dtype, shape, math.prod(shape) * size, stored, bool(_ON_CHIP.search(layout))))
     return tuple(found)
 
 
@@ -127,36 +118,22 @@ def _tiled(shape: tuple[int, ...], layout: str) -> list[int]:
     return sizes
 
 
-class Traffic(NamedTuple):
-    """Of one kind of collective: how many run in a step, and the bytes of their results together."""
-
-    number: int
-    bytes: int
-
-
 class Collective(NamedTuple):
-    """Collectives of one kind and group that run in a step, from one line of the program.
-
-    Attributes:
-      number: how often it runs: more than once in a loop.
-      bytes: of one result on one device.
-      members: of one group that takes part together, by their places in the mesh.
-      groups: how many such groups there are.
-    """
+    """Collectives of one kind and group that run in a step, from one line of the program."""
 
     kind: str
-    number: int
-    bytes: int
-    members: tuple[int, ...]
-    groups: int
+    number: int  # how often it runs: more than once in a loop
+    bytes: int  # of one result on one device
+    members: tuple[int, ...]  # of one group that takes part together, by their places in the mesh
+    groups: int  # how many such groups there are
 
 
-def collectives(executable: Any) -> dict[str, Traffic]:
-    """Kind -> count and bytes on each device, of what `jitted.lower(…).compile()` gives."""
-    found: dict[str, Traffic] = {}
+def collectives(executable: Any) -> dict[str, tuple[int, int]]:
+    """Return {kind: (how many run in a step, bytes of their results)}, of what `jitted.lower(…).compile()` gives."""
+    found: dict[str, tuple[int, int]] = {}
     for kind, number, size, _, _ in collectives_of(Module(executable.as_text()), 1):
-        before = found.get(kind, Traffic(0, 0))
-        found[kind] = Traffic(before.number + number, before.bytes + number * size)
+        count, total = found.get(kind, (0, 0))
+        found[kind] = (count + number, total + number * size)
     return found
 
 

@@ -11,7 +11,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import groupby, repeat
+from functools import partial
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from jaxcnn import UserError
 from jaxcnn.training.hlo import Instruction, Module
 from jaxcnn.training.throughput import Call, stepping
 
-SHARES = (
+_SHARES = (
     "Times are the mean over devices of a step's sum. Each operation counts from its start to its end, waiting for "
     "other devices or for a free thread included, and those that overlap count each in full: shares are of the sum of "
     "all operations, which is not the time of the step."
@@ -31,7 +32,7 @@ _MOST = 30  # operations in summary.md
 _CALLS = {"while", "conditional", "call"}  # last as long as what they call, which has events of its own
 _PRODUCTS = {"convolution": "convolution", "dot": "matrix product"}
 _LIBRARIES = {"conv": "convolution", "gemm": "matrix product", "matmul": "matrix product", "dot": "matrix product"}
-_NAME, _SOURCE = re.compile(r"%([\w.-]+)"), re.compile(r'op_name="([^"]*)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Event(NamedTuple):
@@ -55,14 +56,13 @@ def prepare(folder: Path, option: str = "--profile") -> None:
 
 
 def record(folder: Path, train_step: Any, state: Any, call: Call, steps: int) -> dict[str, Any]:
-    """Trace `steps` steps, or as many as the call takes, after one call that is not traced -> their summary.
+    """Trace `steps` steps, or as many as the call takes, after one call that is not traced; return their summary.
 
     The trace is put below `folder`/plugins/profile. Of several processes the first traces, its own devices; the others
     take the steps with it and get {}.
 
     Args:
-      train_step: compiled.
-      state: is donated.
+      train_step, state: compiled; donated.
       call: what `jaxcnn.training.throughput.one_call` gives.
 
     Returns:
@@ -102,14 +102,13 @@ def events(path: Path) -> list[Event]:
     """
     found: list[tuple[Event, Any]] = []
     ends: dict[Any, float] = {}
+    # From Python 3.12 on, the reader's types name no module, of which it warns.
     with warnings.catch_warnings():
-        # From Python 3.12 on, that the reader's types name no module.
         warnings.simplefilter("ignore", DeprecationWarning)
         data = jax.profiler.ProfileData.from_file(str(path))
         for plane in data.planes:
             lines = list(plane.lines)
-            # A TPU has lines of the same time by other names.
-            tpu = [line for line in lines if line.name == "XLA Ops"]
+            tpu = [line for line in lines if line.name == "XLA Ops"]  # its other lines show the same time again
             for event in (event for line in tpu or lines for event in line.events):
                 stats = dict(event.stats)
                 if tpu or "hlo_op" in stats:
@@ -128,39 +127,29 @@ def summarise(found: Sequence[Event], module: Module, steps: int) -> dict[str, A
     known = {line.name: line for body in module.computations.values() for line in body}
     calls = [known[name] for name in seen & known.keys() if known[name].opcode in _CALLS]
     outer = {call.name for call in calls if any(inner.name in seen for inner in _called(call, module))}
-    by_device = defaultdict(list)
+    by_device, runs = defaultdict[str, list[Event]](list), defaultdict[str, list[float]](list)
     for event in found:
         if event.operation not in outer:
             by_device[event.device].append(event)
     parts = steps * max(len(by_device), 1)
-
-    runs: dict[str, list[float]] = defaultdict(list)
     for event in (event for device in by_device.values() for event in device):
         runs[event.operation].append((event.end - event.start) / 1e9 / parts)
     total = sum(map(sum, runs.values()))
-    operations = [
-        {
-            "operation": name,
-            "kind": kind(known[name], module) if name in known else "other programs",
-            "layer": layer(known[name].rest) if name in known else "",
-            "seconds": sum(each),
-            "share": sum(each) / total,
-            "count": len(each) / parts,
-        }
-        for name, each in runs.items()
-    ]
-    by_kind = itemgetter("kind")
-    kinds = [
-        {"kind": name} | {key: sum(row[key] for row in rows) for key in ("seconds", "share", "count")}
-        for name, rows in ((name, list(rows)) for name, rows in groupby(sorted(operations, key=by_kind), by_kind))
-    ]
+    operations: list[dict[str, Any]] = []
+    kinds: dict[str, dict[str, Any]] = {}
+    for name, each in runs.items():
+        line = known.get(name)
+        work = kind(line, module) if line else "other programs"
+        sums = {"seconds": sum(each), "share": sum(each) / total, "count": len(each) / parts}
+        operations.append({"operation": name, "kind": work, "layer": layer(line.rest) if line else "", **sums})
+        before = kinds.setdefault(work, {"kind": work} | dict.fromkeys(sums, 0))
+        kinds[work] = before | {key: before[key] + value for key, value in sums.items()}
+    busy = sum(map(_covered, by_device.values())) / 1e9 / parts
+    slowest = partial(sorted, key=itemgetter("seconds"), reverse=True)
     return {
-        "devices": len(by_device),
-        "operation_seconds": total,
-        "busy_seconds": sum(map(_covered, by_device.values())) / 1e9 / parts,
-        "kinds": sorted(kinds, key=lambda row: -row["seconds"]),
-        "operations": sorted(operations, key=lambda row: -row["seconds"]),
-    }
+        "devices": len(by_device), "operation_seconds": total, "busy_seconds": busy,
+        "kinds": slowest(kinds.values()), "operations": slowest(operations),
+    }  # fmt: skip
 
 
 def kind(line: Instruction, module: Module) -> str:
@@ -190,8 +179,7 @@ def _source(text: str) -> str:
 
 def _called(line: Instruction, module: Module) -> list[Instruction]:
     """The instructions of the computations that one names."""
-    names = set(_NAME.findall(line.rest)) & module.computations.keys()
-    return [inner for name in sorted(names) for inner in module.computations[name]]
+    return [inner for name in module.called(line) for inner in module.computations[name]]
 
 
 def _covered(run: Sequence[Event]) -> float:
@@ -206,7 +194,7 @@ def _covered(run: Sequence[Event]) -> float:
 def write(folder: Path, summary: dict[str, Any]) -> None:
     """Put the summary into the folder, as summary.json and, with its slowest operations, summary.md."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    lines = ["# Profile of the training step", "", headline(summary) + ".", "", SHARES, ""]
+    lines = ["# Profile of the training step", "", headline(summary) + ".", "", _SHARES, ""]
     for title, rows in (("kind", summary["kinds"]), ("operation", summary["operations"][:_MOST])):
         lines += [f"| {title} | ms a step | share | runs a step | |", "| --- | ---: | ---: | ---: | --- |"]
         for row in rows:
@@ -222,10 +210,8 @@ def headline(summary: dict[str, Any]) -> str:
         return f"{summary['steps']} steps profiled: the profiler tells nothing of the device's operations"
     busy = summary["busy_seconds"] / summary["step_seconds"]
     devices = f"{summary['devices']} device{'s' if summary['devices'] > 1 else ''}"
-    return (
-        f"{summary['steps']} steps on {devices}, {1e3 * summary['step_seconds']:.4g} ms a step; "
-        f"an operation ran in {busy:.1%} of it"
-    )
+    taken = f"{1e3 * summary['step_seconds']:.4g} ms a step; an operation ran in {busy:.1%} of it"
+    return f"{summary['steps']} steps on {devices}, {taken}"
 
 
 def table(summary: dict[str, Any], most: int = 8) -> str:

@@ -23,7 +23,7 @@ from jaxcnn.training.optimizer import groups as optimizer_groups
 from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.sharding import check_batch, layout, on_all, over_rows, replicated
 from jaxcnn.training.state import TrainState, init_state, init_variables, select
-from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step
+from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step, metric_shapes
 
 Tree = Any
 Bucket = tuple[int, int]  # (H, W) of the images of a batch
@@ -152,23 +152,20 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         {(h, w): batch_shapes(task, data, (h, w), n, mesh) for h, w in buckets}
         for buckets in (data.buckets, data.eval_buckets)
     )
-    params = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))["params"]
-    groups = optimizer_groups(config, params, task)
+    variables = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))
+    groups = optimizer_groups(config, variables["params"], task)
     schedule = make_schedule(config, data.steps_per_epoch)
     optimizers = {player: make_optimizer(config, schedule, groups) for player in task.players}
     parts = StepParts(model, task, groups, optimizers, schedule, config, mesh)
-
-    def init(metrics: Tree) -> TrainState:
-        averaged = task.averaged if config.ema.decay else None
-        return init_state(model, parts.init_optimizers, config.seed, data.image_shape, metrics, averaged)
+    averaged = task.averaged if config.ema.decay else None
+    start = partial(init_state, init_optimizer=parts.init_optimizers, seed=config.seed, averaged=averaged)
 
     def constants() -> Tree:
         return jax.tree.map(partial(on_all, mesh), dict(task.constants))  # new arrays each time: the state is donated
 
-    shapes = jax.eval_shape(lambda: init({})).replace(constants=jax.eval_shape(lambda: dict(task.constants)))
-    # The names and shapes of the sums are those that the step itself adds to none.
-    unplaced = make_train_step(replace(parts, layout=layout(shapes, mesh, config.mesh.placement)), data.preprocess)
-    metrics = jax.eval_shape(unplaced, shapes, next(iter(batch.values())))[0].metrics
+    shapes = jax.eval_shape(partial(start, metrics={}), variables)
+    shapes = shapes.replace(constants=jax.eval_shape(lambda: dict(task.constants)))
+    metrics = metric_shapes(parts, data.preprocess, shapes, next(iter(batch.values())))
     shapes = shapes.replace(metrics=metrics)
     placed = layout(shapes, mesh, config.mesh.placement)
     everywhere = replicated(mesh)
@@ -181,7 +178,10 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data.position["examples"], one)}
         eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data.eval_examples, eval_one)}
     group = group_size(config, mesh.shape["data"])
-    initial = jax.jit(lambda: init(metrics), out_shardings=placed.state.replace(constants={}))
+    initial = jax.jit(
+        lambda: start(init_variables(model, config.seed, data.image_shape), metrics=metrics),
+        out_shardings=placed.state.replace(constants={}),
+    )
     state = jax.tree.map(with_sharding, shapes, placed.state)
     return Program(
         mesh=mesh,

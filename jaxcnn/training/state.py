@@ -87,22 +87,17 @@ def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> d
 
 
 def init_state(
-    model: nn.Module,
-    init_optimizer: Callable[[Any], Any],
-    seed: int,
-    image_shape: Sequence[int],
-    metrics: Any,
+    variables: dict[str, Any], init_optimizer: Callable[[Any], Any], seed: int, metrics: Any,
     averaged: Callable[[str], bool] | None,
-) -> TrainState:
-    """The state of step 0, to be traced: `jit` it with the shardings wanted, or `eval_shape` it.
+) -> TrainState:  # fmt: skip
+    """Return the state of step 0, to be traced: `jit` it with the shardings wanted, or `eval_shape` it.
 
     Args:
+      variables: what `init_variables` gives.
       init_optimizer: (params) -> its state.
-      image_shape: (H, W, C) of the images that the model is given.
       metrics: shapes of the step's metrics.
       averaged: (path) -> whether a variable has a moving average; None: none has.
     """
-    variables = init_variables(model, seed, image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),

@@ -123,14 +123,13 @@ class StepParts:
 
     def update(self, player: str, state: TrainState, result: Gradients) -> TrainState:
         """Return the state after the optimizer of `player` has taken a step; its sums join the metrics of the log."""
-        assert self.layout
         trained, rest = self.split(state.params, player)
         # Where the optimizer's state is sharded, each device updates its part, and the parameters are gathered.
-        grads = jax.lax.with_sharding_constraint(result.grads, self.split(self.layout.gradients, player)[0])
+        grads = self._placed(result.grads, lambda layout: self.split(layout.gradients, player)[0])
         before = state.opt_state[player] if player else state.opt_state
         updates, after = self.optimizers[player].update(grads, before, trained)
         params = self.variables(optax.apply_updates(trained, updates), {"params": rest})["params"]
-        params = jax.lax.with_sharding_constraint(params, self.layout.state.params)
+        params = self._placed(params, lambda layout: layout.state.params)
         grad_norm = optax.tree.norm(grads)
         prefix = f"{player}_" if player else ""
         sums = result.sums | {
@@ -143,6 +142,9 @@ class StepParts:
             metrics=state.metrics | {name: _added(state.metrics.get(name), pair) for name, pair in sums.items()},
             fault=_first_fault(state, result.loss, grad_norm, (params, result.batch_stats)),
         )
+
+    def _placed(self, tree: Any, shardings: Callable[[Layout], Any]) -> Any:
+        return jax.lax.with_sharding_constraint(tree, shardings(self.layout)) if self.layout else tree
 
     def init_optimizers(self, params: Any) -> Any:
         """Return the state of each player's optimizer, of its parameters that train."""
@@ -186,6 +188,27 @@ def make_train_step(parts: StepParts, preprocess: Preprocess) -> Callable[[Train
         return new.replace(step=state.step + 1, ema=ema), loss
 
     return train_step
+
+
+def metric_shapes(parts: StepParts, preprocess: Preprocess, state: TrainState, batch: Any) -> Any:
+    """Return names and shapes of the sums that a step adds to the metrics, traced on shapes alone.
+
+    Args:
+      state: shapes of a state without metrics.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if state.constants:
+        variables |= {"constants": state.constants}
+
+    def sums_of(state: TrainState, variables: Any, batch: Batch) -> Any:
+        batch = preprocess(batch, state.seed)
+        if step := parts.task.make_step(parts):
+            return step(state, batch)[0].metrics
+        # One player: the forward pass tells all, and the gradients need not be traced.
+        sums = parts.objective(variables, batch, streams(jax.random.key(0)))[1]
+        return sums | dict.fromkeys(("learning_rate", "grad_norm"), (jnp.zeros(()), jnp.zeros(())))
+
+    return jax.eval_shape(sums_of, state, variables, batch)
 
 
 def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared: Any) -> tuple[dict[str, Any], bool]:

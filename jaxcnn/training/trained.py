@@ -29,17 +29,17 @@ from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_device import normalize
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt
 from jaxcnn.distributed.peers import Team
 from jaxcnn.distributed.processes import check_devices
-from jaxcnn.models import create_model
+from jaxcnn.models import check_model, create_model
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
-from jaxcnn.training import loop, report
+from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.initial_state import check_resume
@@ -120,11 +120,17 @@ def _parts(config: Config, model: Any, data: Any, part: Slice | None = None) -> 
     check_devices(config.deterministic)
     part = part or Slice(jax.process_index(), jax.process_count())
     data = Dataset(config, part, targets=create_task(config).targets) if data is None else data
-    return _network(config, data.num_classes) if model is None else model, data
+    return _network(config, data.num_classes, data.image_shape, model), data
 
 
-def _network(config: Config, classes: int) -> nn.Module:
-    return create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+def _network(config: Config, classes: int, image_shape: Sequence[int], given: nn.Module | None = None) -> nn.Module:
+    """Return the network of a config, or the one given; one of the user's own is checked for its conventions."""
+    model = given
+    if model is None:
+        model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+    if given is not None or ":" in config.model.name:
+        check_model(model, classes, image_shape)
+    return model
 
 
 def assemble(config: Config, model: nn.Module | None = None, data: Data | None = None) -> tuple[Data, Program]:
@@ -141,7 +147,7 @@ def dry_run(config: Config, model: nn.Module | None = None, data: Data | None = 
     """
     validate(config)
     data, program = assemble(config, model, data)
-    return report.dry_run(config, program, data)
+    return run_log.dry_run(config, program, data)
 
 
 class Prediction(NamedTuple):
@@ -206,7 +212,7 @@ class TrainedModel:
         bias = arrays.get("params/head/bias")
         classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
         config, given = _config_of_weights(file, name, classes, dict(overrides))
-        model = _network(config, classes)
+        model = _network(config, classes, given["image_shape"])
         variables = from_paths(jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"])), arrays)
         check_finite(variables)  # XLA's ReLU on a CPU takes a NaN for 0: the output would not show it.
         return cls(model, variables, config, 0, given, make_mesh(config.mesh.data, config.mesh.model), str(file))
@@ -284,7 +290,8 @@ class TrainedModel:
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
         @jax.jit
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, {}, False)
+            rngs = {"example": jax.random.split(jax.random.key(self.config.seed), len(images))}
+            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
             return self.task.predict(outputs)
 
         return partial(program, self._weights)
@@ -405,7 +412,7 @@ def open_run(
         given = checked_input(info.get("input"), info.get("num_classes"))
     except ValueError as error:
         raise UserError(f"checkpoint {step} of {workdir} is damaged: of its 'info', {error}") from error
-    model = _network(config, info["num_classes"]) if model is None else model
+    model = _network(config, info["num_classes"], given["image_shape"], model)
     shapes = jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"]))
     sharding = replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -14,7 +14,7 @@ from PIL import Image
 import jaxcnn
 from jaxcnn import UserError, cli
 from jaxcnn.config import base_config
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.sources import make_source
 from jaxcnn.models import create_model
 from jaxcnn.training import trained

@@ -15,7 +15,7 @@ from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import WHOLE, Schedule, Slice, eval_batches, nearest_bucket, train_batches
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import Source
 

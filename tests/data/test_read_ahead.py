@@ -12,8 +12,8 @@ import grain
 import numpy as np
 import pytest
 
-from jaxcnn.data import read_ahead as module
-from jaxcnn.data.read_ahead import ReadingFault, read_ahead, watched
+from jaxcnn.data import batches as module
+from jaxcnn.data.batches import ReadingFault, read_ahead, watched
 
 
 def numbers(closed: list[str], hang: threading.Event | None = None, error: Exception | None = None) -> Iterator[int]:

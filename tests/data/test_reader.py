@@ -17,7 +17,7 @@ from jaxcnn.configfile import set_key
 from jaxcnn.data.batches import eval_batches, train_batches
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import BadExample, make_source
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn import UserError
-from jaxcnn.scaling.chips import CHIPS, LARGEST, parse_topology, target_config
+from jaxcnn.scaling.ahead_of_time import target_config
+from jaxcnn.scaling.chips import CHIPS, LARGEST, parse_topology
 
 
 @pytest.mark.parametrize("name", CHIPS)

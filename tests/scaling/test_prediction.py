@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.scaling.chips import CHIPS, Chip, parse_topology
-from jaxcnn.scaling.prediction import Cost, collective_seconds, estimate, set_efficiencies, wire_bytes
+from jaxcnn.scaling.chips import (
+    CHIPS,
+    Chip,
+    Cost,
+    collective_seconds,
+    estimate,
+    parse_topology,
+    set_efficiencies,
+    wire_bytes,
+)
 from jaxcnn.training.hlo import KINDS
 
 

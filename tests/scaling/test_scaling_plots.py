@@ -14,8 +14,8 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 from scaling_rows import FLOPS, GIB, INTENSITY, ROOFS, forty, measured, predicted, unfit
 
+from jaxcnn.scaling.chips import wire_bytes
 from jaxcnn.scaling.plots import draw, memory, roofline, throughput, wire
-from jaxcnn.scaling.prediction import wire_bytes
 
 PICTURES = {"throughput": throughput, "memory": memory, "roofline": roofline, "wire": wire}
 pictures = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)

@@ -1,9 +1,8 @@
 import pytest
 from scaling_rows import measured, predicted, unfit
 
-from jaxcnn.scaling.chips import Topology
+from jaxcnn.scaling.chips import Topology, estimate, wire_bytes
 from jaxcnn.scaling.plots import common, fewest, interval, origin, sent
-from jaxcnn.scaling.prediction import estimate, wire_bytes
 from jaxcnn.scaling.report import differences, series, traits
 
 

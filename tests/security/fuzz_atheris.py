@@ -19,8 +19,7 @@ with atheris.instrument_imports(include=["jaxcnn", "PIL", "pickletools", "zipfil
 
     from jaxcnn import UserError
     from jaxcnn.configfile import from_json
-    from jaxcnn.data.images.crop import Box, crop_resize
-    from jaxcnn.data.images.decode import decode, size_of
+    from jaxcnn.data.images.decode import Box, crop_resize, decode, size_of
     from jaxcnn.data.sources.packed import read_manifest
     from jaxcnn.weights.files import read_state_dict
 

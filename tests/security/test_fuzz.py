@@ -18,8 +18,7 @@ from mutate import damaged, damaged_json
 from jaxcnn import UserError, cli, models
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, to_json
-from jaxcnn.data.images.crop import Box, crop_resize, read_image
-from jaxcnn.data.images.decode import MAX_PIXELS, decode, read_header, size_of
+from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, read_header, read_image, size_of
 from jaxcnn.data.prepare.tfds import read_idx
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.data.sources.tfds import _check_names

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxcnn import UserError
-from jaxcnn.data.images.crop import Box
+from jaxcnn.data.images.decode import Box
 
 Rng = np.random.Generator
 Size = tuple[int, int]  # (height, width)

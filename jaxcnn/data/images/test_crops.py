@@ -16,10 +16,8 @@ import grain
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.batches import WHOLE, Slice
-from jaxcnn.data.images.crop import cover, frame, resize
-from jaxcnn.data.images.decode import MAX_PIXELS
-from jaxcnn.data.read_ahead import Batch, read_ahead
+from jaxcnn.data.batches import WHOLE, Batch, Slice, read_ahead
+from jaxcnn.data.images.decode import MAX_PIXELS, cover, frame, resize
 from jaxcnn.data.sources import Source
 
 Size = tuple[int, int]  # (height, width)

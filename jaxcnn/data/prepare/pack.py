@@ -21,8 +21,7 @@ import simplejpeg
 
 from jaxcnn import UserError, safe_files
 from jaxcnn.data import follow_parent
-from jaxcnn.data.images.crop import Box, crop_resize
-from jaxcnn.data.images.decode import MAX_PIXELS, decode, decode_jpeg, read_header, size_of
+from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, decode_jpeg, read_header, size_of
 from jaxcnn.data.sources import BadExample, Source, labelled_splits, make_source
 from jaxcnn.data.sources.packed import FORMAT, HEADER, MAGIC, MANIFEST, VERSION, checksum, count_records
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from jaxcnn import UserError
 from jaxcnn.data.images import augment_host
 from jaxcnn.data.images.augment_host import OPS, PRESETS, parse
-from jaxcnn.data.images.crop import crop_resize
+from jaxcnn.data.images.decode import crop_resize
 
 CROPS = [
     "fixed_scale(224)", "fixed_scale(256)", "scale_jitter(256,512)", "scale_jitter(256,256)", "random_area(0.08,1)",

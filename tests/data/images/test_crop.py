@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn.data.images.augment_host import parse
-from jaxcnn.data.images.crop import Box, Crop, center, cover, frame
+from jaxcnn.data.images.decode import Box, Crop, center, cover, frame
 
 HEIGHT, WIDTH = 120, 200
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]

@@ -8,8 +8,8 @@ import sklearn.datasets
 from PIL import Image
 
 from jaxcnn import UserError
-from jaxcnn.data.images import crop, decode
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images import decode
+from jaxcnn.data.images.decode import read_image
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "torchvision_preprocess.npz"
 RAMP = np.linspace(0, 255, 24 * 36, dtype=np.uint8).reshape(24, 36)
@@ -133,8 +133,8 @@ def test_the_longer_side_is_rounded_down_and_kept_within_bounds(tmp_path, monkey
     for size in ((1, 1), (1, 300), (299, 200), (2, 3)):
         Image.new("RGB", size, "red").save(tmp_path / "image.png")
         assert (read_image(tmp_path / "image.png", (224, 224, 3), resize=256) == [255, 0, 0]).all()
-    assert crop.cover((427, 640), (256, 256)) == (256, 383)
-    monkeypatch.setattr(crop, "MAX_PIXELS", 1_000_000)
+    assert decode.cover((427, 640), (256, 256)) == (256, 383)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     Image.new("RGB", (1, 5000)).save(tmp_path / "long.png")
     with pytest.raises(UserError, match="1×5000 would be resized to 256×1280000 pixels: more than 1,000,000 are"):
         read_image(tmp_path / "long.png", (224, 224, 3), resize=256)

@@ -11,8 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from jaxcnn.data.images import decode as module
-from jaxcnn.data.images.crop import Box, crop_resize
-from jaxcnn.data.images.decode import decode, size_of
+from jaxcnn.data.images.decode import Box, crop_resize, decode, size_of
 
 PHOTO = load_sample_image("flower.jpg")[100:397, 200:501]  # 297 × 301: no whole number of blocks
 

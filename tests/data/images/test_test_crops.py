@@ -16,7 +16,7 @@ from jaxcnn import UserError
 from jaxcnn.commands import evaluate
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.images import test_crops as module
-from jaxcnn.data.images.crop import read_image
+from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
 from jaxcnn.data.sources import BadExample, Source
 

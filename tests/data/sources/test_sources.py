@@ -12,10 +12,11 @@ from encode import png
 
 from jaxcnn import UserError
 from jaxcnn.config import base_config
-from jaxcnn.configfile import check_resume, to_json
+from jaxcnn.configfile import to_json
 from jaxcnn.data import sources
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.sources import describe_sources, eval_split, make_source, split_sizes
+from jaxcnn.training.initial_state import check_resume
 
 
 def stacked(source):
