@@ -175,7 +175,8 @@ def describe(
     return {
         "name": name, "parameters": parameters, "aux_parameters": total(trained, "parameters") - parameters,
         "macs": total(rows, "macs"), "activation_bytes": total(rows, "activation_bytes"), "num_classes": classes,
-        "image_size": size, "batch": batch, "dtype": dtype, "endpoints": getattr(model, "endpoints", {}), "layers": rows,
+        "image_size": size, "batch": batch, "dtype": dtype, "layers": rows,
+        "endpoints": getattr(model, "endpoints", {}),
     }  # fmt: skip
 
 
