@@ -4,18 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from jaxcnn.commands.options import (
-    ENDS,
-    OVERRIDES,
-    Parser,
-    add_config,
-    add_hosts,
-    config_of,
-    end_at_once,
-    parse,
-    set_up_jax,
-    team_of,
-)  # fmt: skip
+from jaxcnn.commands import options
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, add_hosts, config_of, parse, set_up_jax, team_of
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +42,7 @@ def main(argv: list[str]) -> int:
                 return stop.code
             finally:
                 if batches.LEFT_BEHIND:
-                    ENDS.append(end_at_once)
+                    options.ENDS.append(options.end_at_once)
             text = json.dumps(run_log.headline(result))
     if team.process == 0:
         print(text)

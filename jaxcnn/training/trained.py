@@ -101,16 +101,15 @@ def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
             yield
         return
     first = team.tell()
-    mine, theirs = json.loads(to_json(config)), json.loads(first["config"])
-    for key in mine:
-        if mine[key] != theirs.get(key) and key not in _OF_HOST:
-            raise UserError(f"config.{key} is {mine[key]!r} here and {theirs.get(key)!r} in process 0: they must agree")
-    for _ in range(100):  # A network file system may take its time.
-        if (workdir / ".lock").is_file() and (workdir / ".lock").read_text() == first["lock"]:
-            break
+    theirs = json.loads(first["config"])
+    for key, mine in json.loads(to_json(config)).items():
+        if mine != theirs.get(key) and key not in _OF_HOST:
+            raise UserError(f"config.{key} is {mine!r} here and {theirs.get(key)!r} in process 0: they must agree")
+    lock, until = workdir / ".lock", time.monotonic() + 10  # A network file system may take its time.
+    while not lock.is_file() or lock.read_text() != first["lock"]:
+        if time.monotonic() > until:
+            raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
         time.sleep(0.1)
-    else:
-        raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
     yield
 
 
@@ -242,12 +241,11 @@ class TrainedModel:
           UserError: an image cannot be read, or the network's output for it is not finite.
         """
         one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
-        predictions = []
         several: Any = [images] if one else images
-        for prediction in self.predictions(several):
+        predictions = list(self.predictions(several))
+        for prediction in predictions:
             if prediction.error:
                 raise UserError(prediction.error)
-            predictions.append(prediction)
         return predictions[0] if one else predictions
 
     def predictions(self, images: Iterable[Any]) -> Iterator[Prediction]:
@@ -257,10 +255,9 @@ class TrainedModel:
         for start in range(0, len(images), size or 1):
             found = [self._read(image, start + i) for i, image in enumerate(images[start : start + size])]
             batch = np.zeros((size, *self.input["image_shape"]), np.uint8)  # Rows without an image stay zero.
-            for row, prediction in enumerate(found):
-                if not prediction.error:
-                    batch[row] = prediction.image
-            outputs = {} if all(prediction.error for prediction in found) else self.outputs(batch)
+            if good := [row for row, prediction in enumerate(found) if not prediction.error]:
+                batch[good] = [found[row].image for row in good]
+            outputs = self.outputs(batch) if good else {}
             for i, prediction in enumerate(found):
                 mine = {key: value[i] for key, value in outputs.items()}
                 if prediction.error:
@@ -412,10 +409,11 @@ def open_run(
     # A run opens on the devices that are here, however its training was distributed.
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
     config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
-    if model is None and config.model.name not in list_models() and ":" not in config.model.name:
+    name = config.model.name
+    if model is None and name not in list_models() and ":" not in name and "model.name" not in dict(overrides):
         raise UserError(
-            f"{workdir} is of a network that train was given, '{config.model.name}': give it to "
-            "open_run(workdir, model=…); a command needs a network that config.model.name names, as module:Class"
+            f"{workdir} holds '{name}', a network that train was given: give it to open_run(workdir, model=…) too, or "
+            "train it by config.model.name=module:Class, which the commands can open"
         )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, create_task(config).best)

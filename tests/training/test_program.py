@@ -15,7 +15,8 @@ from jaxcnn.training import program
 # Adds to an array at places that occur many times, in a program for a GPU that is not there.
 _SCATTER = """
 import jax, jax.numpy as jnp
-from jaxcnn.scaling.chips import abstract_devices, parse_topology
+from jaxcnn.scaling.ahead_of_time import abstract_devices
+from jaxcnn.scaling.chips import parse_topology
 from jaxcnn.training.program import compiler_options
 from tiny import tiny_config
 

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import Blobs, Tiny, tiny_config
 
 import jaxcnn
@@ -154,12 +155,37 @@ def test_a_module_that_breaks_the_conventions_is_refused_before_anything_is_trai
 
 
 def test_a_network_named_by_its_module_is_trained_opened_and_asked_by_the_name_alone(tmp_path, monkeypatch, capsys):
-    """`tiny`, of tests/helpers, stands for a module of the user's own."""
-    jaxcnn.train(own_config(model__name="tiny:Tiny", steps=2), tmp_path / "run")
-    assert jaxcnn.open_run(tmp_path / "run").evaluate()["model"] == "tiny:Tiny"
-    capsys.readouterr()
-    assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
-    assert json.loads(capsys.readouterr().out)["eval/examples"] == 355
+    """`tiny`, of tests/helpers and so on Python's path, stands for a module of the user's own in another folder."""
+    monkeypatch.chdir(tmp_path)
+    jaxcnn.train(own_config(model__name="tiny:Tiny", steps=2), "run")
+    assert json.loads(Path("run/config.json").read_text())["model.name"] == "tiny:Tiny"
+    run = jaxcnn.open_run("run")
+    assert run.evaluate()["model"] == "tiny:Tiny"
+    Image.fromarray(run.examples(1)["image"][0, :, :, 0]).save("seven.png")
+
+    def last(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main([*words]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert json.loads(last("evaluate", "--workdir", "run"))["eval/examples"] == 355
+    by_run = json.loads(last("predict", "--workdir", "run", "seven.png", "--json"))
+    assert "tiny:Tiny" in last("weights", "export", "run", "run.safetensors")
+    weights = ["--model", "tiny:Tiny", "--weights", "run.safetensors"]
+    assert json.loads(last("predict", *weights, "seven.png", "--json")) == by_run
+    lengths = ["--steps", "1", "--warmup", "1", "--repeats", "1"]
+    assert json.loads(last("bench", "--config-json", "run/config.json", *lengths, "--json"))["model"] == "tiny:Tiny"
+
+
+def test_a_module_given_is_recorded_under_its_own_name_and_not_as_the_network_of_the_config(tmp_path, capsys):
+    config = own_config(model__name="resnet20", steps=2)
+    result = jaxcnn.train(config, tmp_path, model=Tiny(10))
+    assert result["model"] == json.loads((tmp_path / "config.json").read_text())["model.name"] == "Tiny"
+    assert config.model.name == "resnet20"
+    assert jaxcnn.train(config, tmp_path, model=Tiny(10)) == result
+    assert jaxcnn.open_run(tmp_path, model=Tiny(10)).step == 2
+    assert cli.main(["evaluate", "--workdir", str(tmp_path)]) == 2
+    assert "'Tiny'" in capsys.readouterr().err
 
 
 class TwoRates(nn.Module):
