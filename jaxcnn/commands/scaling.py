@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _check_use(parser: argparse.ArgumentParser, arguments: argparse.Namespace, o
 def _study(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Study:
     if arguments.study:
         study = read_study(arguments.study)
-        return Study(study.title, study.about, study.grids, study.unfit or arguments.unfit)
+        return replace(study, unfit=study.unfit or arguments.unfit)
     config, sweep, is_json = arguments.config or arguments.config_json, sweep_of(arguments.sweep), not arguments.config
     grid = Grid(str(config), arguments.topology, arguments.batch_per_chip, overrides, sweep, json=is_json)
     return Study(f"Scaling of {config}", "", [grid], arguments.unfit)
@@ -104,14 +105,12 @@ def _progress(total: int) -> Iterator[Any]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, text: print(f"{done}/{total} {text}", file=sys.stderr, flush=True)
-        return
-    with Progress(console=console) as bar:
+    with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("compiling", total=total)
 
         def report(done: int, text: str) -> None:
-            bar.console.print(text, highlight=False, markup=False)
+            line = text if console.is_terminal else f"{done}/{total} {text}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
             bar.update(task, completed=done)
 
         yield report

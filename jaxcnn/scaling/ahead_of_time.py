@@ -17,9 +17,9 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -88,11 +88,11 @@ def compile_all(requests: Sequence[Request], jobs: int, cache: Path, report: Rep
     """Return what each compilation answered, in the order of the requests; Ctrl-C ends the compilers."""
     running: set[subprocess.Popen[str]] = set()
     pool = ThreadPoolExecutor(jobs)
+    _deepen_stacks()
     try:
-        with _deep_stack():
-            futures = {pool.submit(_compile, request, cache, running): request for request in requests}
-            for done, future in enumerate(as_completed(futures), 1):
-                report(done, _words(futures[future], future.result()))
+        futures = {pool.submit(_compile, request, cache, running): request for request in requests}
+        for done, future in enumerate(as_completed(futures), 1):
+            report(done, _words(futures[future], future.result()))
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -141,22 +141,14 @@ def _words(request: Request, answer: dict[str, Any]) -> str:
     return f"{row['model']} on {row['topology']}, {row['batch_per_chip']:g} a chip{variant}: {end}"
 
 
-@contextmanager
-def _deep_stack() -> Iterator[None]:
-    """Give the threads of child processes a deep stack."""
-    try:
+def _deepen_stacks() -> None:
+    """Give the threads of child processes a deep stack; this process, which only waits for them, keeps the limit."""
+    with suppress(ImportError, ValueError, OSError):
         import resource
 
-        before = resource.getrlimit(resource.RLIMIT_STACK)
-        deep = _STACK if before[1] == resource.RLIM_INFINITY else min(_STACK, before[1])
-        resource.setrlimit(resource.RLIMIT_STACK, (deep, before[1]))
-    except (ImportError, ValueError, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_STACK, before)
+        most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        deep = _STACK if most == resource.RLIM_INFINITY else min(_STACK, most)
+        resource.setrlimit(resource.RLIMIT_STACK, (deep, most))
 
 
 def main() -> int:

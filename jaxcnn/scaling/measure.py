@@ -69,24 +69,11 @@ class _Case:
     call: throughput.Call
     rates: list[float] = field(default_factory=list)
 
-    def step(self, steps: int, warmup: int) -> None:
-        """Measure one repeat."""
-        calls, size = itertools.repeat(self.call), self.config.global_batch_size
-        self.state, _, lap = throughput.stepping(self.executable, self.state, calls, size, steps, warmup)
-        self.rates.append(lap["train/images_per_sec"])
-
 
 def measure(
-    config: Config,
-    model: nn.Module,
-    data_of: Callable[[Config], Data],
-    devices: Sequence[int],
-    *,
-    batch_per_device: int | None = None,
-    steps: int = 20,
-    warmup: int = 5,
-    repeats: int = 5,
-) -> list[dict[str, Any]]:
+    config: Config, model: nn.Module, data_of: Callable[[Config], Data], devices: Sequence[int], *,
+    batch_per_device: int | None = None, steps: int = 20, warmup: int = 5, repeats: int = 5,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Time the training step of `config` on the first n devices, for each n of `devices`.
 
     In each repeat the numbers of devices take turns, so that what else the machine does meets all. All of them lie on
@@ -109,7 +96,9 @@ def measure(
     programs = [_program(config, model, data_of, n, batch_per_device) for n in devices]
     cases = [_case(*program, steps) for program in programs]
     for _, case in itertools.product(range(repeats), cases):
-        case.step(steps, warmup)
+        calls, size = itertools.repeat(case.call), case.config.global_batch_size
+        case.state, _, lap = throughput.stepping(case.executable, case.state, calls, size, steps, warmup)
+        case.rates.append(lap["train/images_per_sec"])
     fewest = min(cases, key=lambda case: case.program.mesh.size)
     return [_row(case, fewest) for case in cases]
 

@@ -95,7 +95,7 @@ def record(folder: Path, train_step: Any, state: Any, call: Call, steps: int) ->
 
 
 def events(path: Path) -> list[Event]:
-    """The runs of XLA's operations in an xplane file.
+    """Return the runs of XLA's operations in an xplane file.
 
     On a CPU they lie among what the host's threads do. There an operation may end on another thread than it began on:
     a mark of its own tells when.
@@ -122,7 +122,7 @@ def events(path: Path) -> list[Event]:
 
 
 def summarise(found: Sequence[Event], module: Module, steps: int) -> dict[str, Any]:
-    """What `record` says of the events of `steps` steps of a program."""
+    """Return what `record` says of the events of `steps` steps of a program."""
     seen = {event.operation for event in found}
     known = {line.name: line for body in module.computations.values() for line in body}
     calls = [known[name] for name in seen & known.keys() if known[name].opcode in _CALLS]
@@ -131,6 +131,7 @@ def summarise(found: Sequence[Event], module: Module, steps: int) -> dict[str, A
     for event in found:
         if event.operation not in outer:
             by_device[event.device].append(event)
+    # Times are per step and device.
     parts = steps * max(len(by_device), 1)
     for event in (event for device in by_device.values() for event in device):
         runs[event.operation].append((event.end - event.start) / 1e9 / parts)
@@ -153,7 +154,7 @@ def summarise(found: Sequence[Event], module: Module, steps: int) -> dict[str, A
 
 
 def kind(line: Instruction, module: Module) -> str:
-    """What sort of work an instruction is: that of its slowest part for a fusion, else what XLA calls it."""
+    """Return what sort of work an instruction is: that of its slowest part for a fusion, else what XLA calls it."""
     opcode = line.opcode.removesuffix("-start").removesuffix("-done").removesuffix("-update")
     if opcode == "custom-call":  # of a GPU's library, such as "__cudnn$convForward"
         target = line.attribute("custom_call_target").lower()
@@ -165,7 +166,7 @@ def kind(line: Instruction, module: Module) -> str:
 
 
 def layer(text: str) -> str:
-    """The layer that an instruction's text names, such as "stage1_block1/conv1 backward"."""
+    """Return the layer that an instruction's text names, such as "stage1_block1/conv1 backward"."""
     source = _source(text)
     names = [part for part in source.split("/")[:-1] if "(" not in part]
     direction = "backward" if "transpose(" in source else "forward" if "jvp(" in source else ""
@@ -178,12 +179,12 @@ def _source(text: str) -> str:
 
 
 def _called(line: Instruction, module: Module) -> list[Instruction]:
-    """The instructions of the computations that one names."""
+    """Return the instructions of the computations that one names."""
     return [inner for name in module.called(line) for inner in module.computations[name]]
 
 
 def _covered(run: Sequence[Event]) -> float:
-    """Nanoseconds in which at least one operation ran."""
+    """Return the nanoseconds in which at least one operation ran."""
     covered, until = 0.0, 0.0
     for event in sorted(run, key=attrgetter("start")):
         covered += max(event.end - max(event.start, until), 0)
@@ -205,7 +206,7 @@ def write(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """Steps, devices and the time of a step in words."""
+    """Return the steps, the devices and the time of a step in words."""
     if not summary["devices"]:
         return f"{summary['steps']} steps profiled: the profiler tells nothing of the device's operations"
     busy = summary["busy_seconds"] / summary["step_seconds"]
@@ -215,7 +216,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any], most: int = 8) -> str:
-    """The kinds, and the slowest operations of which there are `most`, in 80 columns."""
+    """Return the kinds, and the `most` slowest operations, in 80 columns."""
     lines = [headline(summary), ""]
     for title, rows in (("kind", summary["kinds"][:most]), ("operation", summary["operations"][:most])):
         lines.append(f"{title:<24} {'ms a step':>10} {'share':>6} {'runs':>6}")
