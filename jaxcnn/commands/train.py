@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     # Signals are handled from here on: loading JAX takes a while.
     with team_of(arguments) as team, Interrupt(team.stop) as interrupt:
         set_up_jax(devices=False)  # The folder's lock comes before the memory of a GPU.
-        from jaxcnn.training import report
+        from jaxcnn.training import run_log
         from jaxcnn.training.trained import dry_run, train
 
         if arguments.dry_run:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             finally:
                 if batches.LEFT_BEHIND:
                     options.ENDS.append(options.end_at_once)
-            text = json.dumps(report.headline(result))
+            text = json.dumps(run_log.headline(result))
     if team.process == 0:
         print(text)
         if not arguments.dry_run:

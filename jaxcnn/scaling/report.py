@@ -16,7 +16,7 @@ from typing import Any
 from jaxcnn.safe_files import write_atomically
 from jaxcnn.scaling.ahead_of_time import plugins
 from jaxcnn.scaling.chips import CHIPS, PREDICTED
-from jaxcnn.training.report import commit
+from jaxcnn.training.run_log import commit
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
 from jaxcnn.safe_files import read_json, write_atomically
-from jaxcnn.training import report, resident
+from jaxcnn.training import resident, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
@@ -40,12 +40,12 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
       UserError: the config, the data or a checkpoint do not fit together, or the loss is no longer finite.
       Interrupted: a signal came; what was done is saved, and an evaluation that it cut short is made first next time.
     """
-    began, commit = time.monotonic(), report.commit()  # now: the files may change while this runs
+    began, commit = time.monotonic(), run_log.commit()  # now: the files may change while this runs
     program = build_program(config, model, data, make_mesh(config.mesh.data, config.mesh.model))
     total, on_mesh = program.total_steps, partial(on_all, program.mesh)
     checkpoints = Checkpoints(workdir, program.task.best, keep_last=config.keep_last)
     start, state, spent = restore_or_init(config, program, data, checkpoints)
-    clock = report.Clock(spent, began)
+    clock = run_log.Clock(spent, began)
     if start > total:
         raise UserError(f"the run in {workdir} is at step {start}, the config ends at {total}: take another --workdir")
     due = start > 0 and checkpoints.info(start).get("evaluation_due", False)
@@ -62,11 +62,11 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     log = RunLog(workdir, program.task.headline, start, total, writes=jax.process_index() == 0, evaluation_due=due)
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
-        log.say(report.plan(config, program, data, start))
+        log.say(run_log.start_lines(config, program, data, start))
         compiling = time.monotonic()
         with clock.measuring("compile_time_s"):
             train_step, eval_step = program.compile()
-        log.say(report.compiled(train_step, time.monotonic() - compiling))
+        log.say(run_log.compiled_line(train_step, time.monotonic() - compiling))
 
         def save(step: int, scores: dict[str, float], due: bool = False) -> None:
             stop_if_not_finite(state, checkpoints)
@@ -151,7 +151,7 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
         log.close()
     if jax.process_index():
         return {}
-    result = report.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
+    result = run_log.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
     write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 

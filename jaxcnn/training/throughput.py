@@ -18,10 +18,10 @@ import jaxcnn
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
 from jaxcnn.data import usable_cores
-from jaxcnn.training import report, resident
+from jaxcnn.training import resident, run_log
 from jaxcnn.training.loop import AHEAD
 from jaxcnn.training.program import ByBucket, Data, Program
-from jaxcnn.training.report import Clock
+from jaxcnn.training.run_log import Clock
 from jaxcnn.training.sharding import Closable, on_devices
 from jaxcnn.training.trained import assemble
 
@@ -41,13 +41,13 @@ def bench(config: Config, lengths: dict[str, int], folder: Path | None, profiled
     """
     from jaxcnn.training import profile  # It takes its steps with `stepping` below.
 
-    commit = report.commit()
+    commit = run_log.commit()
     data, program = assemble(config)
     devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
     train_step = program.train_step.lower(state, program.largest_batch).compile()
     if jax.process_index() == 0:
-        compiled = report.compiled(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling)
-        print(report.plan(config, program, data, 0), compiled, sep="\n", file=sys.stderr, flush=True)
+        compiled = run_log.compiled_line(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling)
+        print(run_log.start_lines(config, program, data, 0), compiled, sep="\n", file=sys.stderr, flush=True)
     rates = measure(config, data, program, state, train_step, **lengths)
     about = {}
     if folder:

@@ -38,7 +38,7 @@ from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
-from jaxcnn.training import loop, report
+from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
 from jaxcnn.training.initial_state import check_resume
@@ -156,7 +156,7 @@ def dry_run(config: Config, model: nn.Module | None = None, data: Data | None = 
     """
     config = _recorded(config, model)
     data, program = assemble(config, model, data)
-    return report.dry_run(config, program, data)
+    return run_log.dry_run(config, program, data)
 
 
 class Prediction(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import Blobs, build, tiny_config
 
-from jaxcnn.training import report
+from jaxcnn.training import run_log
 
 
 class Time:
@@ -17,7 +17,7 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 100.0
-        monkeypatch.setattr(report.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(run_log.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def time(monkeypatch) -> Time:
 
 
 def test_training_time_is_what_passes_between_start_and_stop(time):
-    clock = report.Clock({}, time.now)
+    clock = run_log.Clock({}, time.now)
     time.now += 5  # compiling, say
     clock.start()
     time.now += 2
@@ -40,7 +40,7 @@ def test_training_time_is_what_passes_between_start_and_stop(time):
 
 
 def test_a_lap_is_of_what_came_since_the_one_before(time):
-    clock = report.Clock({}, time.now)
+    clock = run_log.Clock({}, time.now)
     rates = []
     for seconds in (4, 8):
         clock.start()
@@ -51,7 +51,7 @@ def test_a_lap_is_of_what_came_since_the_one_before(time):
 
 
 def test_a_resumed_clock_goes_on_but_its_first_lap_is_its_own(time):
-    clock = report.Clock(
+    clock = run_log.Clock(
         {"wall_time_s": 1000.0, "train_time_s": 800.0, "data_wait_s": 300.0, "compile_time_s": 9.0}, time.now
     )
     clock.start()
@@ -73,7 +73,7 @@ class Flying:
     ("flying", "counted"), [([], 3), ([Flying(True)], 3), ([Flying(False)], 0), ([Flying(True), Flying(False)], 0)]
 )
 def test_waiting_for_data_counts_where_the_device_had_nothing_left_to_do(flying, counted, time):
-    clock = report.Clock({}, time.now)
+    clock = run_log.Clock({}, time.now)
     clock.start()
     with clock.waiting_for_data(flying):
         time.now += 3
@@ -84,20 +84,20 @@ def test_waiting_for_data_counts_where_the_device_had_nothing_left_to_do(flying,
 
 
 def test_compiling_is_measured(time):
-    clock = report.Clock({"compile_time_s": 1.0}, time.now)
+    clock = run_log.Clock({"compile_time_s": 1.0}, time.now)
     with clock.measuring("compile_time_s"):
         time.now += 7
     assert clock.totals()["compile_time_s"] == 8
 
 
 def test_a_lap_without_time_divides_by_no_zero(time):
-    assert report.Clock({}, time.now).lap(8)["train/images_per_sec"] > 0
+    assert run_log.Clock({}, time.now).lap(8)["train/images_per_sec"] > 0
 
 
 @pytest.mark.parametrize(("dtype", "start"), [("float32", 0), ("bfloat16", 1234)])
 def test_the_plan_tells_model_types_devices_data_and_length(dtype, start):
     config = tiny_config(dtype=dtype, mesh__data=4, steps=5000, optimizer__name="sgd")
-    text = report.plan(config, build(config), Blobs(), start)
+    text = run_log.start_lines(config, build(config), Blobs(), start)
     for fact in (
         "146 parameters", "6 classes", "5×4×3", f"{dtype} compute", "float32", "4 × cpu", "80 to train on",
         "37 to evaluate on", "5,000 steps of 16", "5 an epoch", "sgd, rate 0.01, constant",
@@ -111,12 +111,12 @@ def test_the_compiled_step_tells_its_memory():
     executable, _ = program.compile()
     assert re.fullmatch(
         r"compiled   in 1\.5 s; each device holds [\d.]+ kB of state and batch, [\d.]+ k?B of temporaries",
-        report.compiled(executable, 1.5),
+        run_log.compiled_line(executable, 1.5),
     )
 
 
 def test_the_commit_is_named_and_marked_where_files_have_changed():
-    assert re.fullmatch(r"[0-9a-f]{12}\+?|", report.commit())
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|", run_log.commit())
 
 
 def test_without_git_there_is_no_commit(monkeypatch):
@@ -124,11 +124,11 @@ def test_without_git_there_is_no_commit(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert report.commit() == ""
+    assert run_log.commit() == ""
 
 
 def test_stopping_waits_for_the_device():
-    clock = report.Clock({}, monotonic())
+    clock = run_log.Clock({}, monotonic())
     clock.start()
     clock.stop({"x": jnp.ones(3) * 2})
     assert clock.totals()["train_time_s"] > 0
