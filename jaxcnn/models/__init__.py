@@ -125,36 +125,28 @@ def _own_class(name: str) -> type[nn.Module]:
     path, _, attribute = name.partition(":")
     if not all(word.isidentifier() for word in [*path.split("."), attribute]):
         raise UserError(f"model '{name}' is no module:Class, such as my_module:TinyNet for TinyNet in my_module.py")
-    module = _import(name, path)
-    found = getattr(module, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, nn.Module)]
-        own = [x.__name__ for x in classes if x.__module__ == path]  # not those that it imports
-        what = "there is no" if found is None else "no flax.linen.Module is the"
-        where = f"{path} ({getattr(module, '__file__', 'built in')})"
-        raise UserError(f"model {name}: {what} '{attribute}' in {where}: its networks are {', '.join(own) or 'none'}")
-    return found
-
-
-def _import(name: str, path: str) -> Any:
-    """Import the module `path` of the model `name`, from the current folder where Python's path has none."""
     here = os.getcwd()
     added = [here] if here not in sys.path else []
     sys.path += added  # last, so that a file of this folder stands in for no installed package
     try:
         importlib.invalidate_caches()  # the file may be newer than Python's listing of its folder
-        return importlib.import_module(path)
+        module = importlib.import_module(path)
     except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"model {name}: there is no module '{path}' on Python's path nor in {here}: start where it is, or set "
-                "PYTHONPATH"
-            ) from error
-        words = " ".join(str(error).split())
-        raise UserError(f"model {name}: importing '{path}' fails with {type(error).__name__}: {words}") from error
+            reason = "there is no such module: start where it is, or set PYTHONPATH"
+        raise UserError(f"model {name}: cannot import '{path}' from Python's path or {here}: {reason}") from error
     finally:
         for folder in added:
             sys.path.remove(folder)
+    found = getattr(module, attribute, None)
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return found
+    classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, nn.Module)]
+    own = [x.__name__ for x in classes if x.__module__ == path]  # not those that it imports
+    what = "there is no" if found is None else "no flax.linen.Module is the"
+    where = f"{path} ({getattr(module, '__file__', 'built in')})"
+    raise UserError(f"model {name}: {what} '{attribute}' in {where}: its networks are {', '.join(own) or 'none'}")
 
 
 def _nearest(word: str, words: Collection[str], otherwise: str) -> str:

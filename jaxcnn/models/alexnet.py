@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, FullyConnected, conv, local_response_norm, widen
+from jaxcnn.models.layers import Endpoint, Network, classify, conv, local_response_norm, widen
 from jaxcnn.models.pooling import max_pool
 
 
@@ -56,7 +55,7 @@ SPECS = {
 }
 
 
-class AlexNet(nn.Module):
+class AlexNet(Network):
     """Five convolutions and three fully connected layers.
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", "stage2", "stage3"}: the maps that the three
@@ -64,35 +63,22 @@ class AlexNet(nn.Module):
 
     Attributes:
       dropout: rate in the fully connected layers (section 4.2).
+      small_images: conv1 becomes 5×5 with stride 1, all else stays.
       width: factor on all channels.
-      small_images: for 28 to 64 pixels: conv1 becomes 5×5 with stride 1, all else stays.
-      dense: for evaluation of larger images, `model.clone(dense=True)`; as of VGG. torchvision would instead pool them
+      dense: for evaluation of larger images, `model.clone(dense=True)`; as in VGG. torchvision would instead pool them
         to the size of training.
     """
 
     spec: Spec
-    num_classes: int = 1000
-    dtype: Dtype = jnp.bfloat16
-    dropout: float = 0.5
     width: float = 1.0
-    small_images: bool = False
     dense: bool = False
-
-    @property
-    def image_size(self) -> int:
-        """Return the side in pixels of the images that the network is meant for."""
-        return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         stride = 1 if self.small_images else 4
         channels = [widen(c, self.width) for c in self.spec.channels]
-        return {
-            "stage1": (stride, channels[0]),
-            "stage2": (2 * stride, channels[1]),
-            "stage3": (4 * stride, channels[4]),
-        }
+        return {f"stage{i + 1}": (stride << i, channels[layer]) for i, layer in enumerate((0, 1, 4))}
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -118,14 +104,7 @@ class AlexNet(nn.Module):
                 outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
                 x = max_pool(x, window=3, stride=2)
         # 6×6×256 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        for layer in ("fc6", "fc7"):
-            x = drop(x) if spec.dropout_first else x
-            hidden = FullyConnected(widen(4096, self.width), self.dtype, dense=self.dense, name=layer, **init(layer))
-            x = nn.relu(hidden(x))
-            x = x if spec.dropout_first else drop(x)
-        logits = Classifier(self.num_classes, self.dtype, name="head", **init("head"))(x)
-        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits  # dense: of a map of class scores
+        outputs["logits"] = classify(self, x, train, init, spec.dropout_first)
         return outputs
 
 

@@ -27,10 +27,9 @@ import jax.numpy as jnp
 
 from jaxcnn.models.layers import (
     Classifier,
-    Dtype,
     Endpoint,
     FullyConnected,
-    Module,
+    Network,
     batch_norm,
     conv,
     end_of_block,
@@ -73,8 +72,8 @@ class Unit(nn.Module):
     features: int
     kernel: int
     stride: int = 1
-    norm: Module | None = None
-    dtype: Dtype = jnp.bfloat16
+    norm: Any = None
+    dtype: Any = jnp.bfloat16
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -133,7 +132,7 @@ class Auxiliary(nn.Module):
         return Classifier(self.num_classes, dtype, name="head")(x)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
     """Nine inception modules between a convolutional stem and one fully connected layer.
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", … "stage5"}, and in training "aux_logits", the
@@ -144,25 +143,17 @@ class GoogLeNet(nn.Module):
       dropout: rate before the head; None is the architecture's own (0.4, Table 1; torchvision 0.2).
       aux_dropout: rate in the auxiliary classifiers (section 5).
       width: factor on all channels.
-      small_images: for 28 to 64 pixels: conv1 becomes 3×3 with stride 1 and the first pooling is left out.
+      small_images: conv1 becomes 3×3 with stride 1 and the first pooling is left out.
       frozen_norm: for `_tv`: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`FrozenBatchNorm`).
       norm_epsilon: added to the variance in its BatchNorm.
     """
 
     spec: Spec
-    num_classes: int = 1000
-    dtype: Dtype = jnp.bfloat16
     dropout: float | None = None
     aux_dropout: float = 0.7
     width: float = 1.0
-    small_images: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-3
-
-    @property
-    def image_size(self) -> int:
-        """Return the side in pixels of the images that the network is meant for."""
-        return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,6 @@ Padding is explicit and symmetric, as torch's: XLA's SAME pads a strided layer o
 a pixel and would break parity with published weights.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -22,10 +21,13 @@ from jaxcnn import UserError
 from jaxcnn.models.sharding import model_parallel, place, statistics_axis
 
 Dtype = Any
-Module = Callable[..., Any]
 
 # He et al. 2015, equation 10: zero-mean Gaussian of variance 2 / fan_in. Not truncated, as `he_normal` would be.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def _wide(dtype: Dtype) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def widen(channels: int, width: float) -> int:
@@ -38,6 +40,28 @@ def end_of_block(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, "block")
 
 
+class Network(nn.Module):
+    """What the networks of the registry share. A module of `SPECS` row `spec` has fields of its own besides.
+
+    Attributes:
+      num_classes: outputs of the head.
+      dtype: compute type of every convolution and matrix product.
+      dropout: rate before, or in, the classifier.
+      small_images: the form for images of 28 to 64 pixels, which changes stem and head only.
+    """
+
+    spec: Any
+    num_classes: int = 1000
+    dtype: Dtype = jnp.bfloat16
+    dropout: Any = 0.5
+    small_images: bool = False
+
+    @property
+    def image_size(self) -> int:
+        """Return the side in pixels of the images that the network is meant for."""
+        return 32 if self.small_images else 224
+
+
 class Endpoint(nn.Module):
     """Identity whose module name is a feature map's name; Grad-CAM intercepts it and differentiates by its output."""
 
@@ -47,15 +71,7 @@ class Endpoint(nn.Module):
 
 
 def conv(
-    features: int,
-    kernel: int,
-    stride: int = 1,
-    *,
-    dtype: Dtype,
-    pad: int | None = None,
-    groups: int = 1,
-    name: str | None = None,
-    **kwargs: Any,
+    features: int, kernel: int, stride: int = 1, *, dtype: Dtype, pad: int | None = None, groups: int = 1, **kwargs: Any
 ) -> nn.Conv:
     """Return a square convolution, padded by (kernel - 1) // 2 unless `pad` says otherwise.
 
@@ -63,22 +79,14 @@ def conv(
 
     Args:
       groups: each of so many equal parts of the output channels sees only its part of the input channels.
+      kwargs: further fields of `nn.Conv`; without them it has no bias, and He's Gaussian for its weights.
     """
-    kwargs.setdefault("use_bias", False)
-    kwargs.setdefault("kernel_init", he_normal)
     pad = (kernel - 1) // 2 if pad is None else pad
+    kwargs = {"use_bias": False, "kernel_init": he_normal, "dtype": dtype} | kwargs
     return nn.Conv(
-        features,
-        (kernel, kernel),
-        (stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        feature_group_count=groups,
-        conv_general_dilated=_by_group if groups > 1 else None,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-        name=name,
-        **kwargs,
-    )
+        features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), feature_group_count=groups,
+        conv_general_dilated=_by_group if groups > 1 else None, param_dtype=_wide(dtype), **kwargs,
+    )  # fmt: skip
 
 
 def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: int, **kwargs: Any) -> jax.Array:
@@ -123,12 +131,11 @@ class FrozenBatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise `x` over its last axis."""
 
-        def constant(name: str, value: float) -> jax.Array:
-            wide = jnp.promote_types(self.dtype, jnp.float32)
-            return cast(jax.Array, self.variable("batch_stats", name, jnp.full, x.shape[-1:], value, wide).value)
-
-        mean, var = constant("mean", 0), constant("var", 1)
-        scale, bias = constant("scale", 1), constant("bias", 0)
+        initial = {"mean": 0, "var": 1, "scale": 1, "bias": 0}
+        mean, var, scale, bias = (
+            cast(jax.Array, self.variable("batch_stats", key, jnp.full, x.shape[-1:], value, _wide(self.dtype)).value)
+            for key, value in initial.items()
+        )
         # The order of Flax's BatchNorm in evaluation, so that both round alike.
         return ((x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
 
@@ -162,29 +169,25 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     and torch. On a TPU the squares are rounded to the type of `x` before they are added. (N, H, W, C) -> the same shape
     and type. The backward pass keeps nothing but `x` and recomputes the rest.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(_wide(x.dtype))
     with jax.named_scope("lrn"):
         return (wide * _lrn_scale(wide, x.dtype)[1]).astype(x.dtype)
 
 
 def _neighbours(x: jax.Array, dtype: Dtype) -> jax.Array:
     """Return the sum over five adjacent channels, float32 -> float32; `dtype` is that of the network's activations."""
-    return lax.platform_dependent(x, tpu=functools.partial(_by_band, dtype=dtype), default=_by_slices)
 
+    def by_slices(x: jax.Array) -> jax.Array:  # XLA fuses them with the operations around them
+        channels, padded = x.shape[-1], jnp.pad(x, ((0, 0), (0, 0), (0, 0), (2, 2)))
+        return sum((padded[..., i : i + channels] for i in range(1, 5)), padded[..., :channels])
 
-def _by_slices(x: jax.Array) -> jax.Array:
-    """Add five shifted slices, which XLA fuses with the operations around them."""
-    channels = x.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (2, 2)))
-    return sum((padded[..., i : i + channels] for i in range(1, 5)), padded[..., :channels])
+    def by_band(x: jax.Array) -> jax.Array:  # on a TPU shifts along channels are slow, and the matrix unit is idle
+        channel = jnp.arange(x.shape[-1])
+        band = (jnp.abs(channel[:, None] - channel) <= 2).astype(dtype)  # (C, C)
+        precision = lax.Precision.HIGHEST if dtype == x.dtype else None  # a TPU's default would round to 16 bits
+        return jnp.matmul(x.astype(dtype), band, precision=precision, preferred_element_type=x.dtype)
 
-
-def _by_band(x: jax.Array, dtype: Dtype) -> jax.Array:
-    """Multiply by a banded (C, C) matrix of ones: on a TPU shifts along channels are slow, the matrix unit is idle."""
-    channel = jnp.arange(x.shape[-1])
-    band = (jnp.abs(channel[:, None] - channel) <= 2).astype(dtype)
-    precision = lax.Precision.HIGHEST if dtype == x.dtype else None  # a TPU's default would round to 16 bits
-    return jnp.matmul(x.astype(dtype), band, precision=precision, preferred_element_type=x.dtype)
+    return lax.platform_dependent(x, tpu=by_band, default=by_slices)
 
 
 def _lrn_scale(x: jax.Array, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
@@ -197,8 +200,7 @@ def _lrn_gradient(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
     # With s = d^-0.75: dy_j/dx_i = s_j·[i = j] - 2·1e-4·0.75·x_i·(x_j·s_j / d_j) where j is within two channels of i.
     # The sum over j is again one over five adjacent channels.
     with jax.named_scope("lrn"):
-        full = jnp.promote_types(x.dtype, jnp.float32)
-        wide, grad = x.astype(full), grad.astype(full)
+        wide, grad = x.astype(_wide(x.dtype)), grad.astype(_wide(x.dtype))
         inverse, scale = _lrn_scale(wide, x.dtype)
         across = _neighbours(grad * wide * scale * inverse, x.dtype)
         return ((grad * scale - 2 * 1e-4 * 0.75 * wide * across).astype(x.dtype),)
@@ -233,6 +235,26 @@ class FullyConnected(nn.Module):
         return _model_parallel(lambda rows: rows @ kernel + bias, flat, self.features)
 
 
+def classify(
+    network: Any, x: jax.Array, train: bool, init: Callable[[str], dict[str, Any]], dropout_first: bool = False
+) -> jax.Array:
+    """Return logits of a map (N, h, w, C) by the three fully connected layers of AlexNet and VGG, fc6, fc7 and head.
+
+    Args:
+      network: a module with `width`, `dropout` and `dense`: of a larger map, the mean of the scores at every place.
+      init: (name of a layer) -> its initializers.
+      dropout_first: before fc6 and fc7 rather than after.
+    """
+    drop = nn.Dropout(network.dropout, deterministic=not train)
+    features = widen(4096, network.width)
+    for name in ("fc6", "fc7"):
+        x = drop(x) if dropout_first else x
+        x = nn.relu(FullyConnected(features, network.dtype, dense=network.dense, name=name, **init(name))(x))
+        x = x if dropout_first else drop(x)
+    logits = Classifier(network.num_classes, network.dtype, name="head", **init("head"))(x)
+    return logits.mean((1, 2)) if network.dense else logits
+
+
 class Classifier(nn.Module):
     """Fully connected head (…, C) -> (…, features) in float32.
 
@@ -257,9 +279,8 @@ class Classifier(nn.Module):
 
 def _kernel_and_bias(layer: FullyConnected | Classifier, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Return the parameters of a layer, made by `init`: a kernel of this shape and a bias (features,)."""
-    wide = jnp.promote_types(layer.dtype, jnp.float32)
-    kernel = layer.param("kernel", layer.kernel_init, shape, wide)
-    return kernel, layer.param("bias", layer.bias_init, shape[-1:], wide)
+    kernel = layer.param("kernel", layer.kernel_init, shape, _wide(layer.dtype))
+    return kernel, layer.param("bias", layer.bias_init, shape[-1:], _wide(layer.dtype))
 
 
 def _model_parallel(layer: Callable[[jax.Array], jax.Array], x: jax.Array, features: int) -> jax.Array:
@@ -276,7 +297,7 @@ def _model_parallel(layer: Callable[[jax.Array], jax.Array], x: jax.Array, featu
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply (…, C) × (C, features) -> float32. Its gradient, for (N, C), multiplies operands of the type of `x`."""
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.matmul(x, kernel, preferred_element_type=_wide(x.dtype))
 
 
 def _gradients(operands: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:

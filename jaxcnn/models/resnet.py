@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.layers import Classifier, Dtype, Endpoint, Module, batch_norm, conv, end_of_block
+from jaxcnn.models.layers import Classifier, Endpoint, Network, batch_norm, conv, end_of_block
 from jaxcnn.models.pooling import global_avg_pool, max_pool
 
 
@@ -68,8 +68,8 @@ class Block(nn.Module):
     width: int
     stride: int
     spec: Spec
-    dtype: Dtype
-    norm: Module = batch_norm
+    dtype: Any
+    norm: Any = batch_norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return x
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual (or plain) network.
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stem", "stage1", …: (N, H / stride, W / stride, C')}
@@ -109,23 +109,20 @@ class ResNet(nn.Module):
 
     Attributes:
       dropout: rate before the head; the paper uses none (section 3.4).
-      small_images: for 28 to 64 pixels: the stem becomes 3×3 with stride 1, without pooling, as section 4.2 has it for
+      small_images: the stem becomes 3×3 with stride 1, without pooling, as section 4.2 has it for
         CIFAR. The networks of that section are so already.
       frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`layers.FrozenBatchNorm`).
       norm_epsilon: added to the variance in BatchNorm.
     """
 
     spec: Spec
-    num_classes: int = 1000
-    dtype: Dtype = jnp.bfloat16
     dropout: float = 0.0
-    small_images: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
 
     @property
     def image_size(self) -> int:
-        """Return the side in pixels of the images that the network is meant for."""
+        """Return the side in pixels of the images: the networks of section 4.2 are for small ones."""
         return 32 if self._small_stem else 224
 
     @property

@@ -21,20 +21,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models.layers import (
-    Classifier,
-    Dtype,
-    Endpoint,
-    FullyConnected,
-    batch_norm,
-    conv,
-    he_normal,
-    local_response_norm,
-    widen,
-)
+from jaxcnn.models.layers import Endpoint, Network, batch_norm, classify, conv, he_normal, local_response_norm, widen
 from jaxcnn.models.pooling import max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -72,7 +61,7 @@ SPECS = {
 INITS = {"he": he_normal, "paper": nn.initializers.normal(0.1)}
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Five stages of convolutions and three fully connected layers.
 
     Images (N, H, W, C) -> {"logits": (N, num_classes) float32, "stage1", … "stage5"}: the maps that the five pooling
@@ -80,8 +69,8 @@ class VGG(nn.Module):
 
     Attributes:
       dropout: rate after fc6 and fc7 (section 3.1).
+      small_images: the last pooling is left out, all else stays.
       width: factor on all channels.
-      small_images: for 28 to 64 pixels: the last pooling is left out, all else stays.
       init_scheme: "he" or "paper", see `INITS`.
       dense: for evaluation, `model.clone(dense=True)`: images may be larger than those of training. The fully connected
         layers are convolutions, with the same variables, and their map of class scores is averaged (section 3.2).
@@ -90,20 +79,11 @@ class VGG(nn.Module):
     """
 
     spec: Spec
-    num_classes: int = 1000
-    dtype: Dtype = jnp.bfloat16
-    dropout: float = 0.5
     width: float = 1.0
-    small_images: bool = False
     init_scheme: str = "he"
     dense: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
-
-    @property
-    def image_size(self) -> int:
-        """Return the side in pixels of the images that the network is meant for."""
-        return 32 if self.small_images else 224
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
@@ -133,14 +113,7 @@ class VGG(nn.Module):
             if stage < len(CHANNELS) or not self.small_images:  # stage5 of a 32-pixel image is 2×2 already
                 x = max_pool(x, window=2, stride=2)
         # 7×7×512 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        for layer in ("fc6", "fc7"):
-            hidden = FullyConnected(
-                widen(4096, self.width), self.dtype, kernel_init=kernel_init, dense=self.dense, name=layer
-            )
-            x = drop(nn.relu(hidden(x)))
-        logits = Classifier(self.num_classes, self.dtype, kernel_init=kernel_init, name="head")(x)
-        outputs["logits"] = logits.mean((1, 2)) if self.dense else logits  # dense: of a map of class scores
+        outputs["logits"] = classify(self, x, train, lambda _: {"kernel_init": kernel_init})
         return outputs
 
 

@@ -23,7 +23,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes
+from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes, write_atomically
 from jaxcnn.weights.pickled import DTYPES_READ, STORAGES, RefusedError, Storage, Tensor, shown, unpickle
 
 Shape = tuple[int, ...]
@@ -70,14 +70,7 @@ def write_safetensors(path: Path, state_dict: Mapping[str, Any], metadata: Mappi
     for name, array in arrays.items():
         if array.dtype not in _DTYPES.values():
             raise UserError(f"cannot write {path}: {name} is of {array.dtype}; {DTYPES_READ}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
 
 
 def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:

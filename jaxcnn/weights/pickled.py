@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from jaxcnn.safe_files import printable
+
 MAX_BYTES = 2**23  # of one pickle, which has names and shapes: those of ResNet-152 take a thirtieth of it
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64), "FloatStorage": np.dtype(np.float32), "HalfStorage": np.dtype(np.float16),
@@ -56,7 +58,7 @@ class Tensor:
 
 def shown(text: str) -> str:
     """Return text of a file, fit for one line of an error."""
-    return "".join(c if c.isprintable() else "?" for c in text[:80])
+    return printable(text[:80])
 
 
 _MARK = object()

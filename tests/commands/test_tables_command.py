@@ -75,7 +75,7 @@ def test_csv_is_one_value_a_line_for_all_tables(capsys):
 
 
 def test_precision_is_computed_only_when_named(capsys, monkeypatch):
-    monkeypatch.setattr(structure, "errors", lambda name, seed: structure.Errors(0.01, 0.02 + seed))
+    monkeypatch.setattr(structure, "errors", lambda name, seed: (0.01, 0.02 + seed))
     assert exit_code("tables", "precision", "--model", "resnet20", "--model", "vgg11", "--seed", "1") == 0
     out, err = capsys.readouterr()
     assert err == "resnet20\nvgg11\n"

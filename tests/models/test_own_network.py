@@ -93,8 +93,8 @@ def test_a_module_on_the_path_comes_before_one_of_the_current_folder(folder, mon
 @pytest.mark.parametrize(
     ("name", "overrides", "named"),
     [
-        ("own_nothing:TinyNet", {}, "no module 'own_nothing'"),
-        ("own_package.nothing:TinyNet", {}, r"no module 'own_package\.nothing'"),
+        ("own_nothing:TinyNet", {}, "'own_nothing'.*no such module"),
+        ("own_package.nothing:TinyNet", {}, r"'own_package\.nothing'.*no such module"),
         ("own_nets:TinyNt", {}, "no 'TinyNt'.*own_nets.*TinyNet"),
         ("own_nets:Plain", {}, r"flax\.linen\.Module.*'Plain'"),
         ("own_nets:VALUE", {}, r"flax\.linen\.Module.*'VALUE'"),
@@ -102,8 +102,8 @@ def test_a_module_on_the_path_comes_before_one_of_the_current_folder(folder, mon
         (":TinyNet", {}, "module:Class"),
         ("own_nets.py:TinyNet:x", {}, "module:Class"),
         ("../own_nets:TinyNet", {}, "module:Class"),
-        ("own_broken:TinyNet", {}, "importing 'own_broken'.*no_such_dependency"),
-        ("own_unparsed:TinyNet", {}, "importing 'own_unparsed'.*SyntaxError"),
+        ("own_broken:TinyNet", {}, "'own_broken'.*no_such_dependency"),
+        ("own_unparsed:TinyNet", {}, "'own_unparsed'.*SyntaxError"),
         ("own_nets:NoClasses", {}, "NoClasses.*num_classes"),
         ("own_nets:NoType", {}, "NoType.*dtype"),
         ("own_nets:Demanding", {}, "depth.*overrides"),
