@@ -76,7 +76,7 @@ def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
     group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = (
-        "a config in JSON, such as a run's config.json; nothing in it is executed (a model MODULE:CLASS is imported)"
+        "a config in JSON, such as a run's config.json; nothing in it is executed, a model MODULE:CLASS is imported"
     )
     group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
 
