@@ -58,7 +58,7 @@ def folder(state, tmp_path_factory) -> Path:
 def test_all_of_the_state_comes_back_to_the_bit_and_so_does_what_was_said_with_it(program, state, folder):
     checkpoints = Checkpoints(folder, BEST)
     assert checkpoints.steps == [3]
-    assert checkpoints.info(3) == info(3)
+    assert checkpoints.info(3) == info(3) | {"format": FORMAT}
     restored = checkpoints.restore(3, program.state)
     assert_same(restored, state)
     for part in (restored.opt_state, restored.ema, restored.batch_stats, restored.metrics):
@@ -185,7 +185,7 @@ def test_a_reader_beside_a_writer_changes_nothing_and_sees_what_is_finished(prog
     reader = Checkpoints(tmp_path, BEST)
     assert reader.steps == [1, 2]
     assert_same(reader.restore_variables(2, program.variables), state.ema)
-    assert reader.info(1) == info(1)
+    assert reader.info(1) == info(1) | {"format": FORMAT}
     reader.close()
     assert snapshot(tmp_path) == before
     half.rmdir()
@@ -437,6 +437,7 @@ def test_the_best_checkpoint_is_that_of_the_smallest_or_the_largest_score(state,
         better = score is not None and all(score < s if direction == "min" else score > s for s in known)
         assert checkpoints.is_better(measured) == better
         checkpoints.save(state, info(step), measured)
+        checkpoints.wait()
     checkpoints.close()
     kept = Checkpoints(tmp_path, ("top1", direction))
     assert kept.resolve("best") == best
