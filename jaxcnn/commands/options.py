@@ -75,9 +75,7 @@ def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     words = "experiment file; it is Python and is executed: trust where it is from (ARG: what its get_config is given)"
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
     group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
-    words = (
-        "a config in JSON, such as a run's config.json; nothing in it is executed, a model MODULE:CLASS is imported"
-    )
+    words = "a config in JSON, such as a run's config.json; nothing in it is executed, a model MODULE:CLASS is imported"
     group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
 
 

@@ -86,7 +86,7 @@ def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) ->
 
     try:
         for batch in batches:
-            queue.append({key: place(value) for key, value in batch.items()})
+            queue.append(jax.tree.map(place, batch))
             if len(queue) > ahead:
                 yield queue.popleft()
         yield from queue

@@ -60,10 +60,12 @@ class Blobs:
     damaged: tuple[int, ...] = ()
     num_classes: int = CLASSES
     image_shape: tuple[int, int, int] = (5, 4, 3)
-    buckets: tuple[tuple[int, int], ...] = ((5, 4),)
-    eval_buckets: tuple[tuple[int, int], ...] = ((5, 4),)
     input: dict[str, Any] = dataclasses.field(default_factory=lambda: {"image_shape": (5, 4, 3)})
     position: dict[str, Any] = dataclasses.field(default_factory=lambda: {"data": "blobs", "seed": 0, "examples": 80})
+
+    def __post_init__(self) -> None:
+        self.buckets: tuple[tuple[int, int], ...] = (self.image_shape[:2],)
+        self.eval_buckets = self.buckets
 
     def rows(self, seed: int, count: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)

@@ -237,7 +237,7 @@ SENT = {
     "model": (SPLITS["model"], {"all-reduce": 5 + 4, "all-gather": 5, "all-to-all": 2}),
     "model-zero1": (SPLITS["model-zero1"], {"all-reduce": 5 + 5, "all-gather": 5 + 5, "all-to-all": 2}),
     "model-fsdp": (SPLITS["model-fsdp"], {"all-reduce": 5 + 5, "all-gather": 12, "all-to-all": 2}),
-    "model-shard": (SPLITS["model"] | SHARD, {"all-reduce": 10, "all-gather": 3, "all-to-all": 2}),
+    "model-shard": (SPLITS["model"] | SHARD, {"all-reduce": 10 + 1, "all-gather": 3, "all-to-all": 2}),
 }
 
 

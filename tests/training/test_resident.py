@@ -60,11 +60,12 @@ def test_calls_end_where_the_host_has_something_to_do():
 def test_the_whole_set_is_on_every_device_as_bytes():
     config = tiny_config(data__name="digits", data__resident=True)
     data = Dataset(config)
-    examples, mask = load(data, make_mesh(8), training=True)
-    assert examples["images"].dtype == np.uint8
-    assert examples["images"].sharding.is_fully_replicated
+    loaded, mask = load(data, make_mesh(8), training=True)
+    examples = loaded["examples"]
+    assert examples["image"].dtype == np.uint8
+    assert examples["image"].sharding.is_fully_replicated
     assert_same(
-        np.asarray(examples["labels"]), np.array([data.train[i]["label"] for i in range(len(data.train))], np.int32)
+        np.asarray(examples["label"]), np.array([data.train[i]["label"] for i in range(len(data.train))], np.int32)
     )
     assert mask.all()
 
