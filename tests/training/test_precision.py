@@ -32,8 +32,7 @@ def operands(jaxpr: Any) -> list[tuple[Any, ...]]:
 def traced(dtype: str, name: str = "resnet20", side: int = 8, **values: Any) -> tuple[Any, Any]:
     """A network's program and the jaxpr of its training step."""
     config = tiny_config(dtype=dtype, ema__decay=0.9, optimizer__weight_decay=1e-4, optimizer__clip_norm=1.0, **values)
-    square = ((side, side),)
-    data = Blobs(augment="pad_crop_flip", image_shape=(side, side, 3), buckets=square, eval_buckets=square)
+    data = Blobs(augment="pad_crop_flip", image_shape=(side, side, 3))
     overrides = {} if name == "resnet20" else {"width": 0.125, "small_images": True}
     program = build(config, create_model(name, 6, jnp.dtype(dtype), **overrides), data)
     return program, jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
