@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from jaxcnn import UserError
@@ -34,13 +35,13 @@ def main(argv: list[str]) -> int:
 
         run = open_run(arguments.workdir, arguments.checkpoint, overrides)
         scores = run.evaluate(protocol=arguments.protocol or "", scales=arguments.scales or ())
+        if team.process == 0:
+            print(json.dumps(scores), flush=True)  # before a picture, which may fail
         if arguments.save:
             examples = run.examples(_DRAWN)
             images = examples["image"]
             save(run.task.draw(images, run.outputs(images), run.input["class_names"], targets=examples), arguments.save)
-            print(f"predictions: {arguments.save}")
-    if team.process == 0:
-        print(json.dumps(scores))
+            print(f"predictions: {arguments.save}", file=sys.stderr)
     return 0
 
 

@@ -119,6 +119,8 @@ def _heat(network: Any, drawn: list[Any]) -> Any:
     """Draw the images, each beside its Grad-CAM for the likeliest class."""
     from jaxcnn.figures.overlays import heat_cards
 
+    if "top5" not in drawn[0].summary:
+        raise UserError("--explain draws what speaks for a class: it goes with runs of classification alone")
     images, top = np.stack([p.image for p in drawn]), [p.summary["top5"][0] for p in drawn]
     heat = network.explain(images, np.array([best["index"] for best in top]))
     captions = [f"{best['class']} {best['probability']:.0%}" for best in top]

@@ -131,7 +131,7 @@ def _own_class(name: str) -> type[nn.Module]:
     try:
         importlib.invalidate_caches()  # the file may be newer than Python's listing of its folder
         module = importlib.import_module(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
             reason = "there is no such module: start where it is, or set PYTHONPATH"

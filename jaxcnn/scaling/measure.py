@@ -49,6 +49,7 @@ def measured_rows(
       devices: empty for 1, 2, 4 … all.
       lengths: steps, warmup, repeats, where they are not the defaults.
     """
+    throughput.check_one_shape(config)
     stand_in(config)
     numbers = dict.fromkeys(devices or [2**i for i in range(jax.device_count().bit_length())])
     classes = Dataset(config, training=False).num_classes

@@ -80,7 +80,7 @@ class Task:
     """One kind of work; the defaults are those of image classification."""
 
     best: tuple[str, str] = ("top1", "max")  # the score that picks the best checkpoint, and "max" or "min"
-    headline: tuple[Headline, ...] = ()
+    headline: tuple[Headline, ...] = ()  # none: `best` alone is shown
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
 
@@ -150,19 +150,19 @@ class Task:
 
     def of_crop(self, outputs: Any) -> jax.Array:
         """Return what a test protocol averages of the outputs for one crop an image, (N, …)."""
-        raise UserError(f"task {type(self).__name__} has no test protocol over crops: leave --protocol out")
+        raise self._lacks("test protocol over crops: leave --protocol out")
 
     def of_crops(self, crops: jax.Array) -> Any:
         """Return the outputs that `measure` scores, from `of_crop` of all crops of an image, (crops, N, …)."""
-        raise NotImplementedError
+        raise self._lacks("test protocol over crops: leave --protocol out")
 
     def predict(self, outputs: Any) -> dict[str, jax.Array]:
         """Return what a prediction keeps of the model's outputs, (N, …) arrays."""
-        raise NotImplementedError
+        raise self._lacks("predictions: define `predict`")
 
     def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
         """Return one image's prediction as a JSON object, and as the words of a line."""
-        raise NotImplementedError
+        raise self._lacks("words for a prediction: define `describe`")
 
     def draw(
         self,
@@ -180,4 +180,7 @@ class Task:
           titles: a line over each image, such as its file.
           targets: the truth to compare with, as a batch holds it, where it is known.
         """
-        raise NotImplementedError
+        raise self._lacks("picture of predictions: define `draw`, or leave --save out")
+
+    def _lacks(self, what: str) -> UserError:
+        return UserError(f"task {type(self).__name__} has no {what}")

@@ -198,9 +198,10 @@ class Checkpoints:
         info = self._restore(step, info=ocp.args.JsonRestore())["info"]
         found = info.get("format") if isinstance(info, dict) else None
         if found != FORMAT:
+            kind = f"format {found}" if found else "no format number"
             raise UserError(
-                f"checkpoint {self.folder / str(step)} has format {found or 'none'}, this version of jaxcnn reads "
-                f"{FORMAT}: use the version that wrote it, or train again in a new --workdir"
+                f"checkpoint {self.folder / str(step)} has {kind}, this version of jaxcnn reads format {FORMAT}: use "
+                "the version that wrote it, or train again in a new --workdir"
             )
         return info
 

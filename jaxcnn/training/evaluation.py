@@ -131,7 +131,8 @@ def make_crops_step(
 
         def of_part(part: jax.Array) -> jax.Array:
             images = preprocess(part.reshape(n * together, *image))
-            found = task.of_crop(task.forward(model, variables, {"image": images}, {}, False)[0])
+            rngs = {"example": jax.random.split(jax.random.key(0), len(images))}
+            found = task.of_crop(task.forward(model, variables, {"image": images}, rngs, False)[0])
             return found.reshape(n, together, *found.shape[1:]).swapaxes(0, 1)
 
         found = jax.lax.map(of_part, parts)

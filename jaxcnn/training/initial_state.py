@@ -106,6 +106,7 @@ def load_variables(
     run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
     checkpoints = Checkpoints(run, best)
     step = checkpoints.resolve(which)
+    checkpoints.info(step)  # refuses another format
     saved = checkpoints.variable_shapes(step)
     asked = match_norms(fresh, saved)  # frozen norms keep their affine in another collection than ordinary ones
     now = shapes_of(asked)

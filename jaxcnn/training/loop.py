@@ -59,7 +59,15 @@ def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt
     calls, evaluation = feeds(config, data, program, start, cadence)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", to_json(config) + "\n")  # all that could refuse it has passed
-    log = RunLog(workdir, program.task.headline, start, total, writes=jax.process_index() == 0, evaluation_due=due)
+    log = RunLog(
+        workdir,
+        program.task.headline,
+        program.task.best[0],
+        start,
+        total,
+        writes=jax.process_index() == 0,
+        evaluation_due=due,
+    )
     try:
         # Compile the very programs that the loop runs, before the first batch: a shape that changes later is an error.
         log.say(run_log.start_lines(config, program, data, start))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Group, Images, Task
@@ -22,7 +23,7 @@ from jaxcnn.training import resident
 from jaxcnn.training.optimizer import groups as optimizer_groups
 from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.sharding import check_batch, layout, on_all, over_rows, replicated
-from jaxcnn.training.state import TrainState, init_state, init_variables, select
+from jaxcnn.training.state import TrainState, init_state, init_variables, select, shapes_of
 from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step, metric_shapes
 
 Tree = Any
@@ -155,6 +156,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
         for buckets in (data.buckets, data.eval_buckets)
     )
     variables = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))
+    check_shapes(model, config, data, variables)
     groups = optimizer_groups(config, variables["params"], task)
     schedule = make_schedule(config, data.steps_per_epoch)
     optimizers = {player: make_optimizer(config, schedule, groups) for player in task.players}
@@ -218,6 +220,19 @@ def compiler_options(config: Config) -> dict[str, bool]:
     They go with each program, unlike XLA_FLAGS, which XLA reads once: in a notebook it may have done so long before.
     """
     return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
+
+
+def check_shapes(model: nn.Module, config: Config, data: Data, variables: Tree) -> None:
+    """Raise a UserError unless the model has the same variables for images of every bucket."""
+    channels = data.image_shape[-1]
+    for height, width in {*data.buckets, *data.eval_buckets} - {data.image_shape[:2]}:
+        other = jax.eval_shape(lambda size=(height, width, channels): init_variables(model, config.seed, size))
+        if shapes_of(other) != shapes_of(variables):
+            raise UserError(
+                f"model {config.model.name} has other parameters for images of {height}×{width} than of "
+                f"{data.image_shape[0]}×{data.image_shape[1]}: set config.data.eval_size=0 and one size in "
+                "config.data.buckets, or take a network that pools globally"
+            )
 
 
 def one_example(task: Task, data: Data, bucket: Bucket) -> dict[str, jax.ShapeDtypeStruct]:

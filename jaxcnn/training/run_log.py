@@ -66,19 +66,19 @@ class RunLog:
     """Writes a run's metrics; on resume, what was logged after the checkpoint is dropped, for it is computed again.
 
     Args:
-      headline: the task's scores that the bar and the lines show.
+      headline, best: the task's scores that the bar and the lines show; where there are none, the best one alone.
       start, total: the step resumed from and the last one.
       evaluation_due: whether that of step `start` is to come, too.
       writes: False in all processes but the first, which then only keep silent.
     """
 
     def __init__(
-        self, workdir: Path, headline: Sequence[Headline], start: int, total: int, writes: bool = True,
+        self, workdir: Path, headline: Sequence[Headline], best: str, start: int, total: int, writes: bool = True,
         evaluation_due: bool = False,
     ):  # fmt: skip
         self.path, self.total, self.writes = workdir / "metrics.jsonl", total, writes
         self.bar: Progress | None = None
-        formats = {item.name: item.format for item in headline}
+        formats = {item.name: item.format for item in headline} or {best: f"{best} {{:.4g}}"}
         self.formats = {f"train/{name}": form for name, form in formats.items()} | _RATES
         self.formats |= {f"eval/{name}": f"eval {form}" for name, form in formats.items()} | _COUNTS
         self.rates = ""  # what the bar shows until the next line of the log
@@ -132,10 +132,10 @@ class RunLog:
         except OSError as error:
             raise not_written(self.path, error) from error
         self.board.scalars(step, values)
-        if self.bar and "train/loss" in values:
+        if self.bar and any(name.startswith("train/") for name in values):
             words = self._words({name: value for name, value in values.items() if name != "train/loss"})
             self.rates = words.replace("  ", " ").replace("data wait", "wait")  # all of it fits in 80 columns
-            self.advance(step, epoch, values["train/loss"])
+            self.advance(step, epoch, values.get("train/loss"))
         else:
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {self._words(values)}")
 
@@ -394,4 +394,4 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     """Return what is worth a line of what `result` holds: the scores, and how long it took."""
     scores = [key for key in result if key.startswith("eval/")]
     keys = ("step", "epoch", "train/loss", *scores, "images_per_sec", "wall_time_s")
-    return {key: result.get(key) for key in keys}
+    return {key: result[key] for key in keys if key in result}

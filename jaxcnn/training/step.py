@@ -132,7 +132,8 @@ class StepParts:
         params = self._placed(params, lambda layout: layout.state.params)
         grad_norm = optax.tree.norm(grads)
         prefix = f"{player}_" if player else ""
-        sums = result.sums | {
+        # The objective is logged as "loss", unless the task has a loss of its own to show.
+        sums = {f"{prefix}loss": (result.loss, 1.0)} | result.sums | {
             f"{prefix}learning_rate": (self.schedule(state.step), 1.0), f"{prefix}grad_norm": (grad_norm, 1.0)
         }  # fmt: skip
         return state.replace(
@@ -206,7 +207,7 @@ def metric_shapes(parts: StepParts, preprocess: Preprocess, state: TrainState, b
             return step(state, batch)[0].metrics
         # One player: the forward pass tells all, and the gradients need not be traced.
         sums = parts.objective(variables, batch, streams(jax.random.key(0)))[1]
-        return sums | dict.fromkeys(("learning_rate", "grad_norm"), (jnp.zeros(()), jnp.zeros(())))
+        return dict.fromkeys(("loss", "learning_rate", "grad_norm"), (jnp.zeros(()), jnp.zeros(()))) | sums
 
     return jax.eval_shape(sums_of, state, variables, batch)
 

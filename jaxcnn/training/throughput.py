@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 import jaxcnn
+from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
 from jaxcnn.data import usable_cores
@@ -42,6 +43,7 @@ def bench(config: Config, lengths: dict[str, int], folder: Path | None, profiled
     from jaxcnn.training import profile  # It takes its steps with `stepping` below.
 
     commit = run_log.commit()
+    check_one_shape(config)
     data, program = assemble(config)
     devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
     train_step = program.train_step.lower(state, program.largest_batch).compile()
@@ -67,6 +69,12 @@ def bench(config: Config, lengths: dict[str, int], folder: Path | None, profiled
         "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
         **about,
     }  # fmt: skip
+
+
+def check_one_shape(config: Config) -> None:
+    """Raise a UserError where batches have several shapes: what is timed is one compiled step."""
+    if config.data.buckets:
+        raise UserError("a step is timed on images of one shape: set config.data.buckets=() and config.data.image_size")
 
 
 def measure(

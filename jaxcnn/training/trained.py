@@ -135,6 +135,8 @@ def _network(config: Config, classes: int, image_shape: Sequence[int], given: nn
     """Return the network of a config, or the one given; one of the user's own is checked for its conventions."""
     name = config.model.name
     model = given
+    if isinstance(given, str):
+        raise UserError(f"model={given!r} is a name: give a flax.linen.Module, or set config.model.name")
     if model is None:
         model = create_model(name, classes, jnp.dtype(config.dtype), **config.model.overrides)
     if given is not None or ":" in name:
@@ -448,8 +450,8 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
 
     Else those of torchvision's weights: ImageNet's size, statistics and names.
     """
-    config = base_config()
     values, given = exported(file, name, classes)
+    config = base_config(values.get("task.name", "classification"))
     if not values:
         given = input_of(name, class_names() if classes == 1000 else tuple(map(str, range(classes))))
         values = {

@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CLASSES, Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, steps, tiny_config
-from toy import MODEL, Two, Values, register
+from toy import MODEL, TOYS, Two, Values, register
 
 from jaxcnn import UserError
 from jaxcnn.distributed.interrupt import Interrupted
+from jaxcnn.models.layers import Classifier
+from jaxcnn.tasks.base import Task
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate
 from jaxcnn.training.sharding import on_devices
@@ -292,3 +295,29 @@ def test_two_processes_see_every_row_once_and_the_same_scores_as_one():
     assert confusion == sums["confusion"][0].tolist()
     for name, values in expected_rows.items():
         np.testing.assert_allclose(rows[name], values, rtol=1e-6)
+
+
+def test_a_task_that_says_nothing_of_pictures_and_headlines_refuses_the_first_and_shows_its_best(tmp_path, capsys):
+    for method, arguments in (("predict", ({},)), ("describe", ({}, ())), ("draw", ([], {}, ())), ("of_crops", ({},))):
+        with pytest.raises(UserError, match="task Task has no"):
+            getattr(Task(), method)(*arguments)
+    fit(toy_config("late", mesh__data=1, steps=2), tmp_path, Values(), MODEL)  # its headline is Toy's
+    assert "error " in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TOYS["toy"], "headline", ())
+        result = fit(toy_config(steps=2), tmp_path / "bare", Values(), MODEL)
+    assert "eval error " in capsys.readouterr().err
+    assert {"train/loss", "eval/error"} <= result.keys()  # the objective is logged where a task has no loss of its own
+
+
+class Flat(nn.Module):
+    """A head on all pixels: its parameters are of one image size."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        return {"logits": Classifier(CLASSES, jnp.float32, name="head")(images.reshape(len(images), -1))}
+
+
+def test_a_network_of_one_image_size_refuses_others_before_anything_is_read():
+    with pytest.raises(UserError, match=r"other parameters for images of 4×6 .*config\.data\.eval_size"):
+        build(tiny_config(), Flat(), TwoShapes())

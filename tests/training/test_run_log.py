@@ -41,7 +41,7 @@ def events(workdir: Path) -> list[Any]:
 
 
 def told(workdir: Path, start: int = 0) -> None:
-    log = RunLog(workdir, HEADLINE, start, 12)
+    log = RunLog(workdir, HEADLINE, "top1", start, 12)
     log.say("model  tiny")
     for step in range(start + 1, 13):
         log.advance(step, step / 5, 2.5)
@@ -98,12 +98,12 @@ def test_on_a_terminal_it_shows_a_bar_with_the_steps_and_the_loss_and_the_scores
 
 def test_a_resumed_bar_starts_where_the_run_was(tmp_path):
     with terminal() as shown:
-        RunLog(tmp_path, HEADLINE, 5, 12).close()
+        RunLog(tmp_path, HEADLINE, "top1", 5, 12).close()
     assert " 5/12" in shown[0]
 
 
 def test_metrics_keep_every_digit(tmp_path):
-    log = RunLog(tmp_path, HEADLINE, 0, 3)
+    log = RunLog(tmp_path, HEADLINE, "top1", 0, 3)
     exact = {"train/loss": 0.1 + 0.2, "train/grad_norm": 1e-30, "train/top1": 1 / 3}
     log.metrics(3, 1 / 3, exact)
     log.close()
@@ -111,7 +111,7 @@ def test_metrics_keep_every_digit(tmp_path):
 
 
 def test_a_line_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
-    log = RunLog(tmp_path, HEADLINE, 0, 3)
+    log = RunLog(tmp_path, HEADLINE, "top1", 0, 3)
     log.metrics(1, 0.2, LINE)
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
     log.close()
@@ -122,13 +122,13 @@ def test_lines_after_the_checkpoint_are_dropped_when_the_run_goes_on_and_a_torn_
     lines = [json.dumps({"step": step, "epoch": step / 5, "train/loss": step / 3}) for step in (4, 8, 8, 12)]
     path.write_text("\n".join(lines) + '\n{"step": 16, "ep')
     assert [line["step"] for line in read_metrics(path)] == [4, 8, 8, 12]
-    RunLog(tmp_path, HEADLINE, 8, 20).close()
+    RunLog(tmp_path, HEADLINE, "top1", 8, 20).close()
     assert path.read_text() == "\n".join(lines[:3]) + "\n"
 
 
 def test_a_new_run_in_a_folder_starts_with_an_empty_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "epoch": 1.0}\n')
-    RunLog(tmp_path, HEADLINE, 0, 20).close()
+    RunLog(tmp_path, HEADLINE, "top1", 0, 20).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
@@ -152,12 +152,12 @@ def test_a_damaged_line_of_metrics_is_an_error_that_names_it_unless_it_is_the_la
     assert [line["step"] for line in read_metrics(path)] == [1]
     path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of metrics"):
-        RunLog(tmp_path, HEADLINE, 2, 3)
+        RunLog(tmp_path, HEADLINE, "top1", 2, 3)
     assert len(path.read_text().splitlines()) == 3, "nothing is lost"
 
 
 def test_a_process_that_does_not_write_is_silent(tmp_path, capsys):
-    log = RunLog(tmp_path, HEADLINE, 0, 3, writes=False)
+    log = RunLog(tmp_path, HEADLINE, "top1", 0, 3, writes=False)
     log.say("hello")
     log.advance(1, 0.1, 2.0)
     log.metrics(1, 0.2, LINE)
@@ -167,7 +167,7 @@ def test_a_process_that_does_not_write_is_silent(tmp_path, capsys):
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path):
-    log = RunLog(tmp_path, HEADLINE, 0, 10)
+    log = RunLog(tmp_path, HEADLINE, "top1", 0, 10)
     log.file.close()
     log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
