@@ -273,21 +273,27 @@ program = build_program(tiny_config(task__name="toy"), MODEL, data, make_mesh(4)
 scores = evaluate(program.eval_step, program.init().variables, data.eval_batches(),
                   task=program.task, mesh=program.mesh, examples=37)
 sums, rows = program.task.seen
-print(json.dumps([scores, sums["confusion"][0].tolist(), {{k: x.tolist() for k, x in rows.items()}}]))
+found = [scores, sums["confusion"][0].tolist(), {{k: x.tolist() for k, x in rows.items()}}]
+open(sys.argv[2], "w").write(json.dumps(found))  # not stdout, where Gloo writes too
 """
 
 
-def test_two_processes_see_every_row_once_and_the_same_scores_as_one():
+def test_two_processes_see_every_row_once_and_the_same_scores_as_one(tmp_path):
     helpers = str(Path(__file__).parents[1] / "helpers")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     text = TWO_PROCESSES.format(helpers=helpers, address=address)
     env = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"}
     started = [
-        subprocess.Popen([sys.executable, "-c", text, str(i)], env=env, stdout=subprocess.PIPE, text=True)
-        for i in range(2)
+        subprocess.Popen([sys.executable, "-c", text, str(i), str(tmp_path / f"{i}.json")], env=env) for i in range(2)
     ]
-    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in started]
+    try:
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    found = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
     assert found[0] == found[1]
     scores, confusion, rows = found[0]
     expected, sums, expected_rows = evaluation(37, 1)
