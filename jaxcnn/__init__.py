@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Prediction", "TrainedModel", "UserError", "create_model", "list_models", "open_run", "train"]
 
-_HOMES = {"create_model": "jaxcnn.models", "list_models": "jaxcnn.models"}  # of the rest: training.trained
+_HOMES = {"create_model": "jaxcnn.models", "list_models": "jaxcnn.models"}  # all other names are in training.trained
 
 
 class UserError(Exception):

@@ -66,7 +66,7 @@ def test_an_unknown_command_names_those_there_are(complaint):
 def test_every_command_has_help_and_refuses_an_unknown_argument(command, capsys, complaint):
     assert exit_code(command, "--help") == 0
     assert f"usage: jaxcnn {command}" in capsys.readouterr().out
-    assert f"`jaxcnn {command} --help` tells how" in complaint(command, "--nonsense")
+    assert f"see `jaxcnn {command} --help`" in complaint(command, "--nonsense")
 
 
 def test_an_argument_that_is_neither_known_nor_of_the_config_is_refused(capsys):

@@ -140,7 +140,7 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class _Tally:
-    """What is found in one split."""
+    """The counts and faults of one split."""
 
     bad: dict[int, str] = field(default_factory=dict)  # index: what is wrong
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)

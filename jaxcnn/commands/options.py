@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage."""
         dash = " (a file whose name begins with - goes after --, or as ./-…)" if "unknown argument -" in message else ""
-        raise UserError(f"{self.prog.removeprefix('jaxcnn ')}: {message}{dash}; `{self.prog} --help` tells how")
+        raise UserError(f"{self.prog.removeprefix('jaxcnn ')}: {message}{dash}; see `{self.prog} --help`")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

@@ -42,7 +42,7 @@ from jaxcnn.data.reader import Reader, Row
 Batch = dict[str, np.ndarray]
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
-LEFT_BEHIND: list[threading.Thread] = []  # those that hang still: Python would wait for what they wait for
+LEFT_BEHIND: list[threading.Thread] = []  # readers that still hang: Python would wait for them at exit
 _POLL = 0.1  # seconds between two looks at the workers, where there is no batch
 _GRACE = 2.0  # seconds in which the error of a worker that has died may come
 _CLOSING = 5.0  # seconds that the readers have to end by themselves, and again once their processes are killed
@@ -234,7 +234,7 @@ def _batch(reader: Reader, names: list[tuple[int, int]], rows: Iterable[Row]) ->
 
 
 class ReadingFault(UserError):
-    """What reads the data is dead or hangs: a fault of the machine, and the run can go on from its last checkpoint."""
+    """Raised when a process that reads the data is dead or hangs; the run can resume from its last checkpoint."""
 
     code = 1
 

@@ -27,7 +27,7 @@ _MIXES = ("mixup", "cutmix")
 
 
 class Images(NamedTuple):
-    """What the targets of a task may depend on; `image_shape` is (H, W, C) of one bucket."""
+    """The facts that a task's targets may depend on; `image_shape` is (H, W, C) of one bucket."""
 
     num_classes: int
     image_shape: tuple[int, int, int]

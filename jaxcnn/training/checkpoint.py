@@ -259,12 +259,12 @@ class Checkpoints:
     def _unreadable(self, step: int, reason: str) -> UserError:
         if not (self.folder / str(step)).exists():
             return UserError(
-                f"checkpoint {self.folder / str(step)} is there no more, the run goes on and has replaced it: "
-                "run this command again"
+                f"checkpoint {self.folder / str(step)} no longer exists, the run is still training and has "
+                "replaced it: run this command again"
             )
         others = [s for s in self.steps if s != step]
-        mend = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
-        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}): {mend}")
+        fix = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
+        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}): {fix}")
 
 
 def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None:

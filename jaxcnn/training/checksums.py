@@ -78,7 +78,7 @@ def put_in_order(folder: Path) -> list[str]:
         newest, words = next(iter(damaged.items()))
         raise UserError(
             f"every checkpoint in {folder} is damaged (of the newest, {newest.name}, {words}): "
-            "bring one back from a copy, or begin anew in another --workdir"
+            "restore one from a backup, or start again in a new --workdir"
         )
     damaged |= {step: words for step in steps[:-1] if (words := fault(step, "metrics/"))}
     return [_set_aside(step, words, steps[-1].name) for step, words in damaged.items()]

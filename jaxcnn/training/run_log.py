@@ -58,7 +58,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             lines.append(line | {"step": int(line["step"])})
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             if number < len(texts):
-                raise UserError(f"{path}:{number} is no line of metrics: mend or remove that line") from None
+                raise UserError(f"{path}:{number} is no line of metrics: fix or remove that line") from None
     return lines
 
 
