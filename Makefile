@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 COMPILERS := $(VENV)/aot/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo aot test test-all test-faults fuzz audit lint lock clean
+.PHONY: help demo aot test test-aot test-all test-faults fuzz audit lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +39,11 @@ demo: $(STAMP)  ## train ResNet-20 on handwritten digits, evaluate it and draw t
 	  '$(BIN)/jaxcnn plot runs/digits runs/longer --out runs/compare.png' \
 	  '$(BIN)/jaxcnn models' '$(BIN)/jaxcnn data list' 'make test'
 
-test: $(STAMP) $(COMPILERS)  ## the fast tests
+test: $(STAMP)  ## the fast tests
 	$(BIN)/python -m pytest -n 2
+
+test-aot: $(STAMP) $(COMPILERS)  ## the tests that compile for a TPU and a GPU (x86_64 Linux; installs what `make aot` does)
+	$(BIN)/python -m pytest -n 2 -m aot
 
 test-all: $(STAMP) $(COMPILERS)  ## every test, the long ones too
 	$(BIN)/python -m pytest -n 2 -m ''

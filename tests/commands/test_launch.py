@@ -102,9 +102,11 @@ def wait_for(process: subprocess.Popen[str], begin: str) -> None:
     raise AssertionError(f"it ended without a line '{begin}…': {''.join(lines)}")
 
 
-def signalled(count: int, words: list[str], process: int | None, number: int, line: str) -> tuple[int, str, float]:
+def signalled(
+    count: int, words: list[str], process: int | None, number: int, line: str, **options: Any
+) -> tuple[int, str, float]:
     """Exit code, stderr and seconds of a launch of which one process, or itself, gets a signal after a `line`."""
-    with start(count, words) as launch:
+    with start(count, words, **options) as launch:
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
@@ -180,6 +182,34 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
     assert stopped in {int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*")}
     assert "resuming   from the checkpoint of step" in launched(2, words)[1]
     assert_same(tmp_path, two[0])
+
+
+SLOW_EVALUATION = """
+
+import os, time
+from jaxcnn.data.dataset import Dataset
+
+def slowly(self, fast=Dataset.eval_batches):
+    os.write(2, b"evaluating\\n")
+    for batch in fast(self):
+        time.sleep(1)
+        yield batch
+
+if "SLOW_EVALUATION" in os.environ:
+    Dataset.eval_batches = slowly
+"""
+
+
+def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(experiment, two, tmp_path):
+    words = train(experiment, tmp_path / "run")
+    words[2] = str(tmp_path / "slow.py")
+    Path(words[2]).write_text(EXPERIMENT + SLOW_EVALUATION)
+    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"SLOW_EVALUATION": "1"})
+    assert code == 143, err
+    assert "SIGTERM: stopped at step 25 of" in err
+    assert not [line for line in log(tmp_path / "run") if "eval/loss" in line]
+    launched(2, words)
+    assert_same(tmp_path / "run", two[0])
 
 
 def test_a_process_killed_is_named_and_ends_all_and_checkpoints_pass_between_any_numbers(

@@ -3,8 +3,6 @@
 import csv
 import gzip
 import json
-import platform
-import sys
 
 import pytest
 from scaling_rows import product_types
@@ -16,7 +14,6 @@ from jaxcnn.training.hlo import Module
 CONFIG = "experiments/digits/resnet20.py"  # 19 convolutions, each with a BatchNorm, and a fully connected layer
 PARAMETERS = 269_434 * 4  # bytes: the paper's network, of one channel
 MANY = "--config.data.name=synthetic:10:100000"  # images: a batch may not have more than the data set
-HAS_COMPILERS = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def refused(scaling, *argv):
     return err
 
 
-@pytest.mark.skipif(not HAS_COMPILERS, reason="libtpu is made for x86_64 Linux only")
+@pytest.mark.aot
 def test_a_tpu_and_a_gpu_compile_the_step(scaling, tmp_path):
     sweep = ["--sweep", "norm.scope=global,shard", "--batch-per-chip", "8"]
     asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--topology", "gpu:h100:4", *sweep]

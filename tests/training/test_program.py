@@ -29,7 +29,7 @@ for on in (False, True):
 """
 
 
-@pytest.mark.skipif(not plugins().is_dir(), reason="needs XLA's compiler for GPUs: make aot")
+@pytest.mark.aot
 def test_deterministic_makes_the_compiler_for_gpus_sort_what_is_added_at_one_place():
     paths = os.pathsep.join([str(plugins()), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_gpu_autotune_level=0"}
