@@ -47,23 +47,24 @@ def main(argv: list[str]) -> int:
 
 
 def _table(result: dict[str, Any]) -> str:
-    """The result in 80 columns."""
+    """Return the result as text."""
+    from jaxcnn.text_table import text_table
+
     cores, devices = result["cores"], result["device_count"]
     lines = [
         f"{result['model']} on {devices} × {result['device_kind']}, batches of {result['global_batch_size']}",
         f"{result['repeats']} × {result['steps']} steps, after {result['warmup']} that do not count; images/s",
         "",
-        f"{'':<20} {'median':>9} {'min':>9} {'max':>9}  each",
     ]
     each = {"data_only": (cores, "core"), "end_to_end": (devices, "device"), "device_only": (devices, "device")}
+    rows = []
     for name, (title, form) in _ROWS.items():
         if name in result:
             row = result[name]
-            cells = " ".join(f"{form.format(row[key]):>9}" for key in ("median", "min", "max"))
             count, of = each.get(name, (0, ""))
-            lines.append(
-                f"{title:<20} {cells}" + (f"  {row['median'] / count:,.0f} a {of} of {count}" if count else "")
-            )
+            share = f"{row['median'] / count:,.0f} a {of} of {count}" if count else ""
+            rows.append([title, *(form.format(row[key]) for key in ("median", "min", "max")), share])
+    lines.append(text_table(["", "median", "min", "max", "each"], rows, right={1, 2, 3}))
     if result["resident"]:
         lines += ["", "data.resident: the data stays on the devices, none is read in training."]
     elif result["shared"]:

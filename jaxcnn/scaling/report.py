@@ -16,6 +16,7 @@ from typing import Any
 from jaxcnn.safe_files import write_atomically
 from jaxcnn.scaling.ahead_of_time import plugins
 from jaxcnn.scaling.chips import CHIPS, PREDICTED
+from jaxcnn.text_table import text_table
 from jaxcnn.training.run_log import commit
 
 Row = dict[str, Any]
@@ -256,29 +257,37 @@ def _ceilings(chip: str) -> str:
     return _markdown([CHIPS[chip].name, "value", "source"], body)
 
 
+_HBM_LIMITS: _Columns = {
+    "slice": _PLACE["slice"],
+    "chips": _PLACE["chips"],
+    "compiled HBM, GiB": lambda row: (
+        f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
+    ),
+    "predicted images/s": _figure("predicted_images_per_sec_per_chip", show=_interval),
+    "eff., %": _figure("predicted_efficiency", 0.01, show=_interval),
+    "bound": lambda row: row["bound"] if row["fits"] else "too big",
+}
+_TIMES: _Columns = {
+    "slice": _PLACE["slice"],
+    "chips": _PLACE["chips"],
+    "measured images/s": _figure("measured_images_per_sec", show=_spread),
+    "step, ms": lambda row: _number(row["measured_step_seconds"]["median"], 1e-3, 1),
+    "eff., %": lambda row: _number(row["measured_efficiency"]["median"], 0.01),
+}
+
+
 def in_terminal(rows: Sequence[Row]) -> str:
-    """Return the rows in 80 columns: what fits, how fast it is, how it scales, what bounds it; or what was measured."""
+    """Return a table of each series: what fits, how fast it is, how it scales; or what was measured."""
     lines = []
     for name, points in series(list(rows)).items():
-        timed = measured(points[0])
-        heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
-        last = "" if timed else "bound"
-        lines += [name, f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {last}"]
-        lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
+        columns = _TIMES if measured(points[0]) else _HBM_LIMITS
+        cells = [[cell(row) for cell in columns.values()] for row in points]
+        lines += [name, textwrap.indent(text_table(list(columns), cells, right=range(1, 5)), "  ")]
         notes = _notes(row for row in points if row.get("simulated"))
         lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
     if not all(map(measured, rows)):
         lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
     return "\n".join(lines)
-
-
-def _terminal_cells(row: Row) -> str:
-    if measured(row):
-        rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
-        return f"{rate:>17} {step * 1e3:>19,.1f} {100 * row['measured_efficiency']['median']:>7.0f}"
-    memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
-    rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
-    return f"{memory:>17} {rates:>19} {share:>7} {row['bound'] if row['fits'] else 'too big'}"
 
 
 def advice(row: Row) -> str:

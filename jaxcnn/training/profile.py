@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcnn import UserError
+from jaxcnn.text_table import text_table
 from jaxcnn.training.hlo import Instruction, Module
 from jaxcnn.training.throughput import Call, stepping
 
@@ -216,19 +217,12 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any], most: int = 8) -> str:
-    """Return the kinds, and the `most` slowest operations, in 80 columns."""
-    lines = [headline(summary), ""]
+    """Return the kinds, and the `most` slowest operations, as text."""
+    tables = [headline(summary)]
     for title, rows in (("kind", summary["kinds"][:most]), ("operation", summary["operations"][:most])):
-        lines.append(f"{title:<24} {'ms a step':>10} {'share':>6} {'runs':>6}")
-        for row in rows:
-            cells = "{:>10} {:>6} {:>6}".format(*_cells(row))
-            lines.append(f"{_end(row[title], 24):<24} {cells}  {_end(row.get('layer', ''), 29)}".rstrip())
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def _end(text: str, width: int) -> str:
-    return text if len(text) <= width else "…" + text[1 - width :]
+        cells = [[row[title], *_cells(row), row.get("layer", "")] for row in rows]
+        tables.append(text_table([title, "ms a step", "share", "runs", ""], cells, right={1, 2, 3}))
+    return "\n\n".join(tables)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:

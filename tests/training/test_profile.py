@@ -93,12 +93,11 @@ def test_the_folder_has_the_trace_and_the_summary_and_a_second_one_beside_it(pro
     assert f"| {summary['operations'][0]['operation']} |" in text
 
 
-def test_the_table_has_80_columns_and_the_slowest_operations(profiled):
+def test_the_table_has_the_slowest_operations_and_their_layers_in_full(profiled):
     *_, summary = profiled
     long = summary["operations"][0] | {"operation": "a" * 70 + ".17", "layer": "b" * 70 + "/conv backward"}
     lines = table(summary | {"operations": [long, *summary["operations"]]}, most=3).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line.startswith("…aaa") and "aa.17 " in line and line.endswith("/conv backward")]
+    assert [line for line in lines if line.startswith(long["operation"]) and line.endswith(long["layer"])]
     operations = lines[[line.split()[:1] for line in lines].index(["operation"]) + 1 :]
     assert len(operations) == 3
 
