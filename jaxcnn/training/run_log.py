@@ -161,6 +161,9 @@ class RunLog:
 class Board:
     """A file of TensorBoard events, written in the caller's thread, so that its errors are the caller's.
 
+    tensorboardX's SummaryWriter writes in a thread of its own: on a full disk that thread ends and training waits for
+    its queue for ever, and `flush` leaves in the queue what a checkpoint relies on.
+
     TensorBoard reads the files of a folder by their names and drops what is at `purge_step` or later of those before:
     the number in the name grows although the clock may have been set back.
     """
