@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -100,6 +101,17 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 def not_written(path: Path, error: OSError) -> UserError:
     """Return the error for a file or folder of a run that could not be written."""
     return UserError(f"{path} cannot be written ({error.strerror}): fix that and run the same command again")
+
+
+def make_writable(folder: Path, option: str) -> None:
+    """Make the folder that an option names, and raise a UserError where nothing can be written to it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder} is a file: name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}: name a folder that can be written to") from error
 
 
 @contextmanager

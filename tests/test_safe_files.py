@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import only_trainer, write_atomically
+from jaxcnn.safe_files import make_writable, only_trainer, write_atomically
 
 HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
 HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -99,3 +99,13 @@ def test_a_file_system_without_locks_gets_a_warning_and_no_lock(code, tmp_path, 
 def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
     with only_trainer(tmp_path), pytest.raises(UserError, match="in use by process"), only_trainer(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        make_writable(tmp_path / "file", "--out")
+    with pytest.raises(UserError, match=r"--out .*below: .*: name a folder that can be written to"):
+        make_writable(tmp_path / "file" / "below", "--out")
+    make_writable(tmp_path / "new" / "folder", "--out")
+    assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]

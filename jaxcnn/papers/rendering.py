@@ -59,7 +59,7 @@ def integer(number: int, published: Figure | None = None) -> Cell:
     return Cell(number, f"{number:,}", published)
 
 
-def scaled(number: float, unit: float, digits: int, published: Figure | None = None) -> Cell:
+def in_unit(number: float, unit: float, digits: int, published: Figure | None = None) -> Cell:
     """Return a cell with a number shown in `unit`, such as 1e6 in a column of millions."""
     return Cell(number, f"{number / unit:,.{digits}f}", published)
 

@@ -6,7 +6,6 @@ the compiled program's text says what its operations are.
 
 import json
 import re
-import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -43,17 +42,6 @@ class Event(NamedTuple):
     operation: str
     start: float
     end: float
-
-
-def prepare(folder: Path, option: str = "--profile") -> None:
-    """Make the folder that an option names, and raise a UserError where nothing can be written to it."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {folder} is a file: name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{option} {folder}: {error.strerror}: name a folder that can be written to") from error
 
 
 def record(folder: Path, train_step: Any, state: Any, call: Call, steps: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_the_profile_of_resident_data_counts_the_steps_of_a_call(run, tmp_path_f
 
 @pytest.mark.parametrize(("where", "words"), [("tiny.py", "is a file"), ("tiny.py/below", "can be written to")])
 def test_a_profile_that_cannot_be_written_is_refused_before_anything_is_measured(run, monkeypatch, where, words):
-    monkeypatch.setattr(throughput, "bench", None)
+    monkeypatch.setattr(command, "_measure", None)
     code, out, err = run("--profile", where)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err

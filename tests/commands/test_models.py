@@ -103,8 +103,8 @@ def test_a_narrow_terminal_folds_the_table_and_loses_nothing(columns, capsys, mo
     [
         (["resnet_20"], "resnet20"),
         (["alexnet", "--image-size", "16"], "pixels left"),
-        (["resnet20", "--batch", "0"], "--batch 0: it must be 1 or more"),
-        (["resnet20", "--num-classes", "-3"], "--num-classes -3: it must be 1 or more"),
+        (["resnet20", "--batch", "0"], "--batch: '0'"),
+        (["resnet20", "--num-classes", "-3"], "--num-classes: '-3'"),
         (["resnet20", "--dtype", "int8"], "bfloat16"),
         (["--batch", "3"], "--batch goes with NAME"),
         (["--small-images"], "--small-images goes with NAME"),

@@ -9,7 +9,7 @@ from tiny import Blobs, build, tiny_config
 from jaxcnn import UserError
 from jaxcnn.training import profile
 from jaxcnn.training.hlo import Module
-from jaxcnn.training.profile import Event, layer, prepare, record, summarise, table, write
+from jaxcnn.training.profile import Event, layer, record, summarise, table, write
 from jaxcnn.training.throughput import one_call
 
 TEXT = """HloModule jit_train_step
@@ -180,16 +180,6 @@ def test_an_operation_ends_where_its_mark_does_on_whatever_thread(tmp_path):
     host, tpu = profile.events(path)
     assert host == Event("/host:CPU:4", "add", 1100, 1500)
     assert tpu == Event("/device:TPU:0:", "add.1", 0, 3)
-
-
-def test_a_folder_that_cannot_hold_a_trace_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file: name a folder"):
-        prepare(tmp_path / "file")
-    with pytest.raises(UserError, match=r"--profile .*below: .*: name a folder that can be written to"):
-        prepare(tmp_path / "file" / "below")
-    prepare(tmp_path / "new" / "folder")
-    assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]
 
 
 def test_a_trace_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
