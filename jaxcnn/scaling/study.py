@@ -169,6 +169,7 @@ def requests_of(grid: Grid, number: int = 0) -> list[Request]:
 
 
 def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
+    # Here, so that `jaxcnn scaling --help` loads no JAX.
     from jax.sharding import AbstractMesh
 
     from jaxcnn.training.sharding import AXES, check_batch
