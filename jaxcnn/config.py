@@ -185,29 +185,14 @@ KEYS: dict[str, Row] = {
     "remat": ("none", _one_of("none", "block"), "rematerialisation: recompute each block's activations in the backward "
               "pass to save memory"),
 }
-# fmt: on
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
-RESUMABLE = frozenset(
-    [
-        "steps",
-        "epochs",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep_last",
-        "remat",
-        "mesh.data",
-        "mesh.model",
-        "mesh.placement",
-        "data.dir",
-        "data.workers",
-        "data.prefetch",
-        "data.timeout",
-        "data.on_error",
-        "data.resident",
-        "data.steps_per_call",
-    ]
-)  # fmt: skip
+RESUMABLE = frozenset({
+    "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat",
+    "mesh.data", "mesh.model", "mesh.placement",
+    "data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error", "data.resident",
+    "data.steps_per_call",
+})
+# fmt: on
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}
 SIZES = frozenset(["data.image_size", "data.eval_size"])  # keys that hold a side or (height, width)
 OPEN = "model.overrides"  # free-form keyword arguments of create_model, which checks them

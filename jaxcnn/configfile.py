@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 import runpy
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcnn import UserError
-from jaxcnn.config import OPEN, TASK_KEYS, Config, base_config, flatten, group_of, keys_of, typed, unknown_key, validate
+from jaxcnn.config import OPEN, Config, base_config, flatten, group_of, keys_of, typed, unknown_key, validate
 from jaxcnn.safe_files import read_json, shown
 
 _MOST = 2**20  # bytes of a config in JSON, which has some three thousand
@@ -122,15 +123,9 @@ def _config_file_error(path: Path, error: Exception) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = getattr(error, "lineno", None) or (lines[-1] if lines else 0)
     text = " ".join(str(_literal(str(error).strip())).split())  # a KeyError's words are quoted
-    if isinstance(error, KeyError | AttributeError) and text.startswith('Key "') and "is locked" in text:
-        missing, groups = text.split('"')[1], {}
-        for name in TASK_KEYS:
-            for group, _, leaf in (key.rpartition(".") for key in keys_of(name)):
-                groups.setdefault((name, group), []).append(f"'{leaf}'")
-        # The message lists the other keys at that place, and so says which group of which task it is.
-        fits = (place for place, leaves in groups.items() if all(leaf in text for leaf in leaves))
-        task, group = next(fits, ("", ""))
-        text = str(unknown_key(f"{group}.{missing}".lstrip("."), keys_of(task) if task else None))
+    if unknown := re.match(r'Key "(.*?)" does not exist', text):
+        near = re.search(r'Did you mean "(.*?)" instead', text)  # ConfigDict's, after all the fields of its group
+        text = f"config has no key '{unknown[1]}': did you mean '{near[1]}'?" if near else str(unknown_key(unknown[1]))
     return f"{path}:{line}: {type(error).__name__}: {text}"
 
 

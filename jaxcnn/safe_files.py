@@ -3,18 +3,23 @@
 A reader of a file of someone else's begins here. See SECURITY.md.
 """
 
-import fcntl
+import errno
 import json
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
+
 from jaxcnn import UserError
 
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks answer
 MAX_JSON = 2**26  # bytes; a manifest of a million classes or shards stays below it
 
 
@@ -98,29 +103,42 @@ def not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written ({error.strerror}): fix that and run the same command again")
 
 
+def make_writable(folder: Path, option: str) -> None:
+    """Make the folder that an option names, and raise a UserError where nothing can be written to it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder} is a file: name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}: name a folder that can be written to") from error
+
+
 @contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel releases it however the process ends.
 
+    A file system without locks gets a warning in place of the lock.
+
     Raises:
       UserError: another process trains there (its host and number are named), or the folder cannot be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-    with file:
+    path = workdir / ".lock"
+    # A soft lock, which is a file that exists, would outlive a killed process and refuse to let the run go on.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False, preserve_lock_file=True)
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"--workdir {workdir} is in use by {owner}: end it first, or choose another folder"
-            ) from None
-        file.truncate(0)
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock)
+        except Timeout:
+            owner = path.read_text().strip() or "another process"
+            words = f"--workdir {workdir} is in use by {owner}: end it first, or choose another folder"
+            raise UserError(words) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+            words = f"warning: {workdir} cannot be locked ({error.strerror}): start no second process that trains there"
+            print(words, file=sys.stderr, flush=True)
         with suppress(OSError):  # The lock holds even where a full disk has no room for the owner's name.
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

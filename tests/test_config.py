@@ -303,8 +303,8 @@ def test_a_config_of_one_task_cannot_become_another(counting):
 
 
 def test_a_misspelt_key_of_a_task_in_a_file_names_its_nearest(counting, experiment):
-    assert "'task.most'" in load_error(experiment(f"config = base_config('{counting}')", "config.task.mots = 1"))
-    assert "'task.label_smoothing'" in load_error(experiment("config.task.label_smoothin = 0.1"))
+    assert "'most'" in load_error(experiment(f"config = base_config('{counting}')", "config.task.mots = 1"))
+    assert "'label_smoothing'" in load_error(experiment("config.task.label_smoothin = 0.1"))
 
 
 def test_config_json_says_its_task(counting, tmp_path):
@@ -457,10 +457,10 @@ def test_a_file_that_is_not_python_is_not_executed(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("config.data.nmae = 'x'", ["no key 'data.nmae'", "'data.name'"]),
+        ("config.data.nmae = 'x'", ["no key 'nmae'", "'name'"]),
         ("config.epocs = 3", ["no key 'epocs'", "'epochs'"]),
-        ("config['task']['nam'] = 'x'", ["no key 'task.nam'", "'task.name'"]),
-        ("config.optimizer.learning_rat = 1.0", ["no key 'optimizer.learning_rat'", "'optimizer.learning_rate'"]),
+        ("config['task']['nam'] = 'x'", ["no key 'nam'", "'name'"]),
+        ("config.optimizer.learning_rat = 1.0", ["no key 'learning_rat'", "'learning_rate'"]),
         ("config.modle.name = 'x'", ["'modle'", '"model"']),
         ("config.seed = 'x'", ["TypeError", "'seed'", "int"]),
         ("1 / 0", ["ZeroDivisionError", "division by zero"]),

@@ -1,7 +1,7 @@
 """Files that several processes use: replaced in one move, and a folder that one process at a time trains in."""
 
+import errno
 import fcntl
-import io
 import os
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import only_trainer, write_atomically
+from jaxcnn.safe_files import make_writable, only_trainer, write_atomically
 
 HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
 HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -71,23 +71,41 @@ def test_a_folder_that_cannot_be_is_an_error(blocked, tmp_path):
 
 
 def test_the_lock_holds_on_a_disk_without_room_for_its_owners_name(tmp_path, monkeypatch):
-    class Full(io.StringIO):
-        def write(self, _: str) -> int:
-            raise OSError(28, "No space left on device")
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        def fileno(self) -> int:
-            return handle
-
-    handle = os.open(tmp_path / ".lock", os.O_CREAT | os.O_RDWR)
-    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    monkeypatch.setattr(Path, "write_text", full)
     with only_trainer(tmp_path):
         other = os.open(tmp_path / ".lock", os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(handle)
     os.close(other)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gets_a_warning_and_no_lock(code, tmp_path, monkeypatch, capsys):
+    def missing(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with only_trainer(tmp_path), only_trainer(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert os.listdir(tmp_path) == [".lock"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+    assert str(tmp_path) in first
 
 
 def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
     with only_trainer(tmp_path), pytest.raises(UserError, match="in use by process"), only_trainer(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        make_writable(tmp_path / "file", "--out")
+    with pytest.raises(UserError, match=r"--out .*below: .*: name a folder that can be written to"):
+        make_writable(tmp_path / "file" / "below", "--out")
+    make_writable(tmp_path / "new" / "folder", "--out")
+    assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]

@@ -1,13 +1,21 @@
 """`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop."""
 
 import json
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jaxcnn
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
+from jaxcnn.config import Config
+from jaxcnn.configfile import config_hash
+from jaxcnn.safe_files import make_writable
 
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
 _PROFILED = 5  # steps
+_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _ROWS = {  # what is measured: its title and its form
     "data_only": ("data only", "{:,.0f}"),
     "device_only": ("device only", "{:,.0f}"),
@@ -35,35 +43,72 @@ def main(argv: list[str]) -> int:
     set_up_jax()
     import jax
 
-    from jaxcnn.training import profile, throughput
-
     if arguments.profile:
-        profile.prepare(arguments.profile)
+        make_writable(arguments.profile, "--profile")
     lengths = {"steps": arguments.steps, "warmup": arguments.warmup, "repeats": arguments.repeats}
-    result = throughput.bench(config, lengths, arguments.profile, _PROFILED)
+    result = _measure(config, lengths, arguments.profile)
     if jax.process_index() == 0:
         print(json.dumps(result) if arguments.json else _table(result))
     return 0
 
 
+def _measure(config: Config, lengths: dict[str, int], folder: Path | None) -> dict[str, Any]:
+    """Return what --json prints: images per second, and what was measured where; with a `folder` a profile, too."""
+    import jax
+
+    from jaxcnn.data import usable_cores
+    from jaxcnn.training import profile, run_log, throughput
+    from jaxcnn.training.program import ByBucket
+    from jaxcnn.training.trained import assemble
+
+    commit = run_log.commit()
+    throughput.check_one_shape(config)
+    data, program = assemble(config)
+    devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
+    train_step = program.train_step.lower(state, program.largest_batch).compile()
+    if jax.process_index() == 0:
+        compiled = run_log.compiled_line(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling)
+        print(run_log.start_lines(config, program, data, 0), compiled, sep="\n", file=sys.stderr, flush=True)
+    rates = throughput.measure(config, data, program, state, train_step, **lengths)
+    about = {}
+    if folder:
+        call = throughput.one_call(config, data, program, _PROFILED)
+        found = profile.record(folder, train_step, program.init(), call, _PROFILED)
+        if found:
+            profile.write(folder, found)
+        about = {"profile": {"folder": str(folder), **found}}
+    shared = devices[0].platform == "cpu"
+    return {
+        "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
+        "workers": config.data.workers, "global_batch_size": config.global_batch_size, **lengths,
+        "images": lengths["steps"] * config.global_batch_size, **throughput.summary(rates, shared),
+        "device_kind": devices[0].device_kind, "device_count": len(devices), "process_count": jax.process_count(),
+        "cores": usable_cores() * jax.process_count(), "shared": shared,
+        "config_hash": config_hash(config), "commit": commit,
+        "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
+        **about,
+    }  # fmt: skip
+
+
 def _table(result: dict[str, Any]) -> str:
-    """The result in 80 columns."""
+    """Return the result as text."""
+    from jaxcnn.text_table import text_table
+
     cores, devices = result["cores"], result["device_count"]
     lines = [
         f"{result['model']} on {devices} × {result['device_kind']}, batches of {result['global_batch_size']}",
         f"{result['repeats']} × {result['steps']} steps, after {result['warmup']} that do not count; images/s",
         "",
-        f"{'':<20} {'median':>9} {'min':>9} {'max':>9}  each",
     ]
     each = {"data_only": (cores, "core"), "end_to_end": (devices, "device"), "device_only": (devices, "device")}
+    rows = []
     for name, (title, form) in _ROWS.items():
         if name in result:
             row = result[name]
-            cells = " ".join(f"{form.format(row[key]):>9}" for key in ("median", "min", "max"))
             count, of = each.get(name, (0, ""))
-            lines.append(
-                f"{title:<20} {cells}" + (f"  {row['median'] / count:,.0f} a {of} of {count}" if count else "")
-            )
+            share = f"{row['median'] / count:,.0f} a {of} of {count}" if count else ""
+            rows.append([title, *(form.format(row[key]) for key in ("median", "min", "max")), share])
+    lines.append(text_table(["", "median", "min", "max", "each"], rows, right={1, 2, 3}))
     if result["resident"]:
         lines += ["", "data.resident: the data stays on the devices, none is read in training."]
     elif result["shared"]:

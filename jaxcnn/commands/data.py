@@ -65,21 +65,15 @@ def main(argv: list[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from jaxcnn.data.sources import describe_sources
+    from jaxcnn.text_table import text_table
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "examples", "image", "classes", "status"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for row in describe_sources(arguments.data_dir):
         splits = ", ".join(f"{split} {size:,}" for split, size in row["splits"].items())
-        cells = row["name"], splits, shape_text(row["image_shape"] or ()), str(row["num_classes"] or ""), row["status"]
-        table.add_row(*map(Text, cells))
-    # Rich takes 80 columns where there is no terminal, and would wrap what a program is to read.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        shape, classes = shape_text(row["image_shape"] or ()), str(row["num_classes"] or "")
+        rows.append([row["name"], splits, shape, classes, row["status"]])
+    print(text_table(["name", "examples", "image", "classes", "status"], rows))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

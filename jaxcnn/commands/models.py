@@ -6,7 +6,7 @@ Everything is counted from the networks' own programs, and nothing is computed.
 import json
 import re
 
-from jaxcnn.commands.options import Parser
+from jaxcnn.commands.options import Parser, count
 
 
 def main(argv: list[str]) -> int:
@@ -15,19 +15,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", nargs="?", help="one model, layer by layer")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     one = parser.add_argument_group("with NAME")
-    one.add_argument("--batch", metavar="N", type=int, help="images in a batch, for the activations (default 1)")
+    one.add_argument("--batch", metavar="N", type=count, help="images in a batch, for the activations (default 1)")
     one.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute type (default bfloat16)")
-    one.add_argument("--image-size", metavar="PIXELS", type=int, help="side of the images (default: the paper's)")
-    one.add_argument("--num-classes", metavar="N", type=int, help="outputs (default: ImageNet's or CIFAR-10's)")
+    one.add_argument("--image-size", metavar="PIXELS", type=count, help="side of the images (default: the paper's)")
+    one.add_argument("--num-classes", metavar="N", type=count, help="outputs (default: ImageNet's or CIFAR-10's)")
     one.add_argument("--small-images", action="store_true", default=None, help="the form for 28 to 64 pixels")
     one.add_argument("--train", action="store_true", default=None, help="with GoogLeNet's auxiliary classifiers")
     arguments = parser.parse_args(argv)
     given = {key: value for key, value in vars(arguments).items() if key not in ("name", "json") and value is not None}
     if given and not arguments.name:
         parser.error(f"--{next(iter(given)).replace('_', '-')} goes with NAME")
-    for key, value in given.items():
-        if value is not True and isinstance(value, int) and value < 1:
-            parser.error(f"--{key.replace('_', '-')} {value}: it must be 1 or more")
 
     if not arguments.name:
         _list(arguments.json)

@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, config_of, count, parse, set_up_jax
-from jaxcnn.scaling.study import Grid, Study, compile_rows, read_study, requests_of, sweep_of
+from jaxcnn.safe_files import make_writable
+from jaxcnn.scaling.study import Grid, Study, read_study, requests_of, sweep_of
 
 
 def main(argv: list[str]) -> int:
@@ -19,13 +20,13 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parse(parser, argv)
     _check_use(parser, arguments, overrides)
 
-    from jaxcnn.training.profile import prepare
-
-    prepare(arguments.out, "--out")
+    make_writable(arguments.out, "--out")
     if arguments.measure:
         rows = _measured(arguments, overrides)
         _write(arguments.out, rows, f"Scaling of {rows[0]['config']}, measured")
         return 0
+    from jaxcnn.scaling.ahead_of_time import compile_rows
+
     study = _study(arguments, overrides)
     requests = [request for number, grid in enumerate(study.grids) for request in requests_of(grid, number)]
     with _progress(len(requests)) as report:

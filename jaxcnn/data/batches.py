@@ -33,9 +33,8 @@ import grain.experimental
 import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
-from grain.multiprocessing import SharedMemoryArray
 
-from jaxcnn import UserError
+from jaxcnn import UserError, compat
 from jaxcnn.data import follow_parent, usable_cores
 from jaxcnn.data.reader import Reader, Row
 
@@ -325,12 +324,9 @@ def _read(make: Any, shared: bool, ready: Any, wanted: threading.Semaphore, ende
         if batches is not None:
             batches.close()
         if shared:
-            # Grain lets go of what is still in its buffers when they are collected, in a thread of its own: at exit,
-            # what is not done yet would be reported as leaked.
             batch = batches = None
-            gc.collect()
-            if deleting := SharedMemoryArray._del_thread_pool:
-                deleting.apply(int)
+            gc.collect()  # Grain frees what is still in its buffers once they are collected.
+            compat.wait_for_freed_memory()
 
 
 def aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""Tables as data, whose cells know what the paper prints, and as text: Markdown, CSV, JSON, columns of a terminal."""
+"""Tables as data, whose cells know what the paper prints, and as text: Markdown, CSV, JSON, lines of a terminal."""
 
 import csv
-import shutil
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, TextIO
 
 from jaxcnn.papers.cost import Layer, total
 from jaxcnn.papers.published import RULE, Figure, agreement, papers
+from jaxcnn.text_table import text_table
 
 _LIST_NOTE = (
     "MACs: multiply-accumulates for one image. MB: activations, the outputs of the layers that `jaxcnn models NAME` "
@@ -59,7 +59,7 @@ def integer(number: int, published: Figure | None = None) -> Cell:
     return Cell(number, f"{number:,}", published)
 
 
-def scaled(number: float, unit: float, digits: int, published: Figure | None = None) -> Cell:
+def in_unit(number: float, unit: float, digits: int, published: Figure | None = None) -> Cell:
     """Return a cell with a number shown in `unit`, such as 1e6 in a column of millions."""
     return Cell(number, f"{number / unit:,.{digits}f}", published)
 
@@ -162,7 +162,7 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
         figure = row["paper"].get(quantity)
         return f"{figure['printed']} {figure['agreement'] or ''}".strip() if figure else "–"
 
-    lines = [["network", "parameters", "paper", "MACs", "paper", "MB", "paper's error"]]
+    head, lines = ["network", "parameters", "paper", "MACs", "paper", "MB", "paper's error"], []
     notes, sources = [_LIST_NOTE, f"Agreement: {RULE}."], defaultdict[str, list[str]](list)
     for row in rows:
         lines.append([
@@ -174,7 +174,7 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
         for quantity, figure in row["paper"].items():
             sources[f"{quantity.replace('macs', 'MACs')}: {figure['source']}"].append(row["name"])
     notes += [f"{source} — {', '.join(names)}." for source, names in sources.items()]
-    return "\n".join([*_terminal(lines, right={1, 3, 5}), "", *map(_note, notes)])
+    return "\n".join([text_table(head, lines, right={1, 3, 5}), "", *map(_note, notes)])
 
 
 def layer_by_layer(row: dict[str, Any]) -> str:
@@ -191,42 +191,19 @@ def layer_by_layer(row: dict[str, Any]) -> str:
         what = f"the paper's {quantity.replace('macs', 'MACs')} ({figure['source']})"
         lines.append(textwrap.fill(f"{what}: {figure['printed']} {figure['agreement'] or '%'}", 80))
     whole = Layer("total", "", (), total(layers, "parameters"), row["macs"], row["activation_bytes"])
-    cells = [["layer", "kind", "output", "parameters", "MMACs", "MB"]]
+    cells = []
     for x in [*layers, whole]:
         costs = f"{x.parameters:,}", f"{x.macs / 1e6:,.2f}", f"{x.activation_bytes / 1e6:,.2f}"
         cells.append([x.name, x.kind, extent(x.shape), *costs])
-    endpoints = row["endpoints"].items()
-    ends = [f"endpoint {name:<7} stride {stride:>2}  {number:>5,} channels" for name, (stride, number) in endpoints]
-    return "\n".join([*lines, "", *_terminal(cells, right={3, 4, 5}), "", *ends, "", _note(_ONE_NOTE)])
+    ends = [[name, str(stride), f"{channels:,}"] for name, (stride, channels) in row["endpoints"].items()]
+    tables = [text_table(["layer", "kind", "output", "parameters", "MMACs", "MB"], cells, right={3, 4, 5})]
+    tables += [text_table(["endpoint", "stride", "channels"], ends, right={1, 2})] if ends else []
+    return "\n\n".join(["\n".join(lines), *tables, _note(_ONE_NOTE)])
 
 
 def _prefixed(number: int) -> str:
     """Return "3.858 G" of 3,857,973,248."""
     return f"{number / 1e9:,.3f} G" if number >= 1e9 else f"{number / 1e6:,.2f} M"
-
-
-def _terminal(lines: list[list[str]], right: set[int]) -> list[str]:
-    """Return lines of aligned cells; in a terminal the first column is shortened, in the middle, to what fits."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    room = shutil.get_terminal_size((10**6, 0)).columns - sum(widths[1:]) - 2 * len(widths[1:])
-    widths[0] = max(min(widths[0], room), min(widths[0], 12))
-    form = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths))
-    return [form.format(shortened(first, widths[0]), *others).rstrip() for first, *others in lines]
-
-
-def shortened(word: str, width: int) -> str:
-    """Return a path whose longest parts have lost their middle, for it to fit: "incep…n3a/reduce3x3/conv"."""
-    parts = word.split("/")
-    heads = [len(part) for part in parts]  # letters kept at the front; a part cut short also keeps its last three
-    lengths = list(heads)
-    while sum(lengths) + len(parts) - 1 > width and max(lengths) > 5:
-        longest = lengths.index(max(lengths))
-        heads[longest] = lengths[longest] - 5
-        lengths[longest] = heads[longest] + 4
-    return "/".join(
-        part if length == len(part) else f"{part[:head]}…{part[-3:]}"
-        for part, head, length in zip(parts, heads, lengths, strict=True)
-    )
 
 
 def _note(words: str) -> str:

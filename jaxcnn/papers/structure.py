@@ -19,7 +19,7 @@ from jaxcnn.models import create_model, list_models
 from jaxcnn.models.layers import conv
 from jaxcnn.papers.cost import Layer, layers, paper_layers, total
 from jaxcnn.papers.published import Figure, figure, of_model
-from jaxcnn.papers.rendering import Cell, Table, extent, integer, scaled, text
+from jaxcnn.papers.rendering import Cell, Table, extent, in_unit, integer, text
 
 IMAGES = 4  # of the table precision
 
@@ -50,7 +50,7 @@ def _costs(
     kept: Sequence[Layer], unit: float, digits: int, parameters: Figure | None = None, macs: Figure | None = None
 ) -> list[Cell]:
     """Return the cells of the parameters and of the MACs of layers, with what the paper prints of them."""
-    return [integer(total(kept, "parameters"), parameters), scaled(total(kept, "macs"), unit, digits, macs)]
+    return [integer(total(kept, "parameters"), parameters), in_unit(total(kept, "macs"), unit, digits, macs)]
 
 
 def _weighted(name: str) -> list[Layer]:
@@ -230,7 +230,7 @@ def stacks() -> Table:
             rows.append([
                 text(f"{times} of {kernel}×{kernel}"), text(extent((receptive_field(kernel, times),) * 2)),
                 integer(costs[-1] // channels**2), *_costs(kept, 1e6, 1), integer(times),
-                scaled(costs[-1] / costs[0], 1, 2),
+                in_unit(costs[-1] / costs[0], 1, 2),
             ])  # fmt: skip
     return Table(
         "stacks", "One large filter against a stack of 3×3 filters that sees as much", 1,
@@ -298,7 +298,7 @@ def precision(
         report(name)
         model: Any = create_model(name)
         largest, mean = errors(name, seed)
-        rows.append([text(name), integer(model.image_size), scaled(largest, 0.01, 3), scaled(mean, 0.01, 3)])
+        rows.append([text(name), integer(model.image_size), in_unit(largest, 0.01, 3), in_unit(mean, 0.01, 3)])
         jax.clear_caches()  # the largest hold gigabytes: let go of each before the next
     return Table(
         "precision", "bfloat16 against float32: relative error of the logits", 1,

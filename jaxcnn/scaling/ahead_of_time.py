@@ -34,8 +34,10 @@ from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data import usable_cores
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import create_model
-from jaxcnn.scaling.chips import CHIPS, Topology, parse_topology
+from jaxcnn.safe_files import make_writable, write_atomically
+from jaxcnn.scaling.chips import CHIPS, Topology, estimate, parse_topology, set_efficiencies
 from jaxcnn.scaling.program_costs import compiled_part
+from jaxcnn.scaling.rows import LABELS, series
 from jaxcnn.scaling.study import Request
 from jaxcnn.training.program import Program, build_program
 from jaxcnn.training.sharding import make_mesh
@@ -82,6 +84,44 @@ def default_jobs() -> int:
     except (OSError, StopIteration, ValueError):
         free = _EACH
     return max(1, min(usable_cores(), free // _EACH))
+
+
+def compile_rows(
+    requests: Sequence[Request], jobs: int | None, report: Report
+) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
+    """Compile every request and predict from what the compilers gave.
+
+    Args:
+      jobs: compilations at a time; None: as many as cores and memory allow.
+      report: called with (compilations done, the last one in words).
+
+    Returns:
+      Complete rows of what was compiled, and (what went wrong, whether the user can fix it) of what was not.
+
+    Raises:
+      UserError: before anything is compiled, where data, a network, a compiler or the cache cannot be had.
+    """
+    for config in {to_json(request.config): request.config for request in requests}.values():
+        create_model(config.model.name, config.model.num_classes or 1000, **config.model.overrides)
+        try:
+            Dataset(config)
+        except UserError as error:
+            hint = "compiling takes no more than shapes, so --config.data.name=synthetic:CLASSES:EXAMPLES can stand in"
+            raise UserError(f"{error}; {hint}") from error
+    check_compilers(requests)
+    cache = cache_folder()
+    make_writable(cache, "JAXCNN_AOT_CACHE")
+    answers = compile_all(requests, jobs or default_jobs(), cache, report)
+    rows, failures = [], []
+    for request, answer in zip(requests, answers, strict=True):
+        if "error" in answer:
+            failures.append((f"{request.topology.name}: {answer['error']}", answer["mine"]))
+            continue
+        row = request.row | answer | {"notes": request.row["notes"] + answer["notes"]}
+        rows.append(row | estimate(row, request.topology) | {"labels": LABELS})
+    for points in series(rows).values():
+        set_efficiencies(points)
+    return rows, failures
 
 
 def compile_all(requests: Sequence[Request], jobs: int, cache: Path, report: Report) -> list[dict[str, Any]]:
@@ -261,7 +301,7 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
             "text": executable.as_text(),
         }
     found["seconds"] = time.monotonic() - start
-    _write(path, found)
+    write_atomically(path, gzip.compress(json.dumps(found).encode(), 6))
     return found | {"cached": False}
 
 
@@ -295,16 +335,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error):
         return None
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(gzip.compress(json.dumps(found).encode(), 6))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path.parent}: {error.strerror}: JAXCNN_AOT_CACHE moves the cache of compilations") from error
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from jaxcnn.scaling.chips import CHIPS, sent_bytes
-from jaxcnn.scaling.report import Row, differences, measured, series, traits
+from jaxcnn.scaling.rows import Row, differences, is_measured, series, traits
 from jaxcnn.training.hlo import KINDS
 
 NAMES = ("throughput.png", "memory.png", "roofline.png", "wire.png")
@@ -45,7 +45,10 @@ def throughput(rows: list[Row], out: Path | None = None) -> Figure | None:
     drawn = [row for row in rows if interval(row, "images")]
     if not drawn:
         return None
-    lines, said = series(drawn), " and ".join(sorted({"measured" if measured(row) else "predicted" for row in drawn}))
+    lines, said = (
+        series(drawn),
+        " and ".join(sorted({"measured" if is_measured(row) else "predicted" for row in drawn})),
+    )
     figure = Figure(figsize=(_WIDTH, 4.6 + 0.2 * len(lines)), layout="constrained")
     total, efficiency = figure.subplots(1, 2)
     few, many = min(row["chips"] for row in drawn), max(row["chips"] for row in drawn)
@@ -73,7 +76,7 @@ def throughput(rows: list[Row], out: Path | None = None) -> Figure | None:
 
 def memory(rows: list[Row], out: Path | None = None) -> Figure | None:
     """GiB on each chip, a bar for each row by kind, beside what a program may have there."""
-    drawn = [row for row in rows if "hbm_bytes" in row and not measured(row)]
+    drawn = [row for row in rows if "hbm_bytes" in row and not is_measured(row)]
     if not drawn:
         return None
     parts = [row.get("memory") or ({_TOTAL: row["hbm_bytes"]} if row["hbm_bytes"] else None) for row in drawn]
@@ -90,7 +93,7 @@ def memory(rows: list[Row], out: Path | None = None) -> Figure | None:
 
 def wire(rows: list[Row], out: Path | None = None) -> Figure | None:
     """Bytes that each chip sends in a step, a bar for each row by kind of collective."""
-    drawn = [row for row in rows if "collective_groups" in row and not measured(row)]
+    drawn = [row for row in rows if "collective_groups" in row and not is_measured(row)]
     parts = [sent(row) for row in drawn]
     most = max((sum(part.values()) for part in parts if part), default=0)
     if not most:
@@ -142,7 +145,7 @@ def _intervals(axes: Axes, points: list[Row], what: str, style: int, aside: floa
     chips, low, high = [n for n, _ in known], [ends[0] for _, ends in known], [ends[-1] for _, ends in known]
     colour, marker = _style(style)
     axes.vlines(chips, low, high, color=colour, lw=1.5, gid="interval")
-    if measured(points[0]):
+    if is_measured(points[0]):
         axes.plot(chips, [ends[1] for _, ends in known], marker + "-", color=colour, lw=1, label=label)
     else:
         axes.fill_between(chips, low, high, color=colour, alpha=0.07, lw=0)
@@ -228,7 +231,7 @@ def interval(row: Row, what: str) -> list[float]:
 
     [] where it is unknown.
     """
-    if measured(row):
+    if is_measured(row):
         figures = row["measured_images_per_sec"] if what == "images" else row.get("measured_efficiency") or {}
         ends, scale = [figures.get(key) for key in ("min", "median", "max")], 1
     else:

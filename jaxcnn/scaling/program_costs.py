@@ -34,7 +34,7 @@ def bytes_accessed(module: Module, once: bool = False, hbm: bool = False) -> int
     """
 
     def size(arrays: tuple[Array, ...]) -> int:
-        return sum(array.stored for array in arrays if not (hbm and array.on_chip))
+        return sum(array.padded for array in arrays if not (hbm and array.on_chip))
 
     total = 0
     for name in _kernels_of(module):
@@ -48,7 +48,7 @@ def bytes_accessed(module: Module, once: bool = False, hbm: bool = False) -> int
             if instruction.opcode in ("copy-start", "slice-start"):
                 source, target = instruction.arrays[:2]
                 ends = [array for array in (source, target) if not (hbm and array.on_chip)]
-                result, operands = len(ends) * min(source.stored, target.stored), ()
+                result, operands = len(ends) * min(source.padded, target.padded), ()
             else:
                 operands = instruction.operands
             total += (1 if once else module.runs[name]) * (result + sum(sizes.get(operand, 0) for operand in operands))
@@ -157,7 +157,7 @@ def _kept(body: list[Instruction]) -> int:
             for source, which in _origins(operand, by_name):
                 if _forward(source):
                     arrays = source.arrays if not which else source.arrays[int(which) : int(which) + 1]
-                    kept[source.name, which] = sum(array.stored for array in arrays)
+                    kept[source.name, which] = sum(array.padded for array in arrays)
     return sum(kept.values())
 
 

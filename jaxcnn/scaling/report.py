@@ -1,85 +1,24 @@
-"""Present the rows of `jaxcnn scaling`: grouped into series, as JSON, CSV, Markdown and lines of a terminal.
-
-A row is one program on one slice. Every figure is labelled compiled, predicted or measured.
-"""
+"""Present the rows of `jaxcnn scaling` as JSON, CSV, Markdown, pictures and lines of a terminal."""
 
 import csv
 import io
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jaxcnn.safe_files import write_atomically
+from jaxcnn.scaling import plots
 from jaxcnn.scaling.ahead_of_time import plugins
-from jaxcnn.scaling.chips import CHIPS, PREDICTED
+from jaxcnn.scaling.chips import CHIPS
+from jaxcnn.scaling.rows import Row, differences, is_measured, series
+from jaxcnn.text_table import text_table
 from jaxcnn.training.run_log import commit
 
-Row = dict[str, Any]
-
-_COMPILED_KEYS = (
-    "flops_per_image", "bytes_per_image", "hbm_traffic_per_image", "intensity", "memory", "temp_bytes", "hbm_bytes",
-    "fits", "collectives", "collective_groups", "compile_seconds",
-)  # fmt: skip
-# Figure -> where a compiled row has it from.
-LABELS = dict.fromkeys(_COMPILED_KEYS, "compiled") | dict.fromkeys(PREDICTED, "predicted")
-_SIZES = {"global_batch_size", "mesh.data"}  # whoever set them, a row's own batch and chips say them
 _GIB = 2**30
-
-
-def measured(row: Row) -> bool:
-    """Return whether the row was run, and not compiled only."""
-    return bool(row.get("measured_images_per_sec"))
-
-
-def traits(row: Row) -> dict[str, str]:
-    """Return what may tell a row from another, each in a few words."""
-    model, shape = row["model"], row["topology"].split(":")[-1]
-    config = Path(row.get("config", "").rpartition(":")[2]).stem  # of FILE:ARGUMENT the argument
-    changed = {key: value for key, value in row.get("variant", {}).items() if key not in _SIZES}
-    if (row.get("mesh") or {}).get("model", 1) > 1:
-        changed.setdefault("mesh.model", row["mesh"]["model"])
-    return {
-        "model": config if config.startswith(model) else f"{model} ({config})" if config else model,
-        "chip": row.get("chip") or row["topology"].split(":")[0],
-        "chips": f"{row['chips']} chip{'s' * (row['chips'] != 1)}" + (f" ({shape})" if "x" in shape else ""),
-        "batch": f"{row['batch_per_chip']:g} images/chip",
-        "dtype": row["dtype"],
-        # matplotlib takes what stands between two dollars for a formula
-        **{key: f"{key}={value}".replace("$", r"\$") for key, value in changed.items()},
-    }
-
-
-def differences(rows: list[Row], keep: Collection[str] = (), drop: Collection[str] = ()) -> list[str]:
-    """Return for each row the traits in which the rows differ, without those of `drop`, always with those of `keep`."""
-    found = [traits(row) for row in rows]
-    keys = [key for key in dict.fromkeys(key for words in found for key in words) if key not in drop]
-    keys = [key for key in keys if key in keep or len({words.get(key) for words in found}) > 1]
-    return [", ".join(words[key] for key in keys if key in words) or "as configured" for words in found]
-
-
-def series(rows: list[Row]) -> dict[str, list[Row]]:
-    """Group rows by series, fewest chips first: weak scaling where the batch of a chip stays, else strong.
-
-    Each row is of one series. Those of several runs of a study are of different ones, but where all of both is weak.
-    """
-    groups: dict[tuple[str, Any], list[Row]] = {}
-    for row, label in zip(rows, differences(rows, keep={"model"}, drop={"chips", "batch"}), strict=True):
-        said = "measured" if measured(row) else "predicted"
-        said += ", on simulated devices" if row.get("simulated") else ""
-        groups.setdefault((f"{said}: {label}", row.get("run")), []).append(row)
-    found: dict[str, list[Row]] = {}
-    for (label, _), group in groups.items():
-        for row in group:
-            weak = {other["chips"] for other in group if other["batch_per_chip"] == row["batch_per_chip"]}
-            strong = {other["chips"] for other in group if other["global_batch_size"] == row["global_batch_size"]}
-            is_strong = len(weak) == 1 < len(strong)
-            key = f"strong, global batch {row['global_batch_size']}" if is_strong else traits(row)["batch"]
-            found.setdefault(f"{label}, {key}", []).append(row)
-    return {label: sorted(points, key=lambda point: point["chips"]) for label, points in found.items()}
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -114,7 +53,7 @@ def _flat(row: Row) -> Iterable[tuple[str, Any]]:
 
 def as_markdown(rows: Sequence[Row], title: str, about: str, pictures: Sequence[str] = ()) -> str:
     """Return what was compiled, what is predicted, how that compares with what was published, and the figures used."""
-    compiled, timed = ([row for row in rows if measured(row) is run] for run in (False, True))
+    compiled, timed = ([row for row in rows if is_measured(row) is run] for run in (False, True))
     parts = [f"# {title}", about.strip(), _made()]
     parts += [f"![{name}]({name})" for name in pictures]
     if compiled:
@@ -256,29 +195,37 @@ def _ceilings(chip: str) -> str:
     return _markdown([CHIPS[chip].name, "value", "source"], body)
 
 
+_HBM_LIMITS: _Columns = {
+    "slice": _PLACE["slice"],
+    "chips": _PLACE["chips"],
+    "compiled HBM, GiB": lambda row: (
+        f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
+    ),
+    "predicted images/s": _figure("predicted_images_per_sec_per_chip", show=_interval),
+    "eff., %": _figure("predicted_efficiency", 0.01, show=_interval),
+    "bound": lambda row: row["bound"] if row["fits"] else "too big",
+}
+_TIMES: _Columns = {
+    "slice": _PLACE["slice"],
+    "chips": _PLACE["chips"],
+    "measured images/s": _figure("measured_images_per_sec", show=_spread),
+    "step, ms": lambda row: _number(row["measured_step_seconds"]["median"], 1e-3, 1),
+    "eff., %": lambda row: _number(row["measured_efficiency"]["median"], 0.01),
+}
+
+
 def in_terminal(rows: Sequence[Row]) -> str:
-    """Return the rows in 80 columns: what fits, how fast it is, how it scales, what bounds it; or what was measured."""
+    """Return a table of each series: what fits, how fast it is, how it scales; or what was measured."""
     lines = []
     for name, points in series(list(rows)).items():
-        timed = measured(points[0])
-        heads = ("measured images/s", "step, ms") if timed else ("compiled HBM, GiB", "predicted images/s")
-        last = "" if timed else "bound"
-        lines += [name, f"  {'slice':<15} {'chips':>5} {heads[0]:>17} {heads[1]:>19} {'eff., %':>7} {last}"]
-        lines += [f"  {row['topology']:<15} {row['chips']:>5} {_terminal_cells(row)}" for row in points]
+        columns = _TIMES if is_measured(points[0]) else _HBM_LIMITS
+        cells = [[cell(row) for cell in columns.values()] for row in points]
+        lines += [name, textwrap.indent(text_table(list(columns), cells, right=range(1, 5)), "  ")]
         notes = _notes(row for row in points if row.get("simulated"))
         lines += [textwrap.fill(note, 80, initial_indent="  ", subsequent_indent="  ") for note in notes]
-    if not all(map(measured, rows)):
+    if not all(map(is_measured, rows)):
         lines.append("images/s of one chip, from no overlap to full: predicted, not measured")
     return "\n".join(lines)
-
-
-def _terminal_cells(row: Row) -> str:
-    if measured(row):
-        rate, step = _spread(row["measured_images_per_sec"], 1, 0), row["measured_step_seconds"]["median"]
-        return f"{rate:>17} {step * 1e3:>19,.1f} {100 * row['measured_efficiency']['median']:>7.0f}"
-    memory = f"{_number(row['hbm_bytes'], _GIB, 1)} of {_number(row['hbm_limit_bytes'], _GIB, 1)}"
-    rates, share = _interval(row["predicted_images_per_sec_per_chip"]), _interval(row["predicted_efficiency"], 0.01)
-    return f"{memory:>17} {rates:>19} {share:>7} {row['bound'] if row['fits'] else 'too big'}"
 
 
 def advice(row: Row) -> str:
@@ -300,8 +247,6 @@ def advice(row: Row) -> str:
 
 def write(out: Path, rows: list[Row], title: str, about: str = "") -> list[str]:
     """Write scaling.md, .csv, .json and the pictures that have something to show into a folder; return their names."""
-    from jaxcnn.scaling import plots
-
     for name in plots.NAMES:
         (out / name).unlink(missing_ok=True)  # an earlier study may have drawn it
     pictures = [path.name for path in plots.draw(rows, out)]

@@ -1,8 +1,8 @@
-"""What `jaxcnn scaling` is asked for: one request for each program to compile, and the rows that answer them."""
+"""What `jaxcnn scaling` is asked for: one request for each program to compile."""
 
 import itertools
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ def requests_of(grid: Grid, number: int = 0) -> list[Request]:
 
 
 def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], topology: Topology) -> Request:
+    # Here, so that `jaxcnn scaling --help` loads no JAX.
     from jax.sharding import AbstractMesh
 
     from jaxcnn.training.sharding import AXES, check_batch
@@ -195,48 +196,3 @@ def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], t
         "published": [dict(figure) for figure in grid.published], "notes": notes,
     }  # fmt: skip
     return Request(config, topology, row)
-
-
-def compile_rows(
-    requests: Sequence[Request], jobs: int | None, report: Callable[[int, str], None]
-) -> tuple[list[dict[str, Any]], list[tuple[str, bool]]]:
-    """Compile every request and predict from what the compilers gave.
-
-    Args:
-      jobs: compilations at a time; None: as many as cores and memory allow.
-      report: called with (compilations done, the last one in words).
-
-    Returns:
-      Complete rows of what was compiled, and (what went wrong, whether the user can fix it) of what was not.
-
-    Raises:
-      UserError: before anything is compiled, where data, a network, a compiler or the cache cannot be had.
-    """
-    from jaxcnn.data.dataset import Dataset
-    from jaxcnn.models import create_model
-    from jaxcnn.scaling import ahead_of_time
-    from jaxcnn.scaling.chips import estimate, set_efficiencies
-    from jaxcnn.scaling.report import LABELS, series
-    from jaxcnn.training.profile import prepare
-
-    for config in {to_json(request.config): request.config for request in requests}.values():
-        create_model(config.model.name, config.model.num_classes or 1000, **config.model.overrides)
-        try:
-            Dataset(config)
-        except UserError as error:
-            hint = "compiling takes no more than shapes, so --config.data.name=synthetic:CLASSES:EXAMPLES can stand in"
-            raise UserError(f"{error}; {hint}") from error
-    ahead_of_time.check_compilers(requests)
-    cache = ahead_of_time.cache_folder()
-    prepare(cache, "JAXCNN_AOT_CACHE")
-    answers = ahead_of_time.compile_all(requests, jobs or ahead_of_time.default_jobs(), cache, report)
-    rows, failures = [], []
-    for request, answer in zip(requests, answers, strict=True):
-        if "error" in answer:
-            failures.append((f"{request.topology.name}: {answer['error']}", answer["mine"]))
-            continue
-        row = request.row | answer | {"notes": request.row["notes"] + answer["notes"]}
-        rows.append(row | estimate(row, request.topology) | {"labels": LABELS})
-    for points in series(rows).values():
-        set_efficiencies(points)
-    return rows, failures

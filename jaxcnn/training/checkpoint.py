@@ -5,12 +5,10 @@ data, the model and the time spent; and Orbax's metrics, by which the best is kn
 """
 
 import contextlib
-import importlib
 import logging
 import os
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -62,7 +60,6 @@ class Checkpoints:
             return self.sign * metrics[self.metric]
 
         quieten()
-        steady()
         best_one = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without one Orbax writes no metrics
@@ -288,24 +285,6 @@ def quieten() -> None:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_raised_nowhere)
         sys.unraisablehook = partial(_report, sys.unraisablehook)
-
-
-class _Steady:
-    """The module `time`, its `time` counting from some moment on."""
-
-    time = staticmethod(time.monotonic)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-
-def steady() -> None:
-    """Let Orbax's time limits run by a clock that nobody sets."""
-    futures = [f"futures.{name}" for name in ("future", "signaling_client", "synchronization")]
-    for name in (*futures, "checkpointers.async_checkpointer"):
-        with contextlib.suppress(ImportError):  # of another version: then a clock that is set may end a save
-            module: Any = importlib.import_module(f"orbax.checkpoint._src.{name}")
-            module.time = _Steady()
 
 
 def _raised_nowhere(record: logging.LogRecord) -> bool:

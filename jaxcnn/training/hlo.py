@@ -28,7 +28,7 @@ class Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    stored: int  # bytes with what a TPU's tiles add to its two minor dimensions
+    padded: int  # bytes with what a TPU's tiles add to its two minor dimensions
     on_chip: bool  # it lies in the chip's own memory, and costs no traffic to HBM
 
 
@@ -103,8 +103,8 @@ def arrays(text: str) -> tuple[Array, ...]:
     found = []
     for dtype, bits, dimensions, layout in _ARRAY.findall(text):
         shape, size = tuple(map(int, filter(None, dimensions.split(",")))), max(int(bits or 8), 8) // 8
-        stored = math.prod(_tiled(shape, layout)) * size
-        found.append(Array(dtype, shape, math.prod(shape) * size, stored, bool(_ON_CHIP.search(layout))))
+        padded = math.prod(_tiled(shape, layout)) * size
+        found.append(Array(dtype, shape, math.prod(shape) * size, padded, bool(_ON_CHIP.search(layout))))
     return tuple(found)
 
 

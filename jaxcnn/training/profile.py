@@ -6,7 +6,6 @@ the compiled program's text says what its operations are.
 
 import json
 import re
-import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcnn import UserError
+from jaxcnn.text_table import text_table
 from jaxcnn.training.hlo import Instruction, Module
 from jaxcnn.training.throughput import Call, stepping
 
@@ -42,17 +42,6 @@ class Event(NamedTuple):
     operation: str
     start: float
     end: float
-
-
-def prepare(folder: Path, option: str = "--profile") -> None:
-    """Make the folder that an option names, and raise a UserError where nothing can be written to it."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {folder} is a file: name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{option} {folder}: {error.strerror}: name a folder that can be written to") from error
 
 
 def record(folder: Path, train_step: Any, state: Any, call: Call, steps: int) -> dict[str, Any]:
@@ -216,19 +205,12 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any], most: int = 8) -> str:
-    """Return the kinds, and the `most` slowest operations, in 80 columns."""
-    lines = [headline(summary), ""]
+    """Return the kinds, and the `most` slowest operations, as text."""
+    tables = [headline(summary)]
     for title, rows in (("kind", summary["kinds"][:most]), ("operation", summary["operations"][:most])):
-        lines.append(f"{title:<24} {'ms a step':>10} {'share':>6} {'runs':>6}")
-        for row in rows:
-            cells = "{:>10} {:>6} {:>6}".format(*_cells(row))
-            lines.append(f"{_end(row[title], 24):<24} {cells}  {_end(row.get('layer', ''), 29)}".rstrip())
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def _end(text: str, width: int) -> str:
-    return text if len(text) <= width else "…" + text[1 - width :]
+        cells = [[row[title], *_cells(row), row.get("layer", "")] for row in rows]
+        tables.append(text_table([title, "ms a step", "share", "runs", ""], cells, right={1, 2, 3}))
+    return "\n\n".join(tables)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
@@ -37,6 +39,7 @@ from jaxcnn.training.state import count_params, path_name, shapes_of
 _RATES = {"train/images_per_sec": "{:,.0f} images/s", "train/data_wait_frac": "data wait {:.1%}"}
 _COUNTS = {"eval/examples": "of {:,.0f}"}
 _MOST = 2**30  # bytes of a metrics.jsonl
+_size = partial(decimal, precision=2)  # "1.64 kB"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -160,6 +163,9 @@ class RunLog:
 
 class Board:
     """A file of TensorBoard events, written in the caller's thread, so that its errors are the caller's.
+
+    tensorboardX's SummaryWriter writes in a thread of its own: on a full disk that thread ends and training waits for
+    its queue for ever, and `flush` leaves in the queue what a checkpoint relies on.
 
     TensorBoard reads the files of a folder by their names and drops what is at `purge_step` or later of those before:
     the number in the name grows although the clock may have been set back.
@@ -318,18 +324,10 @@ def compiled_line(program: ByBucket, seconds: float) -> str:
     text = f"compiled   in {seconds:.1f} s"
     executable = max(program.programs.values(), key=lambda x: getattr(x.memory_analysis(), "temp_size_in_bytes", 0))
     if memory := executable.memory_analysis():
-        held, temporary = _size(memory.argument_size_in_bytes), _size(memory.temp_size_in_bytes)
+        held, temporary = (_size(size) for size in (memory.argument_size_in_bytes, memory.temp_size_in_bytes))
         text += f"; each device holds {held} of state and batch, {temporary} of temporaries"
     sent = [f"{count} × {kind} of {_size(size)}" for kind, (count, size) in collectives(executable).items()]
     return text + (f"; collectives per step: {', '.join(sent)}" if sent else "")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def result(

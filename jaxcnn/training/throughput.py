@@ -2,73 +2,27 @@
 
 import itertools
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-import jaxcnn
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.configfile import config_hash
-from jaxcnn.data import usable_cores
-from jaxcnn.training import resident, run_log
+from jaxcnn.training import resident
 from jaxcnn.training.loop import AHEAD
-from jaxcnn.training.program import ByBucket, Data, Program
+from jaxcnn.training.program import Data, Program
 from jaxcnn.training.run_log import Clock
 from jaxcnn.training.sharding import Closable, on_devices
-from jaxcnn.training.trained import assemble
 
-_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
 _ENDLESS = 2**31 - 1  # steps: at the end of a measurement the readers are as busy as within a run
 Call = tuple[int, Any]  # of the train step: its number of steps, and its batch
 Calls = Generator[Call]
 Rates = dict[str, list[float]]
-
-
-def bench(config: Config, lengths: dict[str, int], folder: Path | None, profiled: int) -> dict[str, Any]:
-    """Return what `jaxcnn bench --json` prints: images per second, and what was measured where.
-
-    Args:
-      lengths: "steps", "warmup" and "repeats", as of `measure`.
-      folder: of a profile of the step alone, over `profiled` steps; None: no profile is taken.
-    """
-    from jaxcnn.training import profile  # It takes its steps with `stepping` below.
-
-    commit = run_log.commit()
-    check_one_shape(config)
-    data, program = assemble(config)
-    devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
-    train_step = program.train_step.lower(state, program.largest_batch).compile()
-    if jax.process_index() == 0:
-        compiled = run_log.compiled_line(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling)
-        print(run_log.start_lines(config, program, data, 0), compiled, sep="\n", file=sys.stderr, flush=True)
-    rates = measure(config, data, program, state, train_step, **lengths)
-    about = {}
-    if folder:
-        call = one_call(config, data, program, profiled)
-        found = profile.record(folder, train_step, program.init(), call, profiled)
-        if found:
-            profile.write(folder, found)
-        about = {"profile": {"folder": str(folder), **found}}
-    shared = devices[0].platform == "cpu"
-    return {
-        "model": config.model.name, "data": config.data.name, "resident": config.data.resident,
-        "workers": config.data.workers, "global_batch_size": config.global_batch_size, **lengths,
-        "images": lengths["steps"] * config.global_batch_size, **summary(rates, shared),
-        "device_kind": devices[0].device_kind, "device_count": len(devices), "process_count": jax.process_count(),
-        "cores": usable_cores() * jax.process_count(), "shared": shared,
-        "config_hash": config_hash(config), "commit": commit,
-        "versions": {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES},
-        **about,
-    }  # fmt: skip
 
 
 def check_one_shape(config: Config) -> None:

@@ -94,7 +94,6 @@ def test_a_profile_is_taken_after_all_that_is_measured(run, tmp_path_factory, mo
     code, out, _ = run(*LENGTHS, "--profile", str(folder), "--config.mesh.data=2")
     assert (code, order) == (0, ["measure", "record"])
     table = out[out.index("5 steps on 2 devices") :].splitlines()
-    assert max(map(len, table[:-1])) <= 80
     assert any(line.startswith("all-reduce ") for line in table)
     assert table[-1] == f"More in {folder}: summary.md, and the trace, plugins/profile."
     assert sorted(path.name for path in folder.iterdir()) == ["plugins", "summary.json", "summary.md"]
@@ -115,7 +114,7 @@ def test_the_profile_of_resident_data_counts_the_steps_of_a_call(run, tmp_path_f
 
 @pytest.mark.parametrize(("where", "words"), [("tiny.py", "is a file"), ("tiny.py/below", "can be written to")])
 def test_a_profile_that_cannot_be_written_is_refused_before_anything_is_measured(run, monkeypatch, where, words):
-    monkeypatch.setattr(throughput, "bench", None)
+    monkeypatch.setattr(command, "_measure", None)
     code, out, err = run("--profile", where)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err

@@ -3,7 +3,7 @@ from scaling_rows import measured, predicted, unfit
 
 from jaxcnn.scaling.chips import Topology, estimate, wire_bytes
 from jaxcnn.scaling.plots import common, fewest, interval, origin, sent
-from jaxcnn.scaling.report import differences, series, traits
+from jaxcnn.scaling.rows import differences, series, traits
 
 
 def test_an_interval_is_of_all_chips_or_in_percent():

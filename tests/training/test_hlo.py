@@ -123,10 +123,10 @@ def test_an_all_reduce_has_the_size_of_what_ends_it(of_start):
 
 def test_tiles_of_a_tpu_are_stored_whole():
     (found,) = arrays("f32[2,3,130]{2,1,0:T(8,128)}")
-    assert (found.bytes, found.stored) == (2 * 3 * 130 * 4, 2 * 8 * 256 * 4)
+    assert (found.bytes, found.padded) == (2 * 3 * 130 * 4, 2 * 8 * 256 * 4)
     (found,) = arrays("bf16[64,56,56,3]{0,3,2,1:T(8,128)(2,1)}")  # 64 images are the minor dimension, then 3 channels
-    assert found.stored == 128 * 8 * 56 * 56 * 2
-    assert arrays("f32[]{:T(128)}")[0].stored == arrays("f32[]")[0].stored == 4
+    assert found.padded == 128 * 8 * 56 * 56 * 2
+    assert arrays("f32[]{:T(128)}")[0].padded == arrays("f32[]")[0].padded == 4
 
 
 def test_groups_of_a_real_mesh():

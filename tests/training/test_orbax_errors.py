@@ -2,12 +2,11 @@
 
 import logging
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 
-from jaxcnn.training.checkpoint import quieten, reason, steady
+from jaxcnn.training.checkpoint import quieten, reason
 
 
 @pytest.mark.parametrize(
@@ -59,15 +58,3 @@ def test_only_what_is_told_to_an_ended_event_loop_is_dropped(monkeypatch):
 )
 def test_a_reason_is_one_line_in_the_systems_words(error, words):
     assert reason(error) == words
-
-
-def test_a_clock_that_is_set_ends_no_wait_of_orbax(monkeypatch):
-    """Its own modules, for there is no shorter way to a save that takes until the clock is set."""
-    from orbax.checkpoint._src.futures import future
-
-    steady()
-    clock = iter(range(0, 10**9, 10**6))
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    done = future.NoopFuture()
-    assert future.ChainedFuture([done, done, done], cb=lambda: None).result(timeout=100) is None
-    assert future.time.time_ns() > 0  # all else of the module is there

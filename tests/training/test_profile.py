@@ -9,7 +9,7 @@ from tiny import Blobs, build, tiny_config
 from jaxcnn import UserError
 from jaxcnn.training import profile
 from jaxcnn.training.hlo import Module
-from jaxcnn.training.profile import Event, layer, prepare, record, summarise, table, write
+from jaxcnn.training.profile import Event, layer, record, summarise, table, write
 from jaxcnn.training.throughput import one_call
 
 TEXT = """HloModule jit_train_step
@@ -93,12 +93,11 @@ def test_the_folder_has_the_trace_and_the_summary_and_a_second_one_beside_it(pro
     assert f"| {summary['operations'][0]['operation']} |" in text
 
 
-def test_the_table_has_80_columns_and_the_slowest_operations(profiled):
+def test_the_table_has_the_slowest_operations_and_their_layers_in_full(profiled):
     *_, summary = profiled
     long = summary["operations"][0] | {"operation": "a" * 70 + ".17", "layer": "b" * 70 + "/conv backward"}
     lines = table(summary | {"operations": [long, *summary["operations"]]}, most=3).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line.startswith("…aaa") and "aa.17 " in line and line.endswith("/conv backward")]
+    assert [line for line in lines if line.startswith(long["operation"]) and line.endswith(long["layer"])]
     operations = lines[[line.split()[:1] for line in lines].index(["operation"]) + 1 :]
     assert len(operations) == 3
 
@@ -181,16 +180,6 @@ def test_an_operation_ends_where_its_mark_does_on_whatever_thread(tmp_path):
     host, tpu = profile.events(path)
     assert host == Event("/host:CPU:4", "add", 1100, 1500)
     assert tpu == Event("/device:TPU:0:", "add.1", 0, 3)
-
-
-def test_a_folder_that_cannot_hold_a_trace_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file: name a folder"):
-        prepare(tmp_path / "file")
-    with pytest.raises(UserError, match=r"--profile .*below: .*: name a folder that can be written to"):
-        prepare(tmp_path / "file" / "below")
-    prepare(tmp_path / "new" / "folder")
-    assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]
 
 
 def test_a_trace_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import UserError
+from jaxcnn import UserError, compat
 from jaxcnn.data.sources.tfds import ARRAY_RECORD, check_format, data_root
 
 # Archives that TFDS reads out of a folder and does not download; it goes without the test images, which have no labels.
@@ -67,9 +67,9 @@ def prepare(
     if manual_dir is not None or base in ARCHIVES:
         _check_archives(name, manual_dir, builder)
     if source_dir is not None:
-        splits = {split: read_idx(source_dir, stem) for split, stem in _IDX_SPLITS.items()}
+        arrays = {split: read_idx(source_dir, stem) for split, stem in _IDX_SPLITS.items()}
         # Keys and values are those of the standard generator, and so are the records and their order.
-        builder._split_generators = lambda _: {split: _examples(*arrays) for split, arrays in splits.items()}
+        compat.take_splits(builder, {split: _examples(*pair) for split, pair in arrays.items()})
     _build(name, builder, manual_dir, downloads=source_dir is None)
     return folder, True
 
