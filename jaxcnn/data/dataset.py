@@ -1,12 +1,17 @@
-"""What a config says about data, resolved: sizes, classes, batches and preprocessing, for training and evaluation."""
+"""The data set of a config: how one example becomes the row of a batch, and what is resolved for all of them.
+
+A `Reader` reads, decodes, crops and changes one example on the host. `Dataset` makes the readers of a config, of
+training and evaluation, asks for their batches, and says what the device does to these.
+"""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +22,161 @@ from jaxcnn.config import height_width
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.reader import LABEL, PLACED, Reader, Specs
-from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
+from jaxcnn.data.images.decode import Box, Crop, center, decode, resize, size_of
+from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
 
+Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
+
+PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
+LABEL: Specs = {"label": ((), np.dtype(np.int32))}
+_TRIES = 100  # neighbours that may be broken too, before it is the data set that is
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
 _EVALUATION = -1  # among the epochs of `Dataset.broken`
 _MIXES = ("mixup", "cutmix")
 
 
-class Images(NamedTuple):
-    """The facts that a task's targets may depend on; `image_shape` is (H, W, C) of one bucket."""
+@dataclass(frozen=True)
+class Reader:
+    """How the examples of `source` become rows. Picklable, and safe to use from several threads.
 
-    num_classes: int
-    image_shape: tuple[int, int, int]
+    Attributes:
+      size: (height, width) of a row's image.
+      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `crop.center`.
+      augmentation: what happens to a training image here, on the host.
+      interpolation: of training crops; evaluation is "antialias" always.
+      skip: whether a broken example is replaced, and not an error.
+      seed: of all random draws.
+      targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
+        "valid", bool, says which rows are those of boxes that are seen.
+      mirror: whether half of the training images are mirrored here; else that is left to the device.
+      members: int (n,), the examples of the source that are brought to `size`; None: all of them.
+    """
+
+    source: Source
+    size: tuple[int, int]
+    resize: int
+    augmentation: augment_host.Augmentation
+    interpolation: str = "bilinear"
+    skip: bool = False
+    seed: int = 0
+    targets: Specs = field(default_factory=lambda: dict(LABEL))
+    mirror: bool = False
+    members: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.source) if self.members is None else len(self.members)
+
+    def example(self, place: int) -> int:
+        """Return the example at `place` among its own; past the last one, a number that no example has."""
+        if self.members is None:
+            return place
+        return int(self.members[place]) if place < len(self) else len(self.source) + place - len(self)
+
+    def train(self, epoch: int, example: int) -> Row:
+        """Return the row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
+
+        Its "broken" is -1, or `example` where that could not be read and another is in its place.
+
+        Raises:
+          BadExample: it cannot be read. With `skip` the next example that can be read takes its place.
+        """
+        tries = _TRIES if self.skip else 1
+        for attempt in range(tries):
+            try:
+                row = self._augmented(epoch, (example + attempt) % len(self.source))
+                return row | {"broken": example if attempt else -1}
+            except BadExample:
+                if attempt + 1 == tries:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def eval(self, example: int) -> Row:
+        """Return the row of an example in evaluation; past the last example a black one, which must not be counted.
+
+        Raises:
+          BadExample: it cannot be read. With `skip` the row is black too, and its "broken" is `example`.
+        """
+        if example >= len(self.source):
+            return self._black(-1)
+        try:
+            return self._whole(self.source.read(example), example, "antialias") | {"broken": -1}
+        except BadExample:
+            if not self.skip:
+                raise
+            return self._black(example)
+
+    def _black(self, broken: int) -> Row:
+        targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
+        return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
+
+    def _augmented(self, epoch: int, example: int) -> Row:
+        raw, geometry, changes = self.source.read(example), self.augmentation.geometry, self.augmentation.pixels
+        if not (geometry or changes or self.mirror):
+            return self._whole(raw, example, self.interpolation)
+        rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
+        with self.source.naming(example, ValueError):
+            if geometry:
+                box = geometry(size_of(raw["image"]), self.size, rng)
+                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5)
+                pixels = crop.image(raw["image"], self.source.image_shape[-1], self.interpolation)
+            else:
+                pixels, crop = self._centre(raw["image"], self.interpolation, self.mirror and rng.random() < 0.5)
+        for change in changes:
+            pixels = change(pixels, rng)
+        return {"image": pixels, **self._moved(raw, crop, self.interpolation, example)}
+
+    def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
+        """Return the row of an example that nothing is changed in at random."""
+        with self.source.naming(example, ValueError):
+            pixels, crop = self._centre(raw["image"], interpolation)
+        return {"image": pixels, **self._moved(raw, crop, interpolation, example)}
+
+    def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
+        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
+        channels = self.source.image_shape[-1]
+        if None in self.source.image_shape:
+            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
+            return crop.image(image, channels, interpolation), crop
+        pixels = decode(image, channels)
+        if pixels.shape != self.source.image_shape:
+            raise ValueError(f"its shape is {pixels.shape}, not {self.source.image_shape}")
+        crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
+        pixels = resize(pixels, self.size)
+        return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
+
+    def _moved(self, raw: Row, crop: Crop, interpolation: str, example: int) -> Row:
+        """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
+
+        Raises:
+          UserError: there are more boxes than the task has room for.
+        """
+        seen, targets = None, {}
+        if PLACED & self.targets.keys():
+            crop = crop.taken(interpolation)
+        if "boxes" in self.targets:
+            boxes, seen = crop.boxes(raw["boxes"])
+            raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}
+        if "label_map" in self.targets:
+            raw = raw | {"label_map": crop.label_map(raw["label_map"])}
+        for name, (shape, dtype) in self.targets.items():
+            value = raw[name]
+            if not shape:
+                targets[name] = value
+                continue
+            value = np.asarray(value)
+            if seen is not None and len(value) == len(seen) and name != "label_map":
+                value = value[seen]  # what belongs to boxes that are not seen is not seen either
+            if len(value) > shape[0]:
+                raise UserError(
+                    f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
+                    "raise their number in config.task"
+                )
+            targets[name] = np.zeros(shape, dtype)
+            targets[name][: len(value)] = value
+        return targets
 
 
 class Dataset:
@@ -47,8 +193,8 @@ class Dataset:
 
     Args:
       training: False where nothing is trained: then a batch may be larger than the training set.
-      targets: what a task wants besides the image, `Task.targets`: (Images) -> {name: anything with the shape and dtype
-        of one example's}; None: the label, int32.
+      targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
+        (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -140,7 +286,7 @@ class Dataset:
         """Return shape and type of each target of an example; workers that read have no JAX, and get no more."""
         if self.targets is None:
             return LABEL
-        specs = self.targets(Images(self.num_classes, image_shape))
+        specs = self.targets(SimpleNamespace(num_classes=self.num_classes, image_shape=image_shape))
         if lacking := specs.keys() - {*self.train.targets, "valid"}:
             raise UserError(
                 f"the task {self.config.task.name} needs '{min(lacking)}', which {self.config.data.name} lacks: it has "

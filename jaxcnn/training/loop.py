@@ -16,6 +16,7 @@ import jax
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
+from jaxcnn.data.batches import on_devices
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
 from jaxcnn.safe_files import read_json, write_atomically
 from jaxcnn.training import resident, run_log
@@ -24,7 +25,7 @@ from jaxcnn.training.evaluation import evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.run_log import RunLog
-from jaxcnn.training.sharding import make_mesh, on_all, on_devices
+from jaxcnn.training.sharding import make_mesh, on_all
 from jaxcnn.training.state import TrainState, zeros_like
 
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon

@@ -1,9 +1,8 @@
-"""The named mesh of devices, and batches on it; `jaxcnn.training.sharding` says where the state lies."""
+"""The named mesh of devices, and how arrays lie on it: the rows of a batch, and the state leaf by leaf."""
 
 import math
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,14 +15,6 @@ from jaxcnn.training.state import TrainState, path_name
 AXES = ("data", "model")
 Tree = Any
 SMALLEST = 2**12  # elements of what is cut over `data`: gathering less costs more than it saves
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Mesh:
@@ -73,42 +64,14 @@ def check_batch(mesh: Mesh | AbstractMesh, global_batch_size: int, accumulate: i
         )
 
 
-def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
-    """Turn this process's batches into global arrays cut by rows, `ahead` of them on their way during a step.
-
-    Arrays that are on the devices already stay as they are.
-    """
-    sharding = over_rows(mesh)
-    queue: deque[dict[str, Any]] = deque()
-
-    def place(value: Any) -> jax.Array:
-        return value if isinstance(value, jax.Array) else _global(sharding, value)
-
-    try:
-        for batch in batches:
-            queue.append(jax.tree.map(place, batch))
-            if len(queue) > ahead:
-                yield queue.popleft()
-        yield from queue
-    finally:
-        if isinstance(batches, Closable):
-            batches.close()  # ends the reader's threads or processes
-
-
 def on_all(mesh: Mesh, value: np.ndarray | int, spec: PartitionSpec | None = None) -> jax.Array:
     """A global array of a value that every process has whole; `spec` cuts it, else each device has all of it."""
-    sharding = NamedSharding(mesh, spec or PartitionSpec())
     whole = np.asarray(value)
-    return _global(sharding, whole, whole.shape)
-
-
-def _global(sharding: NamedSharding, value: np.ndarray, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """A global array of this process's part; it is put there on purpose, which JAX does not see of several processes.
-
-    `jax.device_put` would have all processes meet to compare their values.
-    """
+    # Not `jax.device_put`, for which all processes would meet to compare their values; and on purpose, which JAX does
+    # not see of several processes.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(sharding, value, shape)
+        sharding = NamedSharding(mesh, spec or PartitionSpec())
+        return jax.make_array_from_process_local_data(sharding, whole, whole.shape)
 
 
 class Layout(NamedTuple):

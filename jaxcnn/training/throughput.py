@@ -19,11 +19,11 @@ from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
 from jaxcnn.data import usable_cores
+from jaxcnn.data.batches import on_devices
 from jaxcnn.training import resident, run_log
 from jaxcnn.training.loop import AHEAD
 from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.run_log import Clock
-from jaxcnn.training.sharding import Closable, on_devices
 from jaxcnn.training.trained import assemble
 
 _PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
@@ -161,17 +161,14 @@ def _streamed(data: Data, mesh: Mesh, stop: int = _ENDLESS) -> Calls:
 
 def _reading(data: Data, steps: int, warmup: int) -> float:
     """Seconds that `steps` batches take to come to the host."""
-    batches = data.train_batches(0, _ENDLESS)
-    try:
+    reading: Any = data.train_batches(0, _ENDLESS)
+    with closing(reading) as batches:
         for _ in itertools.islice(batches, warmup):
             pass
         start = time.monotonic()
         for _ in itertools.islice(batches, steps):
             pass
         return time.monotonic() - start
-    finally:
-        if isinstance(batches, Closable):
-            batches.close()
 
 
 def stepping(

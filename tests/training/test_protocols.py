@@ -15,13 +15,14 @@ from PIL import Image
 from tiny import Tiny, ripple
 
 from jaxcnn.config import base_config
+from jaxcnn.data.batches import on_devices
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
 from jaxcnn.data.sources import Source
 from jaxcnn.models.layers import Classifier, FullyConnected
 from jaxcnn.tasks import create_task
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
-from jaxcnn.training.sharding import make_mesh, on_devices, replicated
+from jaxcnn.training.sharding import make_mesh, replicated
 
 SIDE, CLASSES = 8, 7
 TASK = create_task(base_config())

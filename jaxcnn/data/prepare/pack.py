@@ -258,10 +258,8 @@ def _pack_shard(task: Task) -> None:
 def record(source: Source, index: int, options: Options) -> bytes:
     """The record of example `index`; BadExample where its image is broken."""
     example = source.read(index)
-    try:
+    with source.naming(index, ValueError):
         jpeg = shrink(example["image"], source.image_shape[-1], options.max_side, options.quality)
-    except ValueError as error:
-        raise source.bad(index, error) from error
     return HEADER.pack(MAGIC, example["label"]) + jpeg
 
 

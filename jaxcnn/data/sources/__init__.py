@@ -12,7 +12,9 @@ that are at hand. Reading imports neither JAX nor TensorFlow, and this module lo
 import difflib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -103,12 +105,8 @@ class Source(ABC):
         i = index.__index__()
         if not 0 <= i < self.size:
             raise IndexError(f"{self!r} has no example {i}")
-        try:
+        with self.naming(i, Exception):  # the storage's libraries each raise what they like
             example = self._read(i)
-        except UserError:
-            raise
-        except Exception as error:  # the storage's libraries each raise what they like
-            raise self.bad(i, error) from error
         label = example.get("label", 0)
         if "label" in example and not 0 <= label < self.num_classes:
             hint = "a split without labels? take another" if label == -1 else self.fix
@@ -124,12 +122,10 @@ class Source(ABC):
         from jaxcnn.data.images.decode import decode
 
         example = self.read(index)
-        try:
+        with self.naming(index.__index__(), ValueError):
             pixels = decode(example["image"], self.image_shape[-1])
             if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
                 raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
-        except ValueError as error:
-            raise self.bad(index.__index__(), error) from error
         return example | {"image": pixels}
 
     def sizes(self, skip: bool = False) -> "np.ndarray":
@@ -152,10 +148,8 @@ class Source(ABC):
         def size(i: int) -> tuple[int, int]:
             try:
                 example = self.read(i)
-                try:
+                with self.naming(i, ValueError):
                     return size_of(example["image"])
-                except ValueError as error:
-                    raise self.bad(i, error) from error
             except BadExample:
                 if not skip:
                     raise
@@ -177,10 +171,17 @@ class Source(ABC):
         """What an error about one example advises."""
         return "get the data again"
 
-    def bad(self, index: int, error: BaseException) -> BadExample:
-        """Return the error for an example that cannot be read because of `error`."""
-        reason = " ".join(f"{error}".split())[:200] or type(error).__name__
-        return BadExample(f"{self.where(index)} cannot be read ({reason}): {self.fix}")
+    @contextmanager
+    def naming(self, index: int, kind: type[Exception]) -> Iterator[None]:
+        """Turn an error of this kind, within, into a BadExample that names example `index`; a UserError stays."""
+        try:
+            yield
+        except UserError:
+            raise
+        except kind as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            reason = " ".join((reason or f"{error}").split())[:200] or type(error).__name__
+            raise BadExample(f"{self.where(index)} cannot be read ({reason}): {self.fix}") from error
 
     @abstractmethod
     def _read(self, index: int) -> dict[str, Any]: ...

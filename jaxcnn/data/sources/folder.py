@@ -80,10 +80,7 @@ class _Folder(Source):
         return "replace the file"
 
     def _read(self, index: int) -> dict[str, Any]:
-        try:
-            return {"image": read_bytes(self.files[index], MAX_BYTES), "label": self.labels[index]}
-        except OSError as error:
-            raise self.bad(index, ValueError(error.strerror)) from error
+        return {"image": read_bytes(self.files[index], MAX_BYTES), "label": self.labels[index]}
 
 
 def _folders(path: Path) -> set[str]:
