@@ -341,7 +341,8 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     data = Dataset(config)
     count = min(arguments.examples, len(data.train))
     examples = [i * len(data.train) // count for i in range(count)]
-    columns = [_evaluated(data, examples), *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
+    evaluated = [data.train_readers[0].eval(example)["image"] for example in examples]
+    columns = [evaluated, *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
     labels = [data.train.read(i)["label"] for i in examples]
     titles = [class_title(label, data.class_names)[:40] for label in labels]
     contact_sheet(list(zip(titles, map(list, zip(*columns, strict=True)), strict=True)), _TILE).save(
@@ -349,10 +350,6 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     )
     print(f"{count} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
     print(f"drawn in {arguments.out}")
-
-
-def _evaluated(data: "Dataset", examples: list[int]) -> "list[np.ndarray]":
-    return [data.train_readers[0].eval(example)["image"] for example in examples]
 
 
 def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":

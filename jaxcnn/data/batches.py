@@ -59,14 +59,15 @@ class Slice(NamedTuple):
     process: int = 0
     processes: int = 1
 
-    def local_batch(self, global_batch_size: int) -> int:
+    def rows(self, global_batch_size: int) -> range:
         """Return the rows of this process; the processes' rows follow one another in the global batch."""
         if global_batch_size % self.processes:
             raise UserError(
                 f"config.global_batch_size={global_batch_size} does not divide by {self.processes} processes: "
                 "take a multiple of their number"
             )
-        return global_batch_size // self.processes
+        local = global_batch_size // self.processes
+        return range(self.process * local, (self.process + 1) * local)
 
 
 WHOLE = Slice()
@@ -129,13 +130,12 @@ class Places:
         # Epochs are seeded by seed + e: neighbouring seeds would share orders, hence the hash.
         self.seeds = np.random.SeedSequence(readers[0].seed).generate_state(len(readers)).tolist()
 
-    def names(self, step: int, first: int, count: int) -> "tuple[Reader, list[tuple[int, int]]]":
-        """Return the reader of a step's bucket, and (epoch, example) of rows `first` … `first + count - 1`."""
+    def names(self, step: int, rows: range) -> "tuple[Reader, list[tuple[int, int]]]":
+        """Return the reader of a step's bucket, and (epoch, example) of these rows of its global batch."""
         bucket, number = self.schedule[step]
-        reader, seed, start = self.readers[bucket], self.seeds[bucket], number * self.batch + first
-        names = []
-        for place in range(start, start + count):
-            epoch, position = divmod(place, len(reader))
+        reader, seed, names = self.readers[bucket], self.seeds[bucket], []
+        for row in rows:
+            epoch, position = divmod(number * self.batch + row, len(reader))
             names.append((epoch, reader.example(_shuffled(position, len(reader), seed + epoch))))
         return reader, names
 
@@ -180,8 +180,7 @@ def train_batches(
       part: what this process reads.
       ahead: options of `read_ahead`.
     """
-    local = part.local_batch(global_batch_size)
-    make = partial(_train_batch, Places(readers, global_batch_size), local, part.process * local)
+    make = partial(_train_batch, Places(readers, global_batch_size), part.rows(global_batch_size))
     return read_ahead(grain.MapDataset.range(start, stop).map(make), **ahead)
 
 
@@ -193,25 +192,24 @@ def eval_batches(
     A bucket's last global batch is filled with black rows of mask 0. All processes yield the same number of batches, so
     none waits for another's collective. The arguments are those of `train_batches`.
     """
-    local = part.local_batch(global_batch_size)
-    batches = [(reader, n) for reader in readers for n in range(math.ceil(len(reader) / global_batch_size))]
-    make = partial(_eval_batch, batches, global_batch_size, local, part.process * local)
-    return read_ahead(grain.MapDataset.range(len(batches)).map(make), **ahead)
+    starts = [(reader, i) for reader in readers for i in range(0, len(reader), global_batch_size)]
+    make = partial(_eval_batch, starts, part.rows(global_batch_size))
+    return read_ahead(grain.MapDataset.range(len(starts)).map(make), **ahead)
 
 
-def _train_batch(places: Places, local: int, first: int, step: int) -> Batch:
-    """Return rows `first` … `first + local - 1` of the global batch of `step`."""
-    reader, names = places.names(step, first, local)
-    return _batch(reader, names, (reader.train(*name) for name in names)) | {"mask": np.ones(local, np.float32)}
+def _train_batch(places: Places, rows: range, step: int) -> Batch:
+    """Return these rows of the global batch of `step`."""
+    reader, names = places.names(step, rows)
+    return _batch(reader, names, (reader.train(*name) for name in names)) | {"mask": np.ones(len(rows), np.float32)}
 
 
-def _eval_batch(batches: "list[tuple[Reader, int]]", size: int, local: int, first: int, number: int) -> Batch:
-    """Return rows `first` … of global batch `number`."""
-    reader, number = batches[number]
-    places = np.arange(local) + (number * size + first)
-    names = [(0, reader.example(int(place))) for place in places]
+def _eval_batch(starts: "list[tuple[Reader, int]]", rows: range, number: int) -> Batch:
+    """Return these rows of the global batch that begins at place `starts[number]` of a bucket."""
+    reader, start = starts[number]
+    names = [(0, reader.example(start + row)) for row in rows]
     batch = _batch(reader, names, (reader.eval(example) for _, example in names))
-    return batch | {"mask": ((places < len(reader)) & (batch["broken"] < 0)).astype(np.float32)}
+    there = np.array(rows) + start < len(reader)
+    return batch | {"mask": (there & (batch["broken"] < 0)).astype(np.float32)}
 
 
 def _batch(reader: "Reader", names: list[tuple[int, int]], rows: Iterable[dict[str, Any]]) -> Batch:

@@ -34,7 +34,6 @@ _TRIES = 100  # neighbours that may be broken too, before it is the data set tha
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
 _EVALUATION = -1  # among the epochs of `Dataset.broken`
-_MIXES = ("mixup", "cutmix")
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ class Dataset:
         """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
         wanted = augment_host.parse(self.config.data.augment)
         names, specs = {name for name, _ in wanted.device}, self._specs(self.image_shape)
-        if "label" not in specs and (mixes := names & {*_MIXES}):
+        if "label" not in specs and (mixes := names & {"mixup", "cutmix"}):
             raise UserError(f"config.data.augment: {mixes.pop()} mixes labels, which this task has not: leave it out")
         if not specs.keys() & PLACED:
             return wanted, False
@@ -283,7 +282,7 @@ class Dataset:
         return wanted._replace(device=()), "flip" in names
 
     def _specs(self, image_shape: tuple[int, int, int]) -> Specs:
-        """Return shape and type of each target of an example; workers that read have no JAX, and get no more."""
+        """Return shape and type of each target of an example."""
         if self.targets is None:
             return LABEL
         specs = self.targets(SimpleNamespace(num_classes=self.num_classes, image_shape=image_shape))
@@ -336,20 +335,25 @@ class Dataset:
             raise UserError(f"config.data.{key}={values}: images of {self.config.data.name} have {channels} channels")
         return tuple(float(v) for v in values)
 
-    def _reading(self) -> dict[str, Any]:
-        data = self.config.data
-        return {"part": self.part, "workers": data.workers, "prefetch": data.prefetch, "timeout": data.timeout}
-
     def train_batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return this process's share of the batches of steps `start` … `stop` - 1."""
-        size, note = self.config.global_batch_size, partial(self._note, None)
-        return batches.train_batches(self.train_readers, size, start, stop, note=note, **self._reading())
+        size = self.config.global_batch_size
+        return batches.train_batches(self.train_readers, size, start, stop, **self._reading(None))
 
     def eval_batches(self) -> Iterator[Batch]:
         """Return this process's share of the evaluation set, every example once."""
         self.broken[_EVALUATION] = set()
-        size, note = self.config.global_batch_size, partial(self._note, _EVALUATION)
-        return batches.eval_batches(self.eval_readers, size, note=note, **self._reading())
+        return batches.eval_batches(self.eval_readers, self.config.global_batch_size, **self._reading(_EVALUATION))
+
+    def _reading(self, where: int | None) -> dict[str, Any]:
+        data, note = self.config.data, partial(self._note, where)
+        return {
+            "part": self.part,
+            "workers": data.workers,
+            "prefetch": data.prefetch,
+            "timeout": data.timeout,
+            "note": note,
+        }
 
     def _note(self, where: int | None, batch: Batch) -> None:
         """Take note of a batch's broken examples, in their epochs or `where`; the device need not know of them."""
@@ -382,7 +386,7 @@ class Dataset:
         """Return epoch and example, int32 (stop - start, global batch) each, of the batches of those steps."""
         size = self.config.global_batch_size
         places = Places(self.train_readers, size)
-        names = np.array([places.names(step, 0, size)[1] for step in range(start, stop)], np.int32)
+        names = np.array([places.names(step, range(size))[1] for step in range(start, stop)], np.int32)
         epochs, examples = names.transpose(2, 0, 1)
         return epochs, examples
 

@@ -21,8 +21,8 @@ import simplejpeg
 
 from jaxcnn import UserError, safe_files
 from jaxcnn.data import follow_parent
-from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, decode_jpeg, read_header, size_of
-from jaxcnn.data.sources import BadExample, Source, labelled_splits, make_source
+from jaxcnn.data.images.decode import Box, crop_resize, decode, decode_jpeg, read_header, size_of
+from jaxcnn.data.sources import BadExample, Source, labelled_splits, make_source, one_line
 from jaxcnn.data.sources.packed import FORMAT, HEADER, MAGIC, MANIFEST, VERSION, checksum, count_records
 
 UNFINISHED = ".packing"  # folder beside the shards, of what is known before there is a manifest
@@ -249,7 +249,7 @@ def _pack_shard(task: Task) -> None:
         raise
     except Exception as error:  # ArrayRecord raises what it likes where the disk is full
         room = shutil.disk_usage(task.path.parent).free
-        hint = "the disk is full" if room < 2**24 else " ".join(f"{error}".split())[:200] or type(error).__name__
+        hint = "the disk is full" if room < 2**24 else one_line(error)
         raise UserError(f"cannot write {task.path} ({hint}): run it again to go on, finished shards stay") from error
     finally:
         part.unlink(missing_ok=True)
@@ -274,8 +274,7 @@ def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int
     size = size_of(image)
     fitted = fit(size, max_side)
     header = read_header(image) if isinstance(image, bytes) else None
-    upright = header and header.orientation == 1 and fitted == size and math.prod(size) <= MAX_PIXELS
-    if isinstance(image, bytes) and header and upright:
+    if isinstance(image, bytes) and header and header.orientation == 1 and fitted == size:
         with contextlib.suppress(ValueError):  # what only Pillow can read is re-encoded
             decode_jpeg(image, header, channels, scale=8)  # reads all the data, for the least work
             return image

@@ -179,9 +179,7 @@ class Source(ABC):
         except UserError:
             raise
         except kind as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            reason = " ".join((reason or f"{error}").split())[:200] or type(error).__name__
-            raise BadExample(f"{self.where(index)} cannot be read ({reason}): {self.fix}") from error
+            raise BadExample(f"{self.where(index)} cannot be read ({one_line(error)}): {self.fix}") from error
 
     @abstractmethod
     def _read(self, index: int) -> dict[str, Any]: ...
@@ -239,19 +237,23 @@ def describe_sources(data_dir: str = "") -> list[dict[str, Any]]:
     modules = [
         import_module(f"{__name__}.{module}") for module in dict.fromkeys(kind.module for kind in KINDS.values())
     ]
-    names = [name for module in modules if hasattr(module, "find") for name in module.find(data_dir)]
-    return [_describe(name, data_dir) for name in names]
+    rows = []
+    for name in (name for module in modules if hasattr(module, "find") for name in module.find(data_dir)):
+        row = {"name": name, "splits": {}, "image_shape": None, "num_classes": None, "status": "ready"}
+        rows.append(row)
+        try:
+            row["splits"] = split_sizes(name, data_dir)
+            source = make_source(name, next(iter(row["splits"])), data_dir=data_dir)
+            row |= {"image_shape": source.image_shape, "num_classes": source.num_classes}
+        except UserError as error:
+            row["status"] = str(error)
+    return rows
 
 
-def _describe(name: str, data_dir: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "splits": {}, "image_shape": None, "num_classes": None, "status": "ready"}
-    try:
-        row["splits"] = split_sizes(name, data_dir)
-        source = make_source(name, next(iter(row["splits"])), data_dir=data_dir)
-        row |= {"image_shape": source.image_shape, "num_classes": source.num_classes}
-    except UserError as error:
-        row["status"] = str(error)
-    return row
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library or of the system says, for a line of ours."""
+    text = getattr(error, "strerror", None) or f"{error}"
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def kind_of(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import Source, imagenet
+from jaxcnn.data.sources import Source, imagenet, one_line
 from jaxcnn.safe_files import printable, read_json
 
 ARRAY_RECORD = "array_record"
@@ -76,7 +76,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     except ValueError as error:  # unknown, malformed or empty
         splits = ", ".join(builder.info.splits)
         raise UserError(
-            f"{name} has no split '{split}' ({_one_line(error)}): take one of {splits}, or a slice such as train[:90%]"
+            f"{name} has no split '{split}' ({one_line(error)}): take one of {splits}, or a slice such as train[:90%]"
         ) from error
     except Exception as error:  # whatever ArrayRecord raises
         raise _damaged(builder.data_dir, error) from error
@@ -201,8 +201,4 @@ def check_format(builder: Any) -> None:
 
 
 def _damaged(folder: str | Path, error: Exception) -> UserError:
-    return UserError(f"{folder} is damaged ({_one_line(error)}): delete it and prepare it again")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{error}".split())[:200] or type(error).__name__
+    return UserError(f"{folder} is damaged ({one_line(error)}): delete it and prepare it again")
