@@ -42,7 +42,7 @@ class Reader:
 
     Attributes:
       size: (height, width) of a row's image.
-      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `crop.center`.
+      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `decode.center`.
       augmentation: what happens to a training image here, on the host.
       interpolation: of training crops; evaluation is "antialias" always.
       skip: whether a broken example is replaced, and not an error.
@@ -220,20 +220,19 @@ class Dataset:
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
-        self.augmentation, mirror = self._augmentation()
+        self.augmentation, self.mirror = self._augmentation()
         self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
         # A bigger or smaller image has a frame in proportion.
-        resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
-        make = partial(self._readers, largest=max(eval_sizes[0]), resize=resize, mirror=mirror)
-        self.train_readers = make(self.train, sizes, known=training)
-        self.eval_readers = make(self.eval, eval_sizes)
+        self.resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        self.train_readers = self._readers(self.train, sizes, known=training)
+        self.eval_readers = self._readers(self.eval, eval_sizes)
         self.buckets, self.eval_buckets = (
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
         photographs = None in self.train.image_shape  # of which evaluation sees the centre
         self.input = {
             "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        } | ({"resize": resize} if photographs else {})  # fmt: skip
+        } | ({"resize": self.resize} if photographs else {})  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
@@ -293,22 +292,18 @@ class Dataset:
             )
         return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
 
-    def _readers(
-        self, source: Source, sizes: Sequence[tuple[int, int]], largest: int, resize: int, mirror: bool,
-        known: bool = True,
-    ) -> tuple[Reader, ...]:  # fmt: skip
+    def _readers(self, source: Source, sizes: Sequence[tuple[int, int]], known: bool = True) -> tuple[Reader, ...]:
         """Return the readers of a source, one for each size; where there are several, for each that has examples.
 
         Args:
-          resize: as of `Reader`, of a size whose longer side is `largest`.
           known: False where it does not matter which examples have which size.
         """
         data, skip = self.config.data, self.config.data.on_error == "skip"
-
+        largest = max(self.eval_image_shape[:2])
         readers = [
             Reader(
-                source, size, round(resize * max(size) / largest), self.augmentation, data.interpolation, skip,
-                self.config.seed, self._specs((*size, source.image_shape[-1])), mirror,
+                source, size, round(self.resize * max(size) / largest), self.augmentation, data.interpolation, skip,
+                self.config.seed, self._specs((*size, source.image_shape[-1])), self.mirror,
             )
             for size in sizes
         ]  # fmt: skip

@@ -39,13 +39,11 @@ class Augmentation(NamedTuple):
     """A value of `config.data.augment`, understood. Picklable.
 
     Attributes:
-      text: as in the config.
       geometry: (image, size, rng) -> the part of the image to take, inside it; None where no crop is named.
       pixels: in order, (uint8 (H, W, C), rng) -> the same shape and type.
       device: (name, arguments) for `augment_device.augment`, in order; an argument that was left out is missing too.
     """
 
-    text: str
     geometry: Geometry | None
     pixels: tuple[PixelOp, ...]
     device: tuple[tuple[str, tuple[float, ...]], ...]
@@ -70,7 +68,7 @@ def parse(text: str) -> Augmentation:
     geometry = [partial(_CROPS[name], **values) for name, values in words if name in _CROPS]
     pixels = tuple(partial(_PIXELS[name], **values) for name, values in words if name in _PIXELS)
     device = tuple((n, tuple(values.values())) for n, values in words if n not in _CROPS and n not in _PIXELS)
-    return Augmentation(text, geometry[0] if geometry else None, pixels, device)
+    return Augmentation(geometry[0] if geometry else None, pixels, device)
 
 
 def _read(text: str) -> list[tuple[str, dict[str, float]]]:

@@ -81,7 +81,7 @@ class Views:
     Attributes:
       protocol: one of PROTOCOLS.
       size: (height, width) of a crop in pixels.
-      scales: lengths in pixels that an image's shorter side is brought to; see `crop.frame` where `size` is no square.
+      scales: lengths in pixels that an image's shorter side is brought to; see `frame` where `size` is no square.
     """
 
     protocol: str
