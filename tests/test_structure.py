@@ -18,9 +18,10 @@ PARTS = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix =
 APART = {"figures/overlays"}
 # Part -> the other parts it may import. "" is the root package, UserError and the version; these are anyone's, and what
 # it names of the Python API for type checkers is loaded when it is asked for.
-ANYONE = {"", "config", "configfile", "safe_files"}
+ANYONE = {"", "compat", "config", "configfile", "safe_files"}
 ALLOWED: dict[str, set[str]] = {
     "": {"models", "training"},
+    "compat": set(),
     "config": set(),
     "configfile": set(),
     "safe_files": set(),

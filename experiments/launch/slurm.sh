@@ -18,7 +18,7 @@ workdir=${2:?usage: sbatch slurm.sh CONFIG WORKDIR [--config.KEY=VALUE …]}
 shift 2
 
 # SIGTERM, before the time is up or when the job is preempted, goes to the tasks: all save at one step and end with 143.
-# When one task dies, the others end by themselves, within seconds, and name it.
+# When one task dies, JAX ends the others after --heartbeat-timeout (60 s) and prints its number; a user's error ends all at once.
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" --kill-on-bad-exit=0 "${JAXCNN:-jaxcnn}" train --config "$config" --workdir "$workdir" "$@"
 code=$?
 if [ "$code" -eq 143 ]; then

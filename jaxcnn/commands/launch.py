@@ -17,7 +17,7 @@ from jaxcnn import UserError
 from jaxcnn.commands.options import Parser, count
 
 _COMMANDS = ("train", "evaluate")
-_GRACE = 30.0  # seconds that the others have once one has failed
+_GRACE = 30.0  # seconds that the others have to end once one has failed, or has saved and stopped
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -44,10 +44,19 @@ def main(argv: list[str]) -> int:
         for i in range(number):
             words = [*start, "--process", str(i), *command[1:]]
             processes.append(_start(words, i, number, arguments.devices_per_process))
-        for i, process in enumerate(processes):
-            if process.stdout:
-                threading.Thread(target=_pass_on, args=(process.stdout, f"[{i}] "), daemon=True).start()
-        return _outcome(processes)
+        lines = [
+            threading.Thread(target=_pass_on, args=(process.stdout, f"[{i}] "), daemon=True)
+            for i, process in enumerate(processes)
+            if process.stdout
+        ]
+        for thread in lines:
+            thread.start()
+        code, words = _outcome(processes)
+    for thread in lines:
+        thread.join(1)  # What the others had to say comes before the last line.
+    if words:
+        print(f"jaxcnn: {words}", file=sys.stderr, flush=True)
+    return code
 
 
 def _start(words: list[str], index: int, count: int, devices: int) -> subprocess.Popen[bytes]:
@@ -111,20 +120,22 @@ def _forwarding() -> Any:
             signal.signal(number, handler)
 
 
-def _outcome(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; once one has failed, the others have their time to say so and end."""
+def _outcome(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    """Wait for all; return the exit code of the first to fail, or 0, and words that name one that was killed.
+
+    The others have a while to end once one has failed or stopped, but none once one was killed.
+    """
     first, until = 0, float("inf")
     while True:
         codes = [process.poll() for process in processes]
-        failed = [i for i, code in enumerate(codes) if code]
-        if failed and not first:
-            # Of several that ended within a moment, one that was killed is the cause.
-            index = min(failed, key=lambda i: codes[i] or 0)
-            code = codes[index] or 0
-            first, until = 128 - code if code < 0 else code, time.monotonic() + _GRACE
-            if code < 0:
-                words = f"process {index} of {len(processes)} was ended by {signal.Signals(-code).name}"
-                print(f"jaxcnn: {words}", file=sys.stderr, flush=True)
+        killed = [i for i, code in enumerate(codes) if code and code < 0]
+        if killed and not first:
+            number = -(codes[killed[0]] or 0)
+            name = f"process {killed[0]} of {len(processes)} on {socket.gethostname()}"
+            how = f"was ended by {signal.Signals(number).name}, and the others with it"
+            return 128 + number, f"{name} {how}; run the same command again to go on from the newest checkpoint"
+        if not first and any(codes):
+            first, until = next(filter(None, codes)), time.monotonic() + _GRACE
         if None not in codes or time.monotonic() > until:
-            return first
+            return first, ""
         time.sleep(0.05)

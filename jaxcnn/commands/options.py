@@ -11,7 +11,7 @@ from jaxcnn import UserError
 from jaxcnn.distributed.interrupt import flush
 
 if TYPE_CHECKING:
-    from jaxcnn.distributed.peers import Team
+    from jaxcnn.distributed.processes import Team
 
 ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
 OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
@@ -121,6 +121,8 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process", metavar="I", type=int, help="which this one is, from 0 on")
     words = "how long to wait for the others (default: 300)"
     group.add_argument("--start-timeout", metavar="SECONDS", type=_seconds, default=300.0, help=words)
+    words = "after how long a silent process counts as dead, which ends all others (default: 60)"
+    group.add_argument("--heartbeat-timeout", metavar="SECONDS", type=_seconds, default=60.0, help=words)
 
 
 def _seconds(text: str) -> float:
@@ -138,28 +140,31 @@ def _address(text: str) -> str:
 
 
 @contextmanager
-def team_of(arguments: argparse.Namespace) -> Iterator["Team"]:
+def team_of(arguments: argparse.Namespace, stops: bool = False) -> Iterator["Team"]:
     """The processes that run this command together, joined as the options of `add_hosts` or the surroundings say.
 
     JAX must not have touched a device yet.
+
+    Args:
+      stops: whether SIGTERM stops all of several processes at one step, which the command then has to notice.
     """
-    from jaxcnn.distributed.processes import Place, find_place, joined
+    from jaxcnn.distributed.processes import by_flags, by_surroundings, joined
 
     count, process = arguments.processes, arguments.process
     given = [value is not None for value in (arguments.coordinator, count, process)]
     if given == [False, True, False] and count == 1:
-        place = None
+        start = None
     elif not any(given):
-        place = find_place(arguments.start_timeout)
+        start = by_surroundings()
     elif not all(given):
         raise UserError("--coordinator, --processes and --process go together: give all three, or none")
     elif count < 1 or not 0 <= process < count:
         raise UserError(f"--process {process} --processes {count}: processes are numbered from 0 to N - 1")
     else:
-        place = Place(arguments.coordinator, count, process)
-    ends = [end_at_once] * bool(place and place.processes > 1)
+        start = by_flags(arguments.coordinator, count, process) if count > 1 else None
+    ends = [end_at_once] * (start is not None)
     ENDS.extend(ends)
-    with joined(place, arguments.start_timeout) as team:
+    with joined(start, arguments.start_timeout, arguments.heartbeat_timeout, stops) as team:
         yield team
         del ENDS[: len(ends)]
 

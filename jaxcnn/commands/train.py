@@ -23,10 +23,10 @@ def main(argv: list[str]) -> int:
     config = config_of(arguments, overrides)
 
     from jaxcnn.data import batches
-    from jaxcnn.distributed.interrupt import Interrupt, Interrupted
+    from jaxcnn.distributed.interrupt import Interrupted
 
     # Signals are handled from here on: loading JAX takes a while.
-    with team_of(arguments) as team, Interrupt(team.stop) as interrupt:
+    with team_of(arguments, stops=True) as team, team.interrupt() as interrupt:
         set_up_jax(devices=False)  # The folder's lock comes before the memory of a GPU.
         from jaxcnn.training import run_log
         from jaxcnn.training.trained import dry_run, train

@@ -1,5 +1,6 @@
 """Signals that end a run: SIGTERM and Ctrl-C become a flag that the loop reads, so that all steps are saved."""
 
+import itertools
 import os
 import signal
 import sys
@@ -99,6 +100,58 @@ class Interrupt:
                 self.end(128 + number, f"{name}: stopped before a step was taken, there is nothing to save; {again}")
             os.write(2, f"\njaxcnn: {name}: stopping after this step; once more ends it at once\n".encode())
         os.close(reading)
+
+
+class Preemption:
+    """An `Interrupt` of several processes, by JAX's preemption service: all stop at one step.
+
+    SIGTERM is JAX's: its handler is C++'s, one of Python installed later would disable it, one installed earlier would
+    never be called. Ctrl-C is forwarded to it. Every reading of `signal`, and every wait, is a point that each process
+    passes for the n-th time as its n-th; JAX chooses the one at which all stop. A signal during compilation is noticed
+    at the first of them, and a second one changes nothing.
+
+    Attributes:
+      unsaved: as of `Interrupt`.
+    """
+
+    def __init__(self) -> None:
+        self.unsaved, self.points = False, itertools.count()
+        self.received = self.agreed = 0
+
+    def __enter__(self) -> "Preemption":
+        self.before = signal.signal(signal.SIGINT, self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal by which all processes stop here, or None; Ctrl-C in any of them is Ctrl-C in all."""
+        import jax
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        if not self.agreed and multihost_utils.reached_preemption_sync_point(next(self.points)):
+            with jax.transfer_guard("allow"):  # The loop forbids what is not explicit.
+                received = multihost_utils.process_allgather(np.int32(self.received))
+            self.agreed = int(signal.SIGINT if signal.SIGINT in received else signal.SIGTERM)
+        return signal.Signals(self.agreed) if self.agreed else None
+
+    def next(self, items: Iterator[Any], *default: Any) -> Any:
+        """As the built-in `next`, and a point too; the wait has its end in `config.data.timeout`.
+
+        Raises:
+          Cut: all stop here.
+        """
+        if self.signal:
+            raise Cut
+        return next(items, *default)
+
+    def _forward(self, number: int, _: object) -> None:
+        self.received = number
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.write(2, b"\njaxcnn: SIGINT: stopping at the next step that all processes can stop at\n")
 
 
 class Interrupted(Exception):

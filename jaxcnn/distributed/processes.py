@@ -1,55 +1,155 @@
-"""Several processes, on one host or on many, as one run: how they find each other and JAX's part of it.
+"""Several processes as one run: how each finds the others, and how one that fails ends them all.
 
-Process 0 listens on the coordinator's port until all others have come; whoever is missing is named. Then JAX's own
-coordination service starts, on a free port of process 0, and `peers.Team` watches over the processes.
+JAX's coordination service does the work: it finds and watches the processes, and its key-value store carries what they
+share before they compute together. Nothing of ours opens a socket.
 """
 
-import contextlib
-import functools
+import itertools
+import json
+import math
 import os
+import re
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
-from jaxcnn import UserError
-from jaxcnn.distributed.peers import Team, end_process
-from jaxcnn.distributed.rendezvous import PATIENCE, Place, connect, gather, report
+from jaxcnn import UserError, compat
+from jaxcnn.distributed.interrupt import Interrupt, Preemption, end_process
+from jaxcnn.safe_files import printable
 
-_HEARTBEAT = 300  # seconds, of JAX's own service: half of it is more than `PATIENCE`, so that the words are ours
-_SETTLING = 5.0  # seconds in which it becomes known whose end an error comes from
+_FOREVER = 2**31 - 1  # milliseconds; whoever waits so long is ended by JAX once another process dies
+_FAREWELL = 5000  # milliseconds in which all processes hear why they end
+_END = "jaxcnn/end"
+_shared = itertools.count()  # numbers what is shared, which all processes do in the same order
 
 
-def find_place(timeout: float) -> Place | None:
-    """What SLURM, a TPU pod, Kubernetes or Open MPI say of this process, by JAX's own detection; None for one alone.
+class Start(NamedTuple):
+    """How a process joins its run.
 
-    Raises:
-      UserError: the surroundings are those of several processes but do not tell all.
+    Attributes:
+      arguments: of `jax.distributed.initialize`.
+      waits: in words, who this process is, for whom it waits and where.
     """
-    if "JOB_COMPLETION_INDEX" in os.environ and not find_spec("kubernetes"):
-        raise UserError(
-            "this is a process of a Kubernetes Indexed Job: install the package `kubernetes`, with which JAX asks for "
-            "the others, or give --coordinator, --processes and --process; --processes 1 trains alone"
-        )
-    from jax._src.clusters import ClusterEnv
 
-    # Of Kubernetes it would ask in any pod, a lone notebook's too.
-    off = set() if "JOB_COMPLETION_INDEX" in os.environ else {"K8sCluster"}
-    kinds = [k for k in ClusterEnv._cluster_types if not k.opt_in_only_method and k.__name__ not in off]
-    try:
-        kind = next((kind for kind in kinds if kind.is_env_present()), None)
-        if kind is None or kind.get_process_count() == 1:
-            return None
-        port = os.environ.get("JAX_COORDINATOR_PORT")
-        address = os.environ.get("JAX_COORDINATOR_ADDRESS") or kind.get_coordinator_address(int(timeout), port)
-        return Place(address, kind.get_process_count(), kind.get_process_id())
-    except Exception as error:  # of the scheduler's own library, whatever it is
-        raise UserError(
-            f"the other processes cannot be found: {error}; give --coordinator, --processes and --process"
-        ) from error
+    arguments: dict[str, Any]
+    waits: str
+
+
+def by_flags(coordinator: str, processes: int, process: int) -> Start:
+    """Return the start of a process whose place is given; nothing is detected.
+
+    Args:
+      coordinator: HOST:PORT of process 0. On the loopback network all processes are on this host, and no other host
+        can reach them.
+    """
+    host, _, port = coordinator.rpartition(":")
+    local = host in ("localhost", "127.0.0.1", "[::1]")
+    bind = {"coordinator_bind_address": f"{host.replace('localhost', '127.0.0.1')}:{port}"} if local else {}
+    own = _own_gpus(process, processes) if local else _own_gpus(*_place_on_node())
+    arguments = {
+        "coordinator_address": coordinator, "num_processes": processes, "process_id": process,
+        "local_device_ids": own, "cluster_detection_method": "deactivate", **bind,
+    }  # fmt: skip
+    return Start(arguments, _waits(process, processes, coordinator))
+
+
+def by_surroundings() -> Start | None:
+    """Return the start of a process that SLURM, Open MPI, Kubernetes or a TPU has started; None for one alone.
+
+    JAX detects the others by itself. It is asked only where public variables say that there may be others: an
+    interactive shell in a SLURM job is one process, whatever the job's size. On a TPU it is always asked, as only the
+    metadata server knows whether the chips are a part of a pod.
+    """
+    env = os.environ
+    if {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= env.keys():
+        count, where = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1"), env["SLURM_STEP_NODELIST"]
+        process, where = env["SLURM_PROCID"], f"the first node of {where}, by SLURM"
+    elif "OMPI_COMM_WORLD_SIZE" in env:
+        count, process, where = env["OMPI_COMM_WORLD_SIZE"], env.get("OMPI_COMM_WORLD_RANK", "?"), "the host of mpirun"
+    elif "JOB_COMPLETION_INDEX" in env:
+        count, process, where = "?", env["JOB_COMPLETION_INDEX"], "the first pod of this Indexed Job"
+    elif _on_tpu():
+        count, process, where = "?", "?", "the first host of this TPU slice, if it has several"
+    else:
+        return None
+    if count == "1":
+        return None
+    return Start({"local_device_ids": _own_gpus(*_place_on_node())}, _waits(process, count, where))
+
+
+def _waits(process: int | str, processes: int | str, where: str) -> str:
+    whom = {"0": "the other processes", "?": "the others"}.get(str(process), "process 0")
+    return f"process {process} of {processes} on {socket.gethostname()}: waiting for {whom} at {where}"
+
+
+def _on_tpu() -> bool:
+    """Whether JAX will use TPUs: where it finds some, it says so by its setting or, if that is given, by a variable."""
+    import jax
+
+    platforms: str | None = getattr(jax.config, "jax_platforms", None)
+    return "tpu" in platforms if platforms else "TPU_ML_PLATFORM" in os.environ
+
+
+def _place_on_node() -> tuple[int, int]:
+    """Return this process's number among those on its node, and their number, as SLURM or Open MPI say it."""
+    env = os.environ
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
+        return int(env["OMPI_COMM_WORLD_LOCAL_RANK"]), int(env["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    if "SLURM_LOCALID" not in env:
+        return 0, 1
+    # Such as 2(x3),1: three nodes have two tasks each, the fourth has one.
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    counts = [int(tasks) for tasks, times in parts for _ in range(int(times or 1))]
+    node = int(env.get("SLURM_NODEID", 0))
+    # Where SLURM does not say how many there are, a number above 0 says that there is more than one.
+    return int(env["SLURM_LOCALID"]), counts[node] if node < len(counts) else 1 + int(env["SLURM_LOCALID"])
+
+
+def _own_gpus(local: int, count: int) -> list[int] | None:
+    """Return the GPUs of a process, the `local`-th of `count` on its node: one each, and [] for all to a single one.
+
+    JAX takes one GPU for any task of SLURM, even a node's only one, unless it is given a list. It ignores them on TPUs.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return None  # JAX reads it by itself.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    dealt = "SLURM_GPUS_PER_TASK" in os.environ or (visible and "," not in visible)
+    return [] if count == 1 or dealt else [local]
+
+
+class Team(NamedTuple):
+    """This process among those of its run; by default it is the only one."""
+
+    process: int = 0
+    processes: int = 1
+
+    @classmethod
+    def here(cls) -> "Team":
+        """Return the team of a process that has called `jax.distributed.initialize`, or one alone."""
+        import jax
+
+        return cls(*compat.process_of()) if jax.distributed.is_initialized() else cls()
+
+    def __str__(self) -> str:
+        return f"process {self.process} of {self.processes} on {socket.gethostname()}"
+
+    def share(self, value: Any = None) -> Any:
+        """Return in every process what process 0 gives here, a value of JSON; the others wait for it."""
+        if self.processes == 1:
+            return value
+        client, key = compat.coordination_client(), f"jaxcnn/shared/{next(_shared)}"
+        if self.process == 0:
+            client.key_value_set(key, json.dumps(value))
+            return value
+        return json.loads(client.blocking_key_value_get(key, _FOREVER))
+
+    def interrupt(self) -> Interrupt | Preemption:
+        """Return what notices the signals that end a run of this team."""
+        return Preemption() if self.processes > 1 else Interrupt(end_process)
 
 
 def check_devices() -> None:
@@ -62,88 +162,116 @@ def check_devices() -> None:
         raise UserError(f"JAX finds no device: {error}") from error
 
 
-@contextlib.contextmanager
-def joined(place: Place | None, timeout: float) -> Iterator[Team]:
-    """The team of this process, once all are there and JAX knows them; before JAX has touched a device.
+@contextmanager
+def joined(
+    start: Start | None, start_timeout: float = 300.0, heartbeat_timeout: float = 60.0, stops: bool = True
+) -> Iterator[Team]:
+    """Give the team of this process, once all are there and JAX knows them; before JAX has touched a device.
 
     An error that leaves the block ends all other processes too, with the same exit code.
 
     Args:
-      place: None for a process alone, which costs nothing.
-      timeout: seconds to wait for the others.
+      start: None for a process alone, which costs nothing.
+      start_timeout: seconds to wait for the others; JAX ends the process, by SIGABRT, where they do not come.
+      heartbeat_timeout: seconds after which JAX takes a process that is silent for dead and ends all others.
+      stops: whether JAX takes SIGTERM, for `Preemption` to notice. Else the system ends the process.
 
     Raises:
-      Missing: not all came in time.
-      UserError: two processes claim the same number, or differ about how many there are.
+      UserError: the others cannot be found, or process 0 cannot listen.
     """
-    if place is None or place.processes == 1:
+    if start is None:
         yield Team()
         return
-    hosts, links, port = gather(place, timeout) if place.process == 0 else report(place, timeout)
-    team = Team(place.process, hosts, links)
+    import jax
+
+    print(f"jaxcnn: {start.waits}, for up to {start_timeout:g} s", file=sys.stderr, flush=True)
+    _keep_stdout()
+    jax.config.update("jax_enable_preemption_service", stops)
     try:
-        _start_jax(place, team, port, timeout)
+        with _without_proxies():
+            jax.distributed.initialize(
+                **start.arguments,
+                initialization_timeout=math.ceil(start_timeout),
+                heartbeat_timeout_seconds=math.ceil(heartbeat_timeout),
+                shutdown_timeout_seconds=math.ceil(heartbeat_timeout),
+            )
+    except Exception as error:  # of JAX, or of the library of whatever has started the processes
+        words = f"{start.waits}, in vain: {printable(str(error))}"
+        advice = "give --coordinator, --processes and --process, or --processes 1 to train alone"
+        raise UserError(f"{words}: {advice}") from error
+    team = Team.here()
+    if team.processes == 1:  # A TPU's or a Job's only process: signals are its own.
+        jax.distributed.shutdown()
+        yield team
+        return
+    threading.Thread(target=_listen, args=(team,), daemon=True).start()
+    try:
         yield team
     except BaseException as error:
-        _fail(team, error)
+        _end_all(team, error, heartbeat_timeout)
         if isinstance(error, OSError):
             raise UserError(f"{error.strerror or error}: {error.filename or 'while reading or writing'}") from error
         raise
-    import jax
-
-    team.finish()
     jax.distributed.shutdown()
-    team.leave()
 
 
-def _fail(team: Team, error: BaseException) -> None:
-    """Tell the others; what is not the user's own doing may come from another's end, which then is what is told."""
-    known = isinstance(error, OSError | KeyboardInterrupt) or (isinstance(error, UserError) and not error.__cause__)
-    if not known:
-        time.sleep(_SETTLING)  # `team` ends the process if it hears of one
-    theirs = isinstance(error, UserError | OSError)
-    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "code", 2) if theirs else 1
-    words = f"{error}" or type(error).__name__
-    if code != 130 and not theirs:
-        traceback.print_exception(error)
-    team.fail(code, words if theirs else f"{type(error).__name__}: {words}")
-    if code == 1 and not theirs:
-        end_process(1, f"{team.name(team.process)} failed: {type(error).__name__}: {words}")
-
-
-def _start_jax(place: Place, team: Team, port: int, timeout: float) -> None:
-    """Start JAX's coordination service and its collectives, both on the network of the coordinator's address only."""
+def _listen(team: Team) -> None:
+    """End this process as another says why all end; the wait is cancelled when JAX is shut down."""
     import jax
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
-    link = next(iter(team.links.values()))
-    # Else Gloo takes the address of this host's name, on some systems one that no other host can reach.
-    _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=link.here)
-    _keep_stdout()
-    # All of JAX's connections go there, a proxy would swallow them. gRPC reads the name in small letters only.
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112
-    jax.config.update("jax_check_proxy_envs", False)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `Interrupt`
-    jax.distributed.initialize(
-        f"127.0.0.1:{port if team.process == 0 else _relay(place.address[0], port)}", team.processes, team.process,
-        local_device_ids=_own_gpu(team), cluster_detection_method="deactivate",
-        initialization_timeout=max(1, int(timeout)), heartbeat_timeout_seconds=_HEARTBEAT,
-        shutdown_timeout_seconds=int(PATIENCE),
-        coordinator_bind_address=f"{'127.0.0.1' if place.local else '[::]'}:{port}",
-    )  # fmt: skip
+    client = compat.coordination_client()
+    with suppress(jax.errors.JaxRuntimeError):
+        process, code, words = json.loads(client.blocking_key_value_get(_END, _FOREVER))
+        if process != team.process:
+            with suppress(jax.errors.JaxRuntimeError):
+                client.wait_at_barrier(_END, _FAREWELL)
+            end_process(code, words)
 
 
-def _own_gpu(team: Team) -> list[int] | None:
-    """Of several processes on one host each takes one GPU, unless they have been dealt out already."""
-    mates = [i for i, host in enumerate(team.hosts) if host == team.hosts[team.process]]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if len(mates) == 1 or "JAX_LOCAL_DEVICE_IDS" in os.environ or (visible and "," not in visible):
-        return None
-    return [mates.index(team.process)]
+def _end_all(team: Team, error: BaseException, heartbeat_timeout: float) -> None:
+    """Say to all other processes why this one ends; they end with the same code. Then it is for the caller to end."""
+    import jax
+
+    theirs = isinstance(error, UserError | OSError)
+    words = f"{error}" or type(error).__name__
+    if _may_follow(error):
+        wait = f"waiting up to {1.5 * heartbeat_timeout:.0f} s for JAX to say whether another process has died"
+        print(f"jaxcnn: {team}: {printable(' '.join(words.split()))}; {wait}", file=sys.stderr, flush=True)
+        time.sleep(1.5 * heartbeat_timeout)  # JAX ends this process meanwhile.
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "code", 2) if theirs else 1
+    words = words if theirs else f"{type(error).__name__}: {words}"
+    client = compat.coordination_client()
+    try:
+        client.key_value_set(_END, json.dumps([team.process, code, f"{team}: {words}"]))
+    except jax.errors.JaxRuntimeError:
+        time.sleep(2 * _FAREWELL / 1000)  # Another process was first, and the listener ends this one by its words.
+    with suppress(jax.errors.JaxRuntimeError):
+        client.wait_at_barrier(_END, _FAREWELL)
+
+
+def _may_follow(error: BaseException | None) -> bool:
+    """Whether another process's death may be the cause of `error`: a collective has failed."""
+    import jax
+
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Hide proxies while JAX connects: gRPC would send through them what goes to a neighbour, and never arrive."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _keep_stdout() -> None:
-    """Gloo writes to the stdout of C++ whom it has connected to: ours is for results."""
+    """Keep stdout for results: Gloo writes to that of C++ whom it has connected to."""
     if sys.stdout is None:
         return
     sys.stdout.flush()
@@ -151,29 +279,3 @@ def _keep_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
-
-
-def _relay(host: str, port: int) -> int:
-    """A loopback port that leads to `host`:`port`, and does not tell JAX when that is gone.
-
-    JAX's client would end the process at once, with a page about RPCs; `Team` does, and says who died.
-    """
-    server = socket.create_server(("127.0.0.1", 0))
-    kept: list[socket.socket] = []
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(2**16):
-                sink.sendall(data)
-
-    def accept() -> None:
-        while True:
-            near, _ = server.accept()
-            far = connect(host, port, time.monotonic() + _HEARTBEAT)
-            far.settimeout(None)
-            kept.extend((near, far))
-            for ends in ((near, far), (far, near)):
-                threading.Thread(target=pump, args=ends, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return server.getsockname()[1]

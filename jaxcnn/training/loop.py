@@ -17,7 +17,7 @@ from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.data.batches import on_devices
-from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted
+from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted, Preemption
 from jaxcnn.safe_files import read_json, write_atomically
 from jaxcnn.training import resident, run_log
 from jaxcnn.training.checkpoint import Checkpoints
@@ -31,7 +31,9 @@ from jaxcnn.training.state import TrainState, zeros_like
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
 
-def train(config: Config, workdir: Path, model: nn.Module, data: Data, interrupt: Interrupt) -> dict[str, Any]:
+def train(
+    config: Config, workdir: Path, model: nn.Module, data: Data, interrupt: Interrupt | Preemption
+) -> dict[str, Any]:
     """Train `model` to the end of `config`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:

@@ -1,11 +1,13 @@
 """The named mesh of devices, and how arrays lie on it: the rows of a batch, and the state leaf by leaf."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
@@ -20,7 +22,8 @@ SMALLEST = 2**12  # elements of what is cut over `data`: gathering less costs mo
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Mesh:
     """A mesh of data × model devices, -1 is the rest of those there are. One device is the same code.
 
-    The devices of a row, those along `model`, are neighbours: of one process if it has as many.
+    The devices of a row, those along `model`, are neighbours: of one process if it has as many. Over several TPU slices
+    or GPU nodes the mesh is hybrid: the slow network between them carries `data` alone, where `data` divides by them.
 
     Args:
       devices: to take instead of those of this machine; they need not exist where a step is only compiled.
@@ -40,7 +43,13 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Me
         raise UserError(f"{asked}: set config.mesh.data=-1 to take all")
     if jax.process_count() > 1 and data * model != len(devices):
         raise UserError(f"{asked}: several processes use all of them, let data × model be {len(devices)}")
-    return Mesh(np.array(devices[: data * model]).reshape(data, model), AXES)
+    sizes = Counter(getattr(device, "slice_index", 0) for device in devices)  # of each TPU slice or GPU node
+    slices = len(sizes)
+    if slices > 1 and data * model == len(devices) and data % slices == 0 and len(set(sizes.values())) == 1:
+        grid = mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), devices)
+    else:
+        grid = np.array(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -31,9 +31,8 @@ from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.sources.imagenet import class_names
-from jaxcnn.distributed.interrupt import Interrupt
-from jaxcnn.distributed.peers import Team
-from jaxcnn.distributed.processes import check_devices
+from jaxcnn.distributed.interrupt import Interrupt, Preemption
+from jaxcnn.distributed.processes import Team, check_devices
 from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer
@@ -61,7 +60,7 @@ def train(
     data: Data | None = None,
     *,
     team: Team | None = None,
-    interrupt: Interrupt | None = None,
+    interrupt: Interrupt | Preemption | None = None,
 ) -> dict[str, Any]:
     """Train to the end of `config`, from the newest checkpoint in `workdir` if there is one.
 
@@ -71,7 +70,7 @@ def train(
       model: trained instead of the network that `config.model` names; `open_run` then needs it, too. A network of
         the user's own is recorded under the name of its class where `config.model.name` is one of the registry's.
       data: trained on instead of the data set that `config.data` names.
-      team: the processes that train together; this process alone by default.
+      team: the processes that train together; by default those that `jax.distributed.initialize` has joined.
       interrupt: of signals that are handled already. By default the first Ctrl-C or SIGTERM in the main thread ends the
         run after the step, and a second one the process.
 
@@ -82,13 +81,13 @@ def train(
       UserError: the config, the data, the folder or a checkpoint do not fit together, or the loss is not finite.
       Interrupted: a signal came; what was done is saved, and the same call goes on from there.
     """
-    config, workdir, team = _recorded(config, model), Path(workdir), team or Team()
+    config, workdir, team = _recorded(config, model), Path(workdir), team or Team.here()
     # Signals can be handled in the main thread alone; one that is not entered never has a signal.
     handles = interrupt is None and threading.current_thread() is threading.main_thread()
-    handler = Interrupt() if handles else nullcontext(interrupt or Interrupt())
-    with handler as interrupt, _one_run(team, config, workdir):
+    own = Preemption() if team.processes > 1 else Interrupt()
+    with own if handles else nullcontext(interrupt or own) as interrupt, _one_run(team, config, workdir):
         model, data = _parts(config, model, data)
-        return loop.train(config, workdir, model, data, team.agree(interrupt))
+        return loop.train(config, workdir, model, data, interrupt)
 
 
 @contextmanager
@@ -97,10 +96,10 @@ def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
     if team.process == 0:
         with only_trainer(workdir):
             check_resume(config, workdir)
-            team.tell({"config": to_json(config), "lock": (workdir / ".lock").read_text()})
+            team.share({"config": to_json(config), "lock": (workdir / ".lock").read_text()})
             yield
         return
-    first = team.tell()
+    first = team.share()
     theirs = json.loads(first["config"])
     for key, mine in json.loads(to_json(config)).items():
         if mine != theirs.get(key) and key not in _OF_HOST:

@@ -3,9 +3,9 @@
 Starting processes is what takes the time here, so one run shows several things.
 """
 
-import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +24,6 @@ import yaml
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
-from jaxcnn.commands import options
 from jaxcnn.configfile import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
@@ -37,7 +36,6 @@ EXPERIMENT = experiment_text(
 BOUND = 30  # seconds in which all end once one has died
 # Float32 sums in another order: after 60 steps of Adam on two or four processes, beside one.
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
 TIMING = ("train/images_per_sec", "train/data_wait_frac")
 
 
@@ -93,16 +91,6 @@ def members(launcher: int) -> dict[int, int]:
     return found
 
 
-def listening(pid: int) -> set[str]:
-    """The addresses on which a process listens, in the hexadecimal of /proc."""
-    sockets = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            sockets.add(os.readlink(link))
-    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
-
-
 def wait_for(process: subprocess.Popen[str], begin: str) -> None:
     """Read its stderr up to a line that starts so."""
     assert process.stderr is not None
@@ -120,9 +108,6 @@ def signalled(count: int, words: list[str], process: int | None, number: int, li
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
-        for pid in running.values():
-            assert listening(pid) <= LOOPBACK
-        assert listening(running[0])  # Gloo, JAX's service
         os.kill(launch.pid if process is None else running[process], number)
         began = time.monotonic()
         _, err = launch.communicate(timeout=300)
@@ -173,7 +158,15 @@ def test_two_processes_train_what_one_device_trains(two, alone):
     assert json.loads(out)["step"] == STEPS  # that and nothing else
     assert json.loads((workdir / "result.json").read_text())["process_count"] == 2
     assert "processes 2, mesh data 2 × model 1" in err
-    assert not [line for line in err.splitlines() if line.startswith("[1] ")]
+    (line,) = [line for line in err.splitlines() if line.startswith("[1] ")]
+    for word in (
+        "process 1 of 2",
+        os.uname().nodename,
+        "process 0",
+        "127.0.0.1:",
+        "300 s",
+    ):  # who, whom, where, how long
+        assert word in line
     assert_close(workdir, alone)
 
 
@@ -189,7 +182,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
     assert_same(tmp_path, two[0])
 
 
-def test_the_first_process_killed_ends_all_and_names_it_and_checkpoints_pass_between_any_numbers(
+def test_a_process_killed_is_named_and_ends_all_and_checkpoints_pass_between_any_numbers(
     experiment, two, alone, tmp_path
 ):
     # One device's checkpoint goes on in two processes, theirs on one device; process 0 dies on the way.
@@ -198,10 +191,9 @@ def test_the_first_process_killed_ends_all_and_names_it_and_checkpoints_pass_bet
     code, err, seconds = signalled(2, words, 0, signal.SIGKILL, "step 22/")
     assert code == 128 + signal.SIGKILL
     assert seconds < BOUND
-    host = os.uname().nodename
-    ending = f"process 0 of 2 on {host} died; run the same command again to go on from the newest checkpoint"
-    assert [line for line in err.splitlines() if line.startswith("[1] ")][-1] == f"[1] jaxcnn: {ending}"
-    assert "jaxcnn: process 0 of 2 was ended by SIGKILL" in err.splitlines()
+    last = err.splitlines()[-1]
+    for word in ("process 0 of 2", os.uname().nodename, "SIGKILL"):
+        assert word in last
     shutil.rmtree(tmp_path / "checkpoints")
     shutil.copytree(two[0] / "checkpoints" / "20", tmp_path / "checkpoints" / "20")
     shutil.copy(two[0] / "metrics.jsonl", tmp_path)
@@ -233,8 +225,9 @@ def test_a_users_error_in_one_process_ends_all_with_its_words(experiment, tmp_pa
     words = train(experiment, tmp_path)
     (first, theirs), (second, own) = by_flags(words, [*words, "--config.data.name=folder:/nowhere"])
     assert (first, second) == (2, 2)
-    message = "config.data.name is 'folder:/nowhere' here and 'digits' in process 0: they must agree"
-    assert own.splitlines()[-1] == f"jaxcnn: {message}"
+    message = own.splitlines()[-1].removeprefix("jaxcnn: ")
+    assert "config.data.name" in message
+    assert "/nowhere" in message
     assert theirs.splitlines()[-1] == f"jaxcnn: process 1 of 2 on {os.uname().nodename}: {message}"
     assert "Traceback" not in own + theirs
 
@@ -242,22 +235,21 @@ def test_a_users_error_in_one_process_ends_all_with_its_words(experiment, tmp_pa
 def test_folders_that_are_not_the_same_are_noticed(experiment, tmp_path):
     (first, theirs), (second, own) = by_flags(*(train(experiment, tmp_path / name) for name in ("a", "b")))
     assert (first, second) == (2, 2)
-    assert f"--workdir {tmp_path}/b is not the folder of process 0" in own
-    assert f"--workdir {tmp_path}/b is not the folder of process 0" in theirs
+    assert f"--workdir {tmp_path}/b" in own.splitlines()[-1]
+    assert f"--workdir {tmp_path}/b" in theirs.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("process", "missing"), [(0, "process 1 of 2 has not joined"), (1, "process 0 of 2 has not")])
-def test_a_missing_process_is_named_in_time(process, missing, experiment, tmp_path, capsys):
+def test_a_process_without_the_others_says_for_whom_it_waits_and_is_ended_by_jax(experiment, tmp_path):
     address = f"127.0.0.1:{free_port()}"
-    flags = ["--coordinator", address, "--processes", "2", "--process", str(process), "--start-timeout", "0.5"]
-    began = time.monotonic()
-    with mock.patch.dict(models._REGISTRY):
-        assert cli.main([*train(experiment, tmp_path), *flags]) == 1
-    options.ENDS.clear()  # the console script would end the process by them
-    assert time.monotonic() - began < 20
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"jaxcnn: {missing}")
-    assert f"{address} within 0.5 s" in line
+    flags = ["--coordinator", address, "--processes", "2", "--process", "1", "--start-timeout", "1"]
+    command = [sys.executable, "-m", "jaxcnn.cli", *train(experiment, tmp_path), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stdout == ""
+    first = done.stderr.splitlines()[0]
+    for word in ("process 1 of 2", "process 0", address, "1 s"):
+        assert word in first
+    assert "DEADLINE_EXCEEDED" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -274,6 +266,7 @@ def test_a_missing_process_is_named_in_time(process, missing, experiment, tmp_pa
         (["train", "--coordinator", "here"], "'here': write HOST:PORT"),
         (["train", "--coord", "here:1"], "unknown argument --coord"),
         *((["train", "--start-timeout", x], f"'{x}': write a number of seconds") for x in ("nan", "inf", "-1", "0")),
+        (["train", "--heartbeat-timeout", "0"], "'0': write a number of seconds"),
         (["train", "--coordinator", "a:1", "--processes", "2", "--process", "2"], "numbered from 0 to N - 1"),
     ],
 )
@@ -415,12 +408,32 @@ def test_four_processes_killed_and_stopped_make_the_very_same_run_which_is_that_
         assert code == expected, err
         assert seconds < BOUND
         if number == signal.SIGKILL:
-            ending = f"process {process} of 4 on {os.uname().nodename} died"
-            for other in {0, 1, 2, 3} - {process}:
-                prefix = f"[{other}] jaxcnn: " if other else "jaxcnn: "
-                assert any(line.startswith(prefix + ending) for line in err.splitlines())
+            assert f"process {process} of 4 on {os.uname().nodename}" in err.splitlines()[-1]
     launched(4, cut)
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_without_a_launcher_jax_ends_the_others_and_names_the_dead(experiment, tmp_path):
+    """Process 1 of three is killed, and nobody but the coordination service notices."""
+    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "3", "--heartbeat-timeout", "10"]
+    words = [sys.executable, "-m", "jaxcnn.cli", *train(experiment, tmp_path, "global_batch_size=33", "steps=100000")]
+    files = [(tmp_path / f"{i}.txt").open("w+") for i in range(3)]
+    processes = [
+        subprocess.Popen(
+            [*words, *flags, "--process", str(i)], stderr=file, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+        )
+        for i, file in enumerate(files)
+    ]
+    while "step 10/" not in (tmp_path / "0.txt").read_text():
+        assert processes[0].poll() is None
+        time.sleep(0.1)
+    processes[1].kill()
+    assert [process.wait(timeout=120) for process in processes] == [-signal.SIGABRT, -signal.SIGKILL, -signal.SIGABRT]
+    for file in files:
+        file.close()
+    for i in (0, 2):
+        assert re.search(r"heartbeats?\W*\n?1\b|[Tt]ask:? ?1 ", (tmp_path / f"{i}.txt").read_text())
 
 
 @pytest.mark.slow

@@ -1,99 +1,153 @@
-"""What the surroundings say of a process, and JAX's way to process 0."""
+"""How a process finds the others of its run: by the arguments that reach JAX."""
 
-import contextlib
+import os
 import socket
-import threading
+import subprocess
+import sys
+from typing import Any
 
+import jax
 import pytest
 
 from jaxcnn import UserError
 from jaxcnn.distributed import processes
-from jaxcnn.distributed.peers import Team
-from jaxcnn.distributed.rendezvous import Place
+from jaxcnn.distributed.processes import Team, by_flags, by_surroundings, joined
 
 SLURM = {
-    "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[07-08],other1", "SLURM_NTASKS": "3", "SLURM_PROCID": "2",
-    "SLURM_LOCALID": "0",
+    "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[07-08],other1", "SLURM_NTASKS": "5",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "1", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
 }  # fmt: skip
+MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}  # fmt: skip
+PREFIXES = ("SLURM", "OMPI", "KUBERNETES", "JOB_COMPLETION", "JAX_", "CUDA_", "TPU_", "MEGASCALE")
 
 
 @pytest.fixture
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment without what a scheduler of this machine may have set."""
-    names = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX", "OMPI_MCA_orte_hnp_uri", "CUDA_VISIBLE_DEVICES")
-    for name in (*SLURM, *names, "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "JAX_LOCAL_DEVICE_IDS"):
-        monkeypatch.delenv(name, raising=False)
+    """The environment without what this machine's scheduler may have set."""
+    for name in list(os.environ):
+        if name.startswith(PREFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(processes, "_keep_stdout", lambda: None)
     return monkeypatch
 
 
-def test_a_process_without_a_scheduler_is_alone(surroundings):
-    assert processes.find_place(1) is None
-    threads = threading.active_count()
-    with processes.joined(None, 1) as team:
-        assert (team.process, team.processes) == (0, 1)
-        assert threading.active_count() == threads
+class Reached(Exception):
+    """JAX's service would have been started with these arguments."""
 
 
-@pytest.mark.parametrize("name", ["SLURM_STEP_NODELIST", "SLURM_PROCID"])
-def test_a_batch_script_outside_of_srun_is_alone(name, surroundings):
-    for key, value in SLURM.items():
-        if key != name:
-            surroundings.setenv(key, value)
-    assert processes.find_place(1) is None
+@pytest.fixture
+def service(surroundings: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What reaches `jax.distributed` at its very end, after detection; nothing is started."""
+    reached: dict[str, Any] = {}
+
+    def initialize(**arguments: Any) -> None:
+        reached.update(arguments, proxies=[name for name in os.environ if name.lower().endswith("_proxy")])
+        raise Reached
+
+    surroundings.setattr(jax.distributed, "initialize", initialize)
+    return reached
 
 
-def test_a_task_of_slurm_knows_its_place(surroundings):
-    for key, value in SLURM.items():
-        surroundings.setenv(key, value)
-    assert processes.find_place(1) == Place("node07:61441", 3, 2)
-    surroundings.setenv("JAX_COORDINATOR_PORT", "29500")
-    assert processes.find_place(1) == Place("node07:29500", 3, 2)
-    surroundings.setenv("SLURM_NTASKS", "1")
-    assert processes.find_place(1) is None
-
-
-def test_surroundings_that_make_no_sense_are_refused_with_the_flags(surroundings):
-    for key, value in (SLURM | {"SLURM_NTASKS": "many"}).items():
-        surroundings.setenv(key, value)
-    with pytest.raises(UserError, match=r"cannot be found: .*'many'.* give --coordinator, --processes and --process"):
-        processes.find_place(1)
-
-
-def test_an_indexed_job_whose_pods_cannot_be_asked_for_is_refused_and_another_pod_is_alone(surroundings):
-    surroundings.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert processes.find_place(1) is None
-    surroundings.setenv("JOB_COMPLETION_INDEX", "1")
-    surroundings.setattr(processes, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"Indexed Job: install the package `kubernetes`.*--processes 1 trains alone"):
-        processes.find_place(1)
+def start(variables: dict[str, str], surroundings: pytest.MonkeyPatch) -> processes.Start | None:
+    for name, value in variables.items():
+        surroundings.setenv(name, value)
+    return by_surroundings()
 
 
 @pytest.mark.parametrize(
-    ("names", "visible", "given", "own"),
+    "variables",
     [
-        (["a", "b", "b"], None, None, [1]),  # the second of two on b
-        (["a", "a", "b"], None, None, None),  # the only one on b: all that are there
-        (["a", "b", "b"], "0,1,2,3", None, [1]),
-        (["a", "b", "b"], "2", None, None),  # it sees one only, its own
-        (["a", "b", "b"], None, "4,5", None),  # `jaxcnn launch` has said which
+        {},
+        {"SLURM_JOB_ID": "4097", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n1"},  # a batch script, outside of srun
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # an interactive shell of a job of five tasks
+        SLURM | {"SLURM_STEP_NUM_TASKS": "", "SLURM_NTASKS": "1"},
+        MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},  # a pod of no Indexed Job, such as a notebook
     ],
 )
-def test_processes_of_one_host_share_its_gpus(names, visible, given, own, surroundings):
-    for key, value in (("CUDA_VISIBLE_DEVICES", visible), ("JAX_LOCAL_DEVICE_IDS", given)):
-        if value:
-            surroundings.setenv(key, value)
-    assert processes._own_gpu(Team(2, names)) == own
+def test_a_process_without_others_is_alone(variables, surroundings):
+    assert start(variables, surroundings) is None
+    with joined(None) as team:
+        assert team == Team(0, 1)
 
 
-def test_the_relay_passes_on_both_ways_and_does_not_tell_that_the_other_end_is_gone():
+@pytest.mark.parametrize(
+    ("variables", "gpus", "words"),
+    [
+        (SLURM, [1], "process 3 of 5"),  # the second of two on node08
+        (SLURM | {"SLURM_NODEID": "2", "SLURM_LOCALID": "0", "SLURM_PROCID": "4"}, [], "process 4 of 5"),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "2"}, [], "process 3"),  # it sees one only, its own
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}, [1], "process 3"),
+        (SLURM | {"SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, [], "process 3"),  # SLURM has dealt them
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, None, "process 3"),  # JAX reads it
+        (MPI, [0], "process 2 of 4"),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [], "process 2 of 4"),
+        ({"JOB_COMPLETION_INDEX": "3"}, [], "process 3"),
+    ],
+)
+def test_one_of_several_asks_jax_for_the_others_and_knows_its_gpus(variables, gpus, words, surroundings):
+    found = start(variables, surroundings)
+    assert found
+    assert found.arguments == {"local_device_ids": gpus}  # all else is JAX's to detect
+    assert words in found.waits
+
+
+@pytest.mark.parametrize("platforms", ["tpu,cpu", "tpu"])
+def test_on_a_tpu_jax_is_always_asked(platforms, surroundings):
+    before: Any = getattr(jax.config, "jax_platforms", None)
+    jax.config.update("jax_platforms", platforms)
+    try:
+        assert start({}, surroundings) is not None
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "bind"),
+    [("127.0.0.1:9000", "127.0.0.1:9000"), ("localhost:9000", "127.0.0.1:9000"), ("node1:9000", None)],
+)
+def test_flags_switch_detection_off_and_keep_a_local_run_to_this_host(coordinator, bind, service, surroundings):
+    for name, value in (SLURM | {"SLURM_LOCALID": "0", "SLURM_NODEID": "2", "http_proxy": "http://proxy:3128"}).items():
+        surroundings.setenv(name, value)
+    with pytest.raises(UserError) as caught, joined(by_flags(coordinator, 3, 2), 7.5, 20):
+        pass
+    assert isinstance(caught.value.__cause__, Reached)
+    expected = {
+        "coordinator_address": coordinator, "num_processes": 3, "process_id": 2,
+        "local_device_ids": [2] if bind else [], "cluster_detection_method": "deactivate",
+        "initialization_timeout": 8, "heartbeat_timeout_seconds": 20,
+        "shutdown_timeout_seconds": 20, "proxies": [],
+    }  # fmt: skip
+    assert service == expected | ({"coordinator_bind_address": bind} if bind else {})
+    assert os.environ["http_proxy"] == "http://proxy:3128"  # it is hidden from JAX only
+
+
+def test_several_processes_that_jax_cannot_find_are_an_error_that_names_the_flags(surroundings, capsys):
+    found = start({"JOB_COMPLETION_INDEX": "1"}, surroundings)  # no Kubernetes here, nor its package
+    with pytest.raises(UserError, match="--coordinator") as caught, joined(found):
+        pass
+    assert "--processes 1" in str(caught.value)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "process 1" in line
+    assert "300 s" in line
+
+
+ALONE = """
+import os, signal
+from jaxcnn.distributed.processes import by_flags, joined
+with joined(by_flags("127.0.0.1:{port}", 1, 0)) as team, team.interrupt() as interrupt:
+    import jax
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(team.processes, interrupt.signal.name, jax.distributed.is_initialized())
+"""
+
+
+def test_a_slice_of_one_process_keeps_its_signals():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = processes._relay(*server.getsockname())
-        near = socket.create_connection(("127.0.0.1", port), timeout=10)
-        far = server.accept()[0]
-        for source, sink, words in ((near, far, b"question"), (far, near, b"answer")):
-            source.sendall(words)
-            assert sink.recv(100) == words
-        far.close()
-    near.settimeout(0.5)
-    with contextlib.closing(near), pytest.raises(TimeoutError):
-        near.recv(1)
+        port = server.getsockname()[1]
+    done = subprocess.run([sys.executable, "-c", ALONE.format(port=port)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "SIGTERM", "False"], done.stderr
