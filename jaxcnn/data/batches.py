@@ -214,14 +214,14 @@ def _eval_batch(starts: "list[tuple[Reader, int]]", rows: range, number: int) ->
 
 def _batch(reader: "Reader", names: list[tuple[int, int]], rows: Iterable[dict[str, Any]]) -> Batch:
     """Put each row in its place as it comes, while the processor has it in its cache."""
-    count = len(names)
+    count = len(names)  # n; images (n, H, W, C), targets (n, …)
     targets = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in reader.targets.items()}
     images = aligned((count, *reader.size, reader.source.image_shape[-1]))
     batch = {"image": images, **targets, "broken": np.empty(count, np.int32)}
     for i, row in enumerate(rows):
         for name, value in row.items():
             batch[name][i] = value
-    epochs, examples = np.array(names, np.int32).T
+    epochs, examples = np.array(names, np.int32).T  # (n, 2) -> (n,) each
     return batch | {"epoch": epochs, "example": examples}
 
 

@@ -22,7 +22,7 @@ from jaxcnn.config import height_width
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.images.decode import Box, Crop, center, decode, resize, size_of
+from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
 from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
 
 Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
@@ -135,13 +135,10 @@ class Reader:
 
     def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
         """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
-        channels = self.source.image_shape[-1]
         if None in self.source.image_shape:
             crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
-            return crop.image(image, channels, interpolation), crop
-        pixels = decode(image, channels)
-        if pixels.shape != self.source.image_shape:
-            raise ValueError(f"its shape is {pixels.shape}, not {self.source.image_shape}")
+            return crop.image(image, self.source.image_shape[-1], interpolation), crop
+        pixels = self.source.pixels(image)
         crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
         pixels = resize(pixels, self.size)
         return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
@@ -152,7 +149,7 @@ class Reader:
         Raises:
           UserError: there are more boxes than the task has room for.
         """
-        seen, targets = None, {}
+        seen, targets = None, {}  # of n boxes, bool (n,): those of which the crop shows something
         if PLACED & self.targets.keys():
             crop = crop.taken(interpolation)
         if "boxes" in self.targets:
@@ -173,7 +170,7 @@ class Reader:
                     f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
                     "raise their number in config.task"
                 )
-            targets[name] = np.zeros(shape, dtype)
+            targets[name] = np.zeros(shape, dtype)  # (room, …) for (n, …): one shape for all rows of a batch
             targets[name][: len(value)] = value
         return targets
 

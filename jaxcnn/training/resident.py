@@ -107,10 +107,10 @@ def eval_feeds(data: Any, mesh: Mesh, rows: int, global_batch_size: int) -> list
     places = np.arange(batches * global_batch_size, dtype=np.int32).reshape(batches, global_batch_size)
     example = np.minimum(places, len(mask) - 1)
     counted = np.where(places < len(mask), mask[example], 0).astype(np.float32)
-    cut = over_rows(mesh, axis=1).spec
+    columns = over_rows(mesh, axis=1).spec  # a table (batches, rows of a batch) is sharded by its second axis
+    tables = {"example": example, "mask": counted}
     return [
-        examples
-        | {"example": on_all(mesh, example[i : i + rows], cut), "mask": on_all(mesh, counted[i : i + rows], cut)}
+        examples | {name: on_all(mesh, table[i : i + rows], columns) for name, table in tables.items()}
         for i in range(0, batches, rows)
     ]
 

@@ -119,14 +119,22 @@ class Source(ABC):
         Raises:
           IndexError, BadExample: as of `read`; the image cannot be decoded, or is of another shape than it should be.
         """
-        from jaxcnn.data.images.decode import decode
-
         example = self.read(index)
         with self.naming(index.__index__(), ValueError):
-            pixels = decode(example["image"], self.image_shape[-1])
-            if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
-                raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
-        return example | {"image": pixels}
+            return example | {"image": self.pixels(example["image"])}
+
+    def pixels(self, image: "bytes | np.ndarray") -> "np.ndarray":
+        """Decode an image of this source: uint8 (H, W, C).
+
+        Raises:
+          ValueError: it cannot be decoded, or is of another shape than it should be.
+        """
+        from jaxcnn.data.images.decode import decode
+
+        pixels = decode(image, self.image_shape[-1])
+        if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
+            raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
+        return pixels
 
     def sizes(self, skip: bool = False) -> "np.ndarray":
         """Return the height and width of every image, int64 (N, 2), from their headers, which threads read.
@@ -277,6 +285,11 @@ def path_of(name: str) -> Path:
     if not folder or "\0" in folder:
         raise UserError(f"cannot read the data set name {name!r}: write {KINDS[kind].form}")
     return Path(os.path.abspath(os.path.expanduser(folder)))
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name that a file of someone else's gives is a file's own, and leads to no other folder."""
+    return not set("/\\\0") & set(name) and name not in (".", "..")
 
 
 def _module(name: str) -> Any:

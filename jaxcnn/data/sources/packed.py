@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_PIXELS
-from jaxcnn.data.sources import KINDS, Source, path_of
+from jaxcnn.data.sources import KINDS, Source, is_plain, path_of
 from jaxcnn.safe_files import printable, read_json
 
 FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, KINDS["packed"].marker
@@ -201,8 +201,7 @@ def _three(shape: Sequence[Any]) -> tuple[int | None, int | None, int]:
 
 def _shard(values: Any) -> Shard:
     shard = Shard(*(_get(values, key, kind) for key, kind in Shard.__annotations__.items()))
-    plain = shard.file == os.path.basename(shard.file) and "\\" not in shard.file and "\0" not in shard.file
-    if not plain or shard.file in ("", ".", "..") or not shard.file.isprintable():
+    if not (shard.file and is_plain(shard.file) and shard.file.isprintable()):
         raise ValueError(f"{shard.file!r} is no plain name of a file")
     if not 0 <= shard.examples * HEADER.size <= shard.bytes:
         raise ValueError(f"{shard.file} cannot have {shard.examples} examples in {shard.bytes} bytes")

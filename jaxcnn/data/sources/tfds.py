@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import Source, imagenet, one_line
+from jaxcnn.data.sources import Source, imagenet, is_plain, one_line
 from jaxcnn.safe_files import printable, read_json
 
 ARRAY_RECORD = "array_record"
@@ -172,12 +172,8 @@ def _check_names(folder: Path) -> None:
             raise ValueError("features.json has a feature of another kind than images and labels")
     for key, value in _pairs({"about": about, "features": code}):
         names = [key, value] if key in ("name", "filepathTemplate", "filepath_template") else [key]
-        if any(isinstance(name, str) and not _is_plain(name) for name in names):
+        if any(isinstance(name, str) and not is_plain(name) for name in names):
             raise ValueError("its JSON files name a file outside of the folder")
-
-
-def _is_plain(name: str) -> bool:
-    return not set("/\\\0") & set(name) and name not in (".", "..")
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
