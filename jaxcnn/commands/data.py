@@ -200,7 +200,7 @@ def _verify(name: str) -> None:
 
 @contextlib.contextmanager
 def _counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """`progress(done, total)` to call while something long goes on: a bar, or a line for each tenth off a terminal."""
+    """Show `progress(done, total)`, which the block is given, as a bar; off a terminal as a line for each tenth."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -220,7 +220,7 @@ def _counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]
 
 
 def _source_name(name: str, data_dir: str) -> str:
-    """`name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
+    """Return `name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
     from jaxcnn.data.sources.tfds import STATISTICS, data_root
 
     base = re.split("[/:]", name)[0]
@@ -271,7 +271,7 @@ def _report(source: "Source", tally: _Tally) -> None:
 
 
 def _ranges(indices: Iterable[int]) -> str:
-    """Rising numbers with runs drawn together: "3, 5-9"."""
+    """Return rising numbers with runs drawn together: "3, 5-9"."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -282,17 +282,17 @@ def _ranges(indices: Iterable[int]) -> str:
 
 
 def class_title(label: int, class_names: tuple[str, ...]) -> str:
-    """Number and name of a class; the number alone where that is its name."""
+    """Return number and name of a class; the number alone where that is its name."""
     return f"{label}" if class_names[label] == f"{label}" else f"{label} {class_names[label]}"
 
 
 def shape_text(shape: Iterable[int | None]) -> str:
-    """(8, None, 1) -> "8×?×1"."""
+    """Return "8×?×1" for (8, None, 1)."""
     return "×".join("?" if n is None else str(n) for n in shape)
 
 
 def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) -> "Image":
-    """A picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
+    """Return a picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     font: Any = ImageFont.load_default(size=14)
@@ -343,7 +343,7 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
 
 
 def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":
-    """Images uint8 of one batch after host and device have changed them, before they are normalised."""
+    """Return images uint8 of one batch after host and device have changed them, before they are normalised."""
     import jax.numpy as jnp
     import numpy as np
 

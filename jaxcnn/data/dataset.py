@@ -65,7 +65,7 @@ class Reader:
     members: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self.source) if self.members is None else len(self.members)
 
     def example(self, place: int) -> int:
@@ -138,7 +138,7 @@ class Reader:
         if None in self.source.image_shape:
             crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
             return crop.image(image, self.source.image_shape[-1], interpolation), crop
-        pixels = self.source.pixels(image)
+        pixels = self.source.decoded(image)
         crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
         pixels = resize(pixels, self.size)
         return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
@@ -384,7 +384,7 @@ class Dataset:
 
     @property
     def eval_broken(self) -> int:
-        """Number of examples of the last evaluation that could not be read here and were not counted."""
+        """Return how many examples of the last evaluation could not be read here and were not counted."""
         return len(self.broken[_EVALUATION])
 
     def complaints(self, epoch: float) -> list[str]:

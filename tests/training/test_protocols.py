@@ -74,7 +74,7 @@ def one_by_one(name: str, views: Views, size: int) -> dict[str, float]:
     source, losses, ranks = Photographs(size), [], []
     for i in range(size):
         example, softmaxes = source[i], []
-        for stack in views.cut(example["image"]):
+        for stack in views.crop(example["image"]):
             for view in stack:
                 for image in [view, view[:, ::-1]] if views.protocol != "1crop" else [view]:
                     logits = np.asarray(logits_of(name, views.protocol == "dense")(image[None])[0], np.float64)

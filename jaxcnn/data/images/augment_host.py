@@ -167,7 +167,7 @@ def pca(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def photometric(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Brightness, contrast and colour times 0.5 … 1.5, uniform, in random order: Howard 2013 (arXiv:1312.5402).
+    """Scale brightness, contrast and colour by 0.5 … 1.5, uniform, in random order: Howard 2013 (arXiv:1312.5402).
 
     As Pillow's enhancements, which he used, but rounded once; his lighting noise is `pca`. Colour leaves grey as it is.
     """
@@ -186,7 +186,7 @@ def photometric(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def randaugment(image: np.ndarray, rng: Rng, n: float, m: float) -> np.ndarray:
-    """`n` of 14 operations, drawn with replacement, at magnitude `m` of 0 … 10: Cubuk et al. 2020, section 3.
+    """Apply `n` of 14 operations, drawn with replacement, at magnitude `m` of 0 … 10: Cubuk et al. 2020, section 3.
 
     10 is the strongest of AutoAugment's Table 6; torchvision counts to 30, its 9 is 3 here. Signs are random.
     """
@@ -197,7 +197,7 @@ def randaugment(image: np.ndarray, rng: Rng, n: float, m: float) -> np.ndarray:
 
 
 def erase(image: np.ndarray, rng: Rng, p: float) -> np.ndarray:
-    """With probability `p`, noise in a rectangle of 2 … 33 % of the area, aspect 0.3 … 1 / 0.3: Zhong et al. 2020.
+    """Put noise, with probability `p`, in 2 … 33 % of the area, aspect 0.3 … 1 / 0.3: Zhong et al. 2020.
 
     Section 3 with its random values; area up to a third (paper: 40 %) and log-uniform aspect are torchvision's.
     """
@@ -213,7 +213,7 @@ def erase(image: np.ndarray, rng: Rng, p: float) -> np.ndarray:
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """The image whose (x, y) shows the pixel nearest to (a x + b y + c, d x + e y + f)."""
+    """Return the image whose (x, y) shows the pixel nearest to (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=_FILL[image.mode])
 
 

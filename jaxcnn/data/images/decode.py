@@ -31,7 +31,7 @@ _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole 
 _COLOURS = {1: "GRAY", 3: "RGB"}
 _BLOCK = 16  # rows that are decoded together where colour is subsampled, the most there is
 _STRAY = 64  # bytes that may stand before the end marker: more are what damage leaves over
-_SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than the whole
+_SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than all of it
 _MOST_SCANS = 100  # encoders write ten or so; each costs a pass over all pixels, for as little as a few bytes
 
 
@@ -312,7 +312,7 @@ def center(image: tuple[int, int], size: tuple[int, int], resize: int) -> Crop:
         where that is not less than `size`, the crop is within the image.
     """
     covered = cover(image, frame(size, resize))
-    starts = [round((whole - part) / 2) for whole, part in zip(covered, size, strict=True)]
+    starts = [round((side - part) / 2) for side, part in zip(covered, size, strict=True)]
     (top, height), (left, width) = (
         (start * side / whole, part * side / whole)
         for start, part, side, whole in zip(starts, size, image, covered, strict=True)

@@ -31,7 +31,7 @@ def one_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
 
 
 def ten_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
-    """Krizhevsky et al. 2012, section 4.1: the four corners and the centre; with their mirror images, ten.
+    """Return the four corners and the centre, with their mirror images ten: Krizhevsky et al. 2012, section 4.1.
 
     Of the central square, 256 pixels wide, which is all that the paper keeps of an image (section 2). torchvision's
     TenCrop takes the corners of the whole rectangle.
@@ -41,7 +41,7 @@ def ten_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
 
 
 def multi_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
-    """Szegedy et al. 2015, section 7: 18 of the 36 crops at one of four scales, the others are their mirror images.
+    """Return 18 of the 36 crops at one of four scales, without their mirror images: Szegedy et al. 2015, section 7.
 
     Of the left, central and right square, or the top, central and bottom one of a portrait: the four corners, the
     centre, and the square itself resized to `size`.
@@ -90,12 +90,12 @@ class Views:
 
     @property
     def mirrored(self) -> bool:
-        """Whether each view counts a second time, mirrored left to right."""
+        """Return whether each view counts a second time, mirrored left to right."""
         return self.protocol != "1crop"
 
     @property
     def count(self) -> int:
-        """Views of an image, mirror images included."""
+        """Return the number of views of an image, mirror images included."""
         return _PROTOCOLS[self.protocol].number * len(self.scales) * (1 + self.mirrored)
 
     def shape(self, scale: int, aspect: tuple[int, int]) -> tuple[int, int]:
@@ -113,7 +113,7 @@ class Views:
         return round(_GRID * height / short), round(_GRID * width / short)
 
     def pixels(self, aspect: tuple[int, int]) -> int:
-        """Pixels of all views of an image."""
+        """Return the pixels of all views of an image."""
         areas = sum(math.prod(self.shape(scale, aspect)) for scale in self.scales)
         return areas * self.count // len(self.scales)
 
@@ -125,8 +125,8 @@ class Views:
                 f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {fix}"
             )
 
-    def cut(self, image: np.ndarray) -> list[np.ndarray]:
-        """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops."""
+    def crop(self, image: np.ndarray) -> list[np.ndarray]:
+        """Return uint8 (views, *shape, C) of an image (H, W, C) for each scale; of crops one array for all."""
         if self.protocol == "dense":
             aspect = self.aspect(*image.shape[:2])
             return [resize(image, self.shape(scale, aspect))[None] for scale in self.scales]
@@ -238,7 +238,7 @@ def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
     for i in dict.fromkeys(examples):
         example = source[i]
         views.check(source.where(i), *example["image"].shape[:2])
-        made[i] = example["label"], views.cut(example["image"])
+        made[i] = example["label"], views.crop(example["image"])
     labels, cuts = zip(*(made[i] for i in examples), strict=True)
     stacks = {f"views{k}": np.stack(arrays) for k, arrays in enumerate(zip(*cuts, strict=True))}
     return stacks | {"label": np.array(labels, np.int32), "mask": rows.mask[mine]}

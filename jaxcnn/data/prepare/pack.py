@@ -58,12 +58,12 @@ class Task(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """What the manifest is to say of the shard; written after it."""
+        """Return the file of what the manifest is to say of the shard; it is written after the shard."""
         return self.path.parent / UNFINISHED / f"{self.path.name}.json"
 
     @property
     def finished(self) -> bool:
-        """Whether the shard need not be written again."""
+        """Return whether the shard need not be written again."""
         if not self.note.exists() or not self.path.exists():
             return False
         return self.path.stat().st_size == read_json(self.note)["shard"]["bytes"]
@@ -75,7 +75,7 @@ def pack(
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     """Write the data set `name` to the folder `out`, or go on where an interrupted call with these arguments stopped.
 
-    An image of at most `options.max_side` that is a grey or RGB JPEG, upright and whole, keeps its very bytes.
+    An image of at most `options.max_side` that is a grey or RGB JPEG, upright and undamaged, keeps its very bytes.
 
     Args:
       splits: those wanted; none: all that have labels.
@@ -256,7 +256,7 @@ def _pack_shard(task: Task) -> None:
 
 
 def record(source: Source, index: int, options: Options) -> bytes:
-    """The record of example `index`; BadExample where its image is broken."""
+    """Return the record of example `index`; BadExample where its image is broken."""
     example = source.read(index)
     with source.naming(index, ValueError):
         jpeg = shrink(example["image"], source.image_shape[-1], options.max_side, options.quality)
@@ -264,9 +264,9 @@ def record(source: Source, index: int, options: Options) -> bytes:
 
 
 def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int) -> bytes:
-    """An image file, or pixels, as an upright JPEG, grey or RGB, of sides of at most `max_side` (0: as they are).
+    """Return an image file, or pixels, as an upright JPEG, grey or RGB, with sides up to `max_side` (0: as they are).
 
-    One that is so already, and whole, is returned as it is.
+    One that is so already, and undamaged, is returned as it is.
 
     Raises:
       ValueError: it is no image, is damaged, or has more than MAX_PIXELS.
@@ -288,7 +288,7 @@ def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int
 
 
 def fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """(height, width) with the longer side at most `max_side`."""
+    """Return (height, width) with the longer side at most `max_side`."""
     longer = max(size)
     if not max_side or longer <= max_side:
         return size
@@ -297,7 +297,7 @@ def fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; UserError where it is damaged."""
+    """Return what `write_json` wrote; UserError where it is damaged."""
     try:
         return dict(safe_files.read_json(path))
     except (OSError, ValueError, TypeError) as error:
@@ -305,7 +305,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, even if the machine stops."""
+    """Write a JSON file completely or not at all, even if the machine stops."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(part, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1)

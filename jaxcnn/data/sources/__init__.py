@@ -84,11 +84,11 @@ class Source(ABC):
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 … num_classes - 1."""
+        """Return the number of classes: labels are 0 … num_classes - 1."""
         return len(self.class_names)
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return self.size
 
     def read(self, index: SupportsIndex) -> dict[str, Any]:
@@ -121,9 +121,9 @@ class Source(ABC):
         """
         example = self.read(index)
         with self.naming(index.__index__(), ValueError):
-            return example | {"image": self.pixels(example["image"])}
+            return example | {"image": self.decoded(example["image"])}
 
-    def pixels(self, image: "bytes | np.ndarray") -> "np.ndarray":
+    def decoded(self, image: "bytes | np.ndarray") -> "np.ndarray":
         """Decode an image of this source: uint8 (H, W, C).
 
         Raises:
@@ -167,7 +167,7 @@ class Source(ABC):
             return np.array(list(threads.map(size, range(self.size))), np.int64).reshape(-1, 2)
 
     def __repr__(self) -> str:
-        """No path in it: the same data elsewhere reads the same."""
+        """Return a name without a path: the same data elsewhere reads the same."""
         return f"<{path_kind(self.name) or self.name}, {self.split}: {self.size} examples>"
 
     def where(self, index: int) -> str:
@@ -176,7 +176,7 @@ class Source(ABC):
 
     @property
     def fix(self) -> str:
-        """What an error about one example advises."""
+        """Return what an error about one example advises."""
         return "get the data again"
 
     @contextmanager

@@ -102,13 +102,13 @@ def verify(name: str, progress: Callable[[int], None] = lambda _: None) -> list[
 
 
 def checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file in hexadecimal, and its size in bytes."""
+    """Return the SHA-256 of a file in hexadecimal, and its size in bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
 
 
 def count_records(path: Path) -> int:
-    """Number of records in an ArrayRecord file."""
+    """Return the number of records in an ArrayRecord file."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -149,7 +149,7 @@ class _Packed(Source):
 
 
 def read_manifest(name: str) -> Manifest:
-    """The manifest of `packed:DIR`.
+    """Return the manifest of `packed:DIR`.
 
     Raises:
       UserError: there is none, because the pack was not finished or for another reason, or it is damaged.
@@ -169,7 +169,7 @@ _PACK = "`jaxcnn data pack` makes one"
 
 
 def _parse(values: Any) -> Manifest:
-    """Raises ValueError with the first thing that is wrong."""
+    """Return the manifest of a value of JSON; a ValueError names the first thing that is wrong."""
     if _get(values, "format", str) != FORMAT or _get(values, "version", int) != VERSION:
         raise ValueError(f"it is not of the format '{FORMAT}', version {VERSION}")
     classes = tuple(_get(values, "classes", list))
