@@ -8,11 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
 from jaxcnn.data.sources import KINDS
 
 if TYPE_CHECKING:
@@ -91,29 +92,20 @@ def _add_pack(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", metavar="SOURCE", help=_SOURCES)
     command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     words = "shrink images whose LONGER side has more pixels (default: 400, a 3:2 photo is then 400×267; 0: keep all)"
-    command.add_argument("--max-side", type=_number(0), default=400, metavar="PIXELS", help=words)
+    command.add_argument("--max-side", type=partial(count, least=0), default=400, metavar="PIXELS", help=words)
     words = "of the JPEGs that are re-encoded, 1 to 100 (default: 95)"
-    command.add_argument("--quality", type=_number(1, 100), default=95, metavar="N", help=words)
+    command.add_argument("--quality", type=partial(count, most=100), default=95, metavar="N", help=words)
     words = "the splits to pack (default: all that have labels)"
     command.add_argument("--split", nargs="+", action="extend", default=[], metavar="NAME", help=words)
     cut = command.add_mutually_exclusive_group()
-    cut.add_argument("--shards", type=_number(1), default=0, metavar="N", help="number of files of each split")
+    cut.add_argument("--shards", type=count, default=0, metavar="N", help="number of files of each split")
     words = "size of a file, roughly (default: 256)"
-    cut.add_argument("--shard-size", type=_number(1), default=256, metavar="MB", help=words)
+    cut.add_argument("--shard-size", type=count, default=256, metavar="MB", help=words)
     words = "processes (default: one for each processor); each packs one file at a time"
-    command.add_argument("--workers", type=_number(1), default=0, metavar="N", help=words)
+    command.add_argument("--workers", type=count, default=0, metavar="N", help=words)
     words = "at a broken image stop (default), or leave it out and list it in OUT/manifest.json"
     command.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=words)
     command.set_defaults(run=_pack)
-
-
-def _number(least: int, most: int = 2**31) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} to {most}")
-        return int(text)
-
-    return number
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -202,7 +194,7 @@ def _verify(name: str) -> None:
 
 @contextlib.contextmanager
 def _counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """`progress(done, total)` to call while something long goes on: a bar, or a line for each tenth off a terminal."""
+    """Show `progress(done, total)`, which the block is given, as a bar; off a terminal as a line for each tenth."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -222,7 +214,7 @@ def _counted(description: str, unit: str) -> Iterator[Callable[[int, int], None]
 
 
 def _source_name(name: str, data_dir: str) -> str:
-    """`name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
+    """Return `name`, with `tfds:` before it where it is the bare name of a TFDS data set."""
     from jaxcnn.data.sources.tfds import STATISTICS, data_root
 
     base = re.split("[/:]", name)[0]
@@ -273,7 +265,7 @@ def _report(source: "Source", tally: _Tally) -> None:
 
 
 def _ranges(indices: Iterable[int]) -> str:
-    """Rising numbers with runs drawn together: "3, 5-9"."""
+    """Return rising numbers with runs drawn together: "3, 5-9"."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -284,17 +276,17 @@ def _ranges(indices: Iterable[int]) -> str:
 
 
 def class_title(label: int, class_names: tuple[str, ...]) -> str:
-    """Number and name of a class; the number alone where that is its name."""
+    """Return number and name of a class; the number alone where that is its name."""
     return f"{label}" if class_names[label] == f"{label}" else f"{label} {class_names[label]}"
 
 
 def shape_text(shape: Iterable[int | None]) -> str:
-    """(8, None, 1) -> "8×?×1"."""
+    """Return "8×?×1" for (8, None, 1)."""
     return "×".join("?" if n is None else str(n) for n in shape)
 
 
 def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) -> "Image":
-    """A picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
+    """Return a picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     font: Any = ImageFont.load_default(size=14)
@@ -318,14 +310,12 @@ def _add_show(command: argparse.ArgumentParser) -> None:
         what training sees in epoch after epoch. The rows are one batch, so that mixing is seen too."""
     add_config(command, "config")
     command.add_argument("--out", type=Path, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s")
-    command.add_argument("--examples", type=int, default=8, metavar="N", help="rows (default: %(default)s)")
-    command.add_argument("--epochs", type=int, default=8, metavar="N", help="columns (default: %(default)s)")
+    command.add_argument("--examples", type=count, default=8, metavar="N", help="rows (default: %(default)s)")
+    command.add_argument("--epochs", type=count, default=8, metavar="N", help="columns (default: %(default)s)")
 
 
 def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     """Do what the arguments say."""
-    if arguments.examples < 1 or arguments.epochs < 1:
-        raise UserError("--examples and --epochs: write positive numbers")
     if not arguments.out.resolve().parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: name a PNG file in a folder that exists")
     config = config_of(arguments, overrides)
@@ -333,24 +323,21 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     from jaxcnn.data.dataset import Dataset
 
     data = Dataset(config)
-    count = min(arguments.examples, len(data.train))
-    examples = [i * len(data.train) // count for i in range(count)]
-    columns = [_evaluated(data, examples), *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
+    rows = min(arguments.examples, len(data.train))
+    examples = [i * len(data.train) // rows for i in range(rows)]
+    evaluated = [data.train_readers[0].eval(example)["image"] for example in examples]
+    columns = [evaluated, *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
     labels = [data.train.read(i)["label"] for i in examples]
     titles = [class_title(label, data.class_names)[:40] for label in labels]
     contact_sheet(list(zip(titles, map(list, zip(*columns, strict=True)), strict=True)), _TILE).save(
         arguments.out, format="PNG"
     )
-    print(f"{count} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
+    print(f"{rows} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
     print(f"drawn in {arguments.out}")
 
 
-def _evaluated(data: "Dataset", examples: list[int]) -> "list[np.ndarray]":
-    return [data.train_readers[0].eval(example)["image"] for example in examples]
-
-
 def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":
-    """Images uint8 of one batch after host and device have changed them, before they are normalised."""
+    """Return images uint8 of one batch after host and device have changed them, before they are normalised."""
     import jax.numpy as jnp
     import numpy as np
 

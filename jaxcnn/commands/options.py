@@ -46,11 +46,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
     return arguments, overrides
 
 
-def count(text: str, most: int = 2**31 - 1) -> int:
-    """Return a whole number from 1 to `most`, for argparse."""
-    number = int(text) if text.isascii() and text.isdecimal() else 0
-    if not 1 <= number <= most:
-        words = "1 or more" if most == 2**31 - 1 else f"1 to {most}"
+def count(text: str, most: int = 2**31 - 1, least: int = 1) -> int:
+    """Return a whole number from `least` to `most`, for argparse."""
+    number = int(text) if text.isascii() and text.isdecimal() else -1
+    if not least <= number <= most:
+        words = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
         raise argparse.ArgumentTypeError(f"{text[:80]!r}: write a whole number, {words}")
     return number
 

@@ -14,7 +14,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def follow_parent() -> None:
+def follow_parent(*_: object) -> None:
     """Leave Ctrl-C to the parent process, which ends its workers when it is ready to; end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

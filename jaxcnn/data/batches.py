@@ -1,4 +1,4 @@
-"""From examples to batches: which ones a step takes, and their rows.
+"""From examples to batches on the devices: which ones a step takes, their rows, and reading them ahead.
 
 The order is a function of (seed, step) and the number of examples alone, without a table of it in memory. Batches are
 dicts of NumPy arrays, the slice of this process out of the global batch: "image" uint8 (n, H, W, C), the targets,
@@ -7,7 +7,7 @@ dicts of NumPy arrays, the slice of this process out of the global batch: "image
 size, a bucket's; for each bucket there is a `Reader`.
 
 One thread takes the batches from Grain, whose threads or worker processes make them, with a timeout and a look at
-workers that may have died; it alone closes that iterator.
+workers that may have died. Closing begins at `on_devices`, whose `close`, also after an error, ends all of it.
 """
 
 import contextlib
@@ -21,22 +21,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import pairwise
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import grain.experimental
+import jax
 import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import UserError, compat
 from jaxcnn.data import follow_parent, usable_cores
-from jaxcnn.data.reader import Reader, Row
+
+if TYPE_CHECKING:
+    from jaxcnn.data.dataset import Reader
 
 Batch = dict[str, np.ndarray]
 
@@ -53,35 +58,18 @@ class Slice(NamedTuple):
     process: int = 0
     processes: int = 1
 
-    def local_batch(self, global_batch_size: int) -> int:
+    def rows(self, global_batch_size: int) -> range:
         """Return the rows of this process; the processes' rows follow one another in the global batch."""
         if global_batch_size % self.processes:
             raise UserError(
                 f"config.global_batch_size={global_batch_size} does not divide by {self.processes} processes: "
                 "take a multiple of their number"
             )
-        return global_batch_size // self.processes
+        local = global_batch_size // self.processes
+        return range(self.process * local, (self.process + 1) * local)
 
 
 WHOLE = Slice()
-
-
-class Order:
-    """The endless stream of a bucket's training examples: one shuffled epoch after another, with no gap between them.
-
-    Place p of the stream is example `p % examples` of the shuffled epoch `p // examples`; the bucket's batch number k
-    is places k·B … (k+1)·B - 1. So each epoch has every example once, also where it is no whole number of batches.
-    """
-
-    def __init__(self, examples: int, seed: int, bucket: int = 0):
-        self.examples = examples
-        # Epochs are seeded by seed + e: neighbouring seeds would share orders, hence the hash.
-        self.seed = int(np.random.SeedSequence(seed).generate_state(bucket + 1)[bucket])
-
-    def __getitem__(self, place: int) -> tuple[int, int]:
-        """Return (epoch, place in the bucket) of the example at `place` of the stream."""
-        epoch, position = divmod(place, self.examples)
-        return epoch, _shuffled(position, self.examples, self.seed + epoch)
 
 
 class Schedule:
@@ -127,6 +115,30 @@ def _shuffled(place: int, count: int, seed: int) -> int:
     return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)
 
 
+class Places:
+    """Where the examples of each step stand: in each bucket one shuffled epoch after another, with no gap between them.
+
+    A bucket's batch number k is places k·B … (k+1)·B - 1 of an endless stream, whose place p is example `p % examples`
+    of the shuffled epoch `p // examples`. So each epoch has every example once, also where it is no whole number of
+    batches.
+    """
+
+    def __init__(self, readers: "Sequence[Reader]", global_batch_size: int):
+        self.readers, self.batch = readers, global_batch_size
+        self.schedule = Schedule([len(reader) for reader in readers], global_batch_size, readers[0].seed)
+        # Epochs are seeded by seed + e: neighbouring seeds would share orders, hence the hash.
+        self.seeds = np.random.SeedSequence(readers[0].seed).generate_state(len(readers)).tolist()
+
+    def names(self, step: int, rows: range) -> "tuple[Reader, list[tuple[int, int]]]":
+        """Return the reader of a step's bucket, and (epoch, example) of these rows of its global batch."""
+        bucket, number = self.schedule[step]
+        reader, seed, names = self.readers[bucket], self.seeds[bucket], []
+        for row in rows:
+            epoch, position = divmod(number * self.batch + row, len(reader))
+            names.append((epoch, reader.example(_shuffled(position, len(reader), seed + epoch))))
+        return reader, names
+
+
 def nearest_bucket(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return the bucket whose aspect is nearest to that of each image, in the logarithm: int (N,).
 
@@ -156,7 +168,7 @@ def steps_per_epoch(examples: int, global_batch_size: int) -> Fraction:
 
 
 def train_batches(
-    readers: Sequence[Reader], global_batch_size: int, start: int, stop: int, *, part: Slice = WHOLE, **ahead: Any
+    readers: "Sequence[Reader]", global_batch_size: int, start: int, stop: int, *, part: Slice = WHOLE, **ahead: Any
 ) -> Iterator[Batch]:
     """Return the batches of steps `start` … `stop` - 1, all full.
 
@@ -167,68 +179,48 @@ def train_batches(
       part: what this process reads.
       ahead: options of `read_ahead`.
     """
-    local = part.local_batch(global_batch_size)
-    make = partial(_train_batch, Places(readers, global_batch_size), local, part.process * local)
+    make = partial(_train_batch, Places(readers, global_batch_size), part.rows(global_batch_size))
     return read_ahead(grain.MapDataset.range(start, stop).map(make), **ahead)
 
 
 def eval_batches(
-    readers: Sequence[Reader], global_batch_size: int, *, part: Slice = WHOLE, **ahead: Any
+    readers: "Sequence[Reader]", global_batch_size: int, *, part: Slice = WHOLE, **ahead: Any
 ) -> Iterator[Batch]:
     """Return every example exactly once, in order, one bucket after another.
 
     A bucket's last global batch is filled with black rows of mask 0. All processes yield the same number of batches, so
     none waits for another's collective. The arguments are those of `train_batches`.
     """
-    local = part.local_batch(global_batch_size)
-    batches = [(reader, n) for reader in readers for n in range(math.ceil(len(reader) / global_batch_size))]
-    make = partial(_eval_batch, batches, global_batch_size, local, part.process * local)
-    return read_ahead(grain.MapDataset.range(len(batches)).map(make), **ahead)
+    starts = [(reader, i) for reader in readers for i in range(0, len(reader), global_batch_size)]
+    make = partial(_eval_batch, starts, part.rows(global_batch_size))
+    return read_ahead(grain.MapDataset.range(len(starts)).map(make), **ahead)
 
 
-class Places:
-    """The names of a step's examples."""
-
-    def __init__(self, readers: Sequence[Reader], global_batch_size: int):
-        seed = readers[0].seed
-        self.readers, self.batch = readers, global_batch_size
-        self.schedule = Schedule([len(reader) for reader in readers], global_batch_size, seed)
-        self.orders = [Order(len(reader), seed, b) for b, reader in enumerate(readers)]
-
-    def names(self, step: int, first: int, count: int) -> tuple[Reader, list[tuple[int, int]]]:
-        """Return the reader of a step's bucket, and (epoch, example) of rows `first` … `first + count - 1`."""
-        bucket, number = self.schedule[step]
-        start = number * self.batch + first
-        places = (self.orders[bucket][place] for place in range(start, start + count))
-        reader = self.readers[bucket]
-        return reader, [(epoch, reader.example(place)) for epoch, place in places]
+def _train_batch(places: Places, rows: range, step: int) -> Batch:
+    """Return these rows of the global batch of `step`."""
+    reader, names = places.names(step, rows)
+    return _batch(reader, names, (reader.train(*name) for name in names)) | {"mask": np.ones(len(rows), np.float32)}
 
 
-def _train_batch(places: Places, local: int, first: int, step: int) -> Batch:
-    """Return rows `first` … `first + local - 1` of the global batch of `step`."""
-    reader, names = places.names(step, first, local)
-    return _batch(reader, names, (reader.train(*name) for name in names)) | {"mask": np.ones(local, np.float32)}
-
-
-def _eval_batch(batches: list[tuple[Reader, int]], size: int, local: int, first: int, number: int) -> Batch:
-    """Return rows `first` … of global batch `number`."""
-    reader, number = batches[number]
-    places = np.arange(local) + (number * size + first)
-    names = [(0, reader.example(int(place))) for place in places]
+def _eval_batch(starts: "list[tuple[Reader, int]]", rows: range, number: int) -> Batch:
+    """Return these rows of the global batch that begins at place `starts[number]` of a bucket."""
+    reader, start = starts[number]
+    names = [(0, reader.example(start + row)) for row in rows]
     batch = _batch(reader, names, (reader.eval(example) for _, example in names))
-    return batch | {"mask": ((places < len(reader)) & (batch["broken"] < 0)).astype(np.float32)}
+    there = np.array(rows) + start < len(reader)
+    return batch | {"mask": (there & (batch["broken"] < 0)).astype(np.float32)}
 
 
-def _batch(reader: Reader, names: list[tuple[int, int]], rows: Iterable[Row]) -> Batch:
+def _batch(reader: "Reader", names: list[tuple[int, int]], rows: Iterable[dict[str, Any]]) -> Batch:
     """Put each row in its place as it comes, while the processor has it in its cache."""
-    count = len(names)
+    count = len(names)  # n; images (n, H, W, C), targets (n, …)
     targets = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in reader.targets.items()}
     images = aligned((count, *reader.size, reader.source.image_shape[-1]))
     batch = {"image": images, **targets, "broken": np.empty(count, np.int32)}
     for i, row in enumerate(rows):
         for name, value in row.items():
             batch[name][i] = value
-    epochs, examples = np.array(names, np.int32).T
+    epochs, examples = np.array(names, np.int32).T  # (n, 2) -> (n,) each
     return batch | {"epoch": epochs, "example": examples}
 
 
@@ -265,7 +257,7 @@ def read_ahead(
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
     # Shared memory is for images: what is small goes through the queue, and cannot be left over.
     sharing = grain.experimental.DatasetOptions(min_shm_size=2**16)
-    shared = grain.experimental.WithOptionsIterDataset(ahead, sharing).mp_prefetch(processes, _start_worker)
+    shared = grain.experimental.WithOptionsIterDataset(ahead, sharing).mp_prefetch(processes, follow_parent)
     return watched(partial(iter, shared), timeout, note, shared=True)
 
 
@@ -345,10 +337,6 @@ def _copy(value: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _start_worker(index: int, count: int) -> None:
-    follow_parent()
-
-
 def _since(before: list[BaseProcess]) -> list[BaseProcess]:
     return [process for process in multiprocessing.active_children() if process not in before]
 
@@ -409,3 +397,29 @@ def _died(code: int, who: str) -> ReadingFault:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     memory = ", as a system short of memory does (fewer config.data.workers need less)" if code == -9 else ""
     return ReadingFault(f"{who} {how}{memory}; run the same command again to go on")
+
+
+def on_devices(batches: Iterator[Batch], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, jax.Array]]:
+    """Turn this process's batches into global arrays, (n, …) -> (global batch, …), their rows sharded over all devices.
+
+    `ahead` of them are on their way during a step; arrays that are on the devices already stay as they are. However
+    the iteration ends, `batches` is closed, and with it the threads and processes that read.
+    """
+    over_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    placed = deque[dict[str, jax.Array]]()
+
+    def place(value: Any) -> jax.Array:
+        # Not `jax.device_put`, for which all processes would meet to compare their values.
+        on_device = isinstance(value, jax.Array)
+        return value if on_device else jax.make_array_from_process_local_data(over_rows, value)
+
+    try:
+        for batch in batches:
+            with jax.transfer_guard_host_to_device("allow"):  # on purpose, which JAX does not see of several processes
+                placed.append(jax.tree.map(place, batch))
+            if len(placed) > ahead:
+                yield placed.popleft()
+        yield from placed
+    finally:
+        if close := getattr(batches, "close", None):  # an iterator of the user's need not have it
+            close()

@@ -1,12 +1,17 @@
-"""What a config says about data, resolved: sizes, classes, batches and preprocessing, for training and evaluation."""
+"""The data set of a config: how one example becomes the row of a batch, and what is resolved for all of them.
+
+A `Reader` reads, decodes, crops and changes one example on the host. `Dataset` makes the readers of a config, of
+training and evaluation, asks for their batches, and says what the device does to these.
+"""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +22,157 @@ from jaxcnn.config import height_width
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.reader import LABEL, PLACED, Reader, Specs
-from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
+from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
+from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
 
+Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
+
+PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
+LABEL: Specs = {"label": ((), np.dtype(np.int32))}
+_TRIES = 100  # neighbours that may be broken too, before it is the data set that is
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
 _EVALUATION = -1  # among the epochs of `Dataset.broken`
-_MIXES = ("mixup", "cutmix")
 
 
-class Images(NamedTuple):
-    """The facts that a task's targets may depend on; `image_shape` is (H, W, C) of one bucket."""
+@dataclass(frozen=True)
+class Reader:
+    """How the examples of `source` become rows. Picklable, and safe to use from several threads.
 
-    num_classes: int
-    image_shape: tuple[int, int, int]
+    Attributes:
+      size: (height, width) of a row's image.
+      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `decode.center`.
+      augmentation: what happens to a training image here, on the host.
+      interpolation: of training crops; evaluation is "antialias" always.
+      skip: whether a broken example is replaced, and not an error.
+      seed: of all random draws.
+      targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
+        "valid", bool, says which rows are those of boxes that are seen.
+      mirror: whether half of the training images are mirrored here; else that is left to the device.
+      members: int (n,), the examples of the source that are brought to `size`; None: all of them.
+    """
+
+    source: Source
+    size: tuple[int, int]
+    resize: int
+    augmentation: augment_host.Augmentation
+    interpolation: str = "bilinear"
+    skip: bool = False
+    seed: int = 0
+    targets: Specs = field(default_factory=lambda: dict(LABEL))
+    mirror: bool = False
+    members: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.source) if self.members is None else len(self.members)
+
+    def example(self, place: int) -> int:
+        """Return the example at `place` among its own; past the last one, a number that no example has."""
+        if self.members is None:
+            return place
+        return int(self.members[place]) if place < len(self) else len(self.source) + place - len(self)
+
+    def train(self, epoch: int, example: int) -> Row:
+        """Return the row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
+
+        Its "broken" is -1, or `example` where that could not be read and another is in its place.
+
+        Raises:
+          BadExample: it cannot be read. With `skip` the next example that can be read takes its place.
+        """
+        tries = _TRIES if self.skip else 1
+        for attempt in range(tries):
+            try:
+                row = self._augmented(epoch, (example + attempt) % len(self.source))
+                return row | {"broken": example if attempt else -1}
+            except BadExample:
+                if attempt + 1 == tries:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def eval(self, example: int) -> Row:
+        """Return the row of an example in evaluation; past the last example a black one, which must not be counted.
+
+        Raises:
+          BadExample: it cannot be read. With `skip` the row is black too, and its "broken" is `example`.
+        """
+        if example >= len(self.source):
+            return self._black(-1)
+        try:
+            return self._whole(self.source.read(example), example, "antialias") | {"broken": -1}
+        except BadExample:
+            if not self.skip:
+                raise
+            return self._black(example)
+
+    def _black(self, broken: int) -> Row:
+        targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
+        return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
+
+    def _augmented(self, epoch: int, example: int) -> Row:
+        raw, geometry, changes = self.source.read(example), self.augmentation.geometry, self.augmentation.pixels
+        if not (geometry or changes or self.mirror):
+            return self._whole(raw, example, self.interpolation)
+        rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
+        with self.source.naming(example, ValueError):
+            if geometry:
+                box = geometry(size_of(raw["image"]), self.size, rng)
+                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5)
+                pixels = crop.image(raw["image"], self.source.image_shape[-1], self.interpolation)
+            else:
+                pixels, crop = self._centre(raw["image"], self.interpolation, self.mirror and rng.random() < 0.5)
+        for change in changes:
+            pixels = change(pixels, rng)
+        return {"image": pixels, **self._moved(raw, crop, self.interpolation, example)}
+
+    def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
+        """Return the row of an example that nothing is changed in at random."""
+        with self.source.naming(example, ValueError):
+            pixels, crop = self._centre(raw["image"], interpolation)
+        return {"image": pixels, **self._moved(raw, crop, interpolation, example)}
+
+    def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
+        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
+        if None in self.source.image_shape:
+            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
+            return crop.image(image, self.source.image_shape[-1], interpolation), crop
+        pixels = self.source.decoded(image)
+        crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
+        pixels = resize(pixels, self.size)
+        return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
+
+    def _moved(self, raw: Row, crop: Crop, interpolation: str, example: int) -> Row:
+        """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
+
+        Raises:
+          UserError: there are more boxes than the task has room for.
+        """
+        seen, targets = None, {}  # of n boxes, bool (n,): those of which the crop shows something
+        if PLACED & self.targets.keys():
+            crop = crop.taken(interpolation)
+        if "boxes" in self.targets:
+            boxes, seen = crop.boxes(raw["boxes"])
+            raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}
+        if "label_map" in self.targets:
+            raw = raw | {"label_map": crop.label_map(raw["label_map"])}
+        for name, (shape, dtype) in self.targets.items():
+            value = raw[name]
+            if not shape:
+                targets[name] = value
+                continue
+            value = np.asarray(value)
+            if seen is not None and len(value) == len(seen) and name != "label_map":
+                value = value[seen]  # what belongs to boxes that are not seen is not seen either
+            if len(value) > shape[0]:
+                raise UserError(
+                    f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
+                    "raise their number in config.task"
+                )
+            targets[name] = np.zeros(shape, dtype)  # (room, …) for (n, …): one shape for all rows of a batch
+            targets[name][: len(value)] = value
+        return targets
 
 
 class Dataset:
@@ -47,8 +189,8 @@ class Dataset:
 
     Args:
       training: False where nothing is trained: then a batch may be larger than the training set.
-      targets: what a task wants besides the image, `Task.targets`: (Images) -> {name: anything with the shape and dtype
-        of one example's}; None: the label, int32.
+      targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
+        (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -75,20 +217,19 @@ class Dataset:
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
-        self.augmentation, mirror = self._augmentation()
+        self.augmentation, self.mirror = self._augmentation()
         self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
         # A bigger or smaller image has a frame in proportion.
-        resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
-        make = partial(self._readers, largest=max(eval_sizes[0]), resize=resize, mirror=mirror)
-        self.train_readers = make(self.train, sizes, known=training)
-        self.eval_readers = make(self.eval, eval_sizes)
+        self.resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        self.train_readers = self._readers(self.train, sizes, known=training)
+        self.eval_readers = self._readers(self.eval, eval_sizes)
         self.buckets, self.eval_buckets = (
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
         photographs = None in self.train.image_shape  # of which evaluation sees the centre
         self.input = {
             "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        } | ({"resize": resize} if photographs else {})  # fmt: skip
+        } | ({"resize": self.resize} if photographs else {})  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
@@ -125,7 +266,7 @@ class Dataset:
         """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
         wanted = augment_host.parse(self.config.data.augment)
         names, specs = {name for name, _ in wanted.device}, self._specs(self.image_shape)
-        if "label" not in specs and (mixes := names & {*_MIXES}):
+        if "label" not in specs and (mixes := names & {"mixup", "cutmix"}):
             raise UserError(f"config.data.augment: {mixes.pop()} mixes labels, which this task has not: leave it out")
         if not specs.keys() & PLACED:
             return wanted, False
@@ -137,10 +278,10 @@ class Dataset:
         return wanted._replace(device=()), "flip" in names
 
     def _specs(self, image_shape: tuple[int, int, int]) -> Specs:
-        """Return shape and type of each target of an example; workers that read have no JAX, and get no more."""
+        """Return shape and type of each target of an example."""
         if self.targets is None:
             return LABEL
-        specs = self.targets(Images(self.num_classes, image_shape))
+        specs = self.targets(SimpleNamespace(num_classes=self.num_classes, image_shape=image_shape))
         if lacking := specs.keys() - {*self.train.targets, "valid"}:
             raise UserError(
                 f"the task {self.config.task.name} needs '{min(lacking)}', which {self.config.data.name} lacks: it has "
@@ -148,22 +289,18 @@ class Dataset:
             )
         return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
 
-    def _readers(
-        self, source: Source, sizes: Sequence[tuple[int, int]], largest: int, resize: int, mirror: bool,
-        known: bool = True,
-    ) -> tuple[Reader, ...]:  # fmt: skip
+    def _readers(self, source: Source, sizes: Sequence[tuple[int, int]], known: bool = True) -> tuple[Reader, ...]:
         """Return the readers of a source, one for each size; where there are several, for each that has examples.
 
         Args:
-          resize: as of `Reader`, of a size whose longer side is `largest`.
           known: False where it does not matter which examples have which size.
         """
         data, skip = self.config.data, self.config.data.on_error == "skip"
-
+        largest = max(self.eval_image_shape[:2])
         readers = [
             Reader(
-                source, size, round(resize * max(size) / largest), self.augmentation, data.interpolation, skip,
-                self.config.seed, self._specs((*size, source.image_shape[-1])), mirror,
+                source, size, round(self.resize * max(size) / largest), self.augmentation, data.interpolation, skip,
+                self.config.seed, self._specs((*size, source.image_shape[-1])), self.mirror,
             )
             for size in sizes
         ]  # fmt: skip
@@ -190,20 +327,25 @@ class Dataset:
             raise UserError(f"config.data.{key}={values}: images of {self.config.data.name} have {channels} channels")
         return tuple(float(v) for v in values)
 
-    def _reading(self) -> dict[str, Any]:
-        data = self.config.data
-        return {"part": self.part, "workers": data.workers, "prefetch": data.prefetch, "timeout": data.timeout}
-
     def train_batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return this process's share of the batches of steps `start` … `stop` - 1."""
-        size, note = self.config.global_batch_size, partial(self._note, None)
-        return batches.train_batches(self.train_readers, size, start, stop, note=note, **self._reading())
+        size = self.config.global_batch_size
+        return batches.train_batches(self.train_readers, size, start, stop, **self._reading(None))
 
     def eval_batches(self) -> Iterator[Batch]:
         """Return this process's share of the evaluation set, every example once."""
         self.broken[_EVALUATION] = set()
-        size, note = self.config.global_batch_size, partial(self._note, _EVALUATION)
-        return batches.eval_batches(self.eval_readers, size, note=note, **self._reading())
+        return batches.eval_batches(self.eval_readers, self.config.global_batch_size, **self._reading(_EVALUATION))
+
+    def _reading(self, where: int | None) -> dict[str, Any]:
+        data, note = self.config.data, partial(self._note, where)
+        return {
+            "part": self.part,
+            "workers": data.workers,
+            "prefetch": data.prefetch,
+            "timeout": data.timeout,
+            "note": note,
+        }
 
     def _note(self, where: int | None, batch: Batch) -> None:
         """Take note of a batch's broken examples, in their epochs or `where`; the device need not know of them."""
@@ -236,13 +378,13 @@ class Dataset:
         """Return epoch and example, int32 (stop - start, global batch) each, of the batches of those steps."""
         size = self.config.global_batch_size
         places = Places(self.train_readers, size)
-        names = np.array([places.names(step, 0, size)[1] for step in range(start, stop)], np.int32)
+        names = np.array([places.names(step, range(size))[1] for step in range(start, stop)], np.int32)
         epochs, examples = names.transpose(2, 0, 1)
         return epochs, examples
 
     @property
     def eval_broken(self) -> int:
-        """Number of examples of the last evaluation that could not be read here and were not counted."""
+        """Return how many examples of the last evaluation could not be read here and were not counted."""
         return len(self.broken[_EVALUATION])
 
     def complaints(self, epoch: float) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from jaxcnn.data.batches import on_devices
 from jaxcnn.tasks.base import Batch, Rows, Sums, Task
-from jaxcnn.training.sharding import on_devices
 from jaxcnn.training.step import measured
 
 _AHEAD = 2  # batches that the host may be ahead of the device

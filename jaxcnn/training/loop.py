@@ -5,6 +5,8 @@ import math
 import signal
 import time
 from collections import deque
+from collections.abc import Generator
+from contextlib import closing
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
+from jaxcnn.data.batches import on_devices
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted, Preemption
 from jaxcnn.safe_files import read_json, write_atomically
 from jaxcnn.training import resident, run_log
@@ -24,7 +28,7 @@ from jaxcnn.training.evaluation import evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.run_log import RunLog
-from jaxcnn.training.sharding import make_mesh, on_all, on_devices
+from jaxcnn.training.sharding import make_mesh, on_all
 from jaxcnn.training.state import TrainState, zeros_like
 
 AHEAD = 2  # steps that the host may be ahead of the device: enough to keep it busy, few enough to stop soon
@@ -202,11 +206,18 @@ def feeds(config: Config, data: Data, program: Program, start: int, cadence: Cad
     """What training takes from step `start`, (number of steps, batch) each, and what begins an evaluation."""
     mesh, total = program.mesh, program.total_steps
     if not config.data.resident:
-        return ((1, batch) for batch in on_devices(data.train_batches(start, total), mesh)), data.eval_batches
+        return streamed(data, mesh, start, total), data.eval_batches
     most, rows = (next(iter(x.values()))["example"].shape[0] for x in (program.batch, program.eval_batch))
     examples, _ = resident.load(data, mesh, training=True)
     whole = resident.eval_feeds(data, mesh, rows, config.global_batch_size)
     return resident.train_feed(data, mesh, examples, start, total, most, cadence.next_stop), lambda: iter(whole)
+
+
+def streamed(data: Data, mesh: Mesh, start: int, stop: int) -> Generator[tuple[int, Any]]:
+    """Yield (1, batch) for each step from `start` to `stop`; closing it closes all that reads."""
+    with closing(on_devices(data.train_batches(start, stop), mesh)) as batches:
+        for batch in batches:
+            yield 1, batch
 
 
 def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:

@@ -47,7 +47,7 @@ def eval_shapes(mesh: Mesh, batches: int, global_batch_size: int, examples: int,
 
 
 def rows_of_tables(config: Config, mesh: Mesh, total_steps: int, eval_examples: int) -> tuple[int, int]:
-    """Batches that one call trains on at most, and that one call evaluates.
+    """Return the batches that one call trains on at most, and that one call evaluates.
 
     On a CPU one each, unless the config asks for more: XLA runs a convolution in a loop many times slower there.
     """
@@ -82,7 +82,7 @@ def load(data: Any, mesh: Mesh, training: bool) -> tuple[Feed, np.ndarray]:
 def train_feed(
     data: Any, mesh: Mesh, examples: Feed, start: int, stop: int, steps: int, next_stop: Callable[[int], int]
 ) -> Generator[tuple[int, Feed]]:
-    """(number of steps, arguments) of the calls from step `start` to `stop`, at most `steps` each.
+    """Yield (number of steps, arguments) of the calls from step `start` to `stop`, at most `steps` each.
 
     Args:
       examples: what `load` gives.
@@ -98,7 +98,7 @@ def train_feed(
 
 
 def eval_feeds(data: Any, mesh: Mesh, rows: int, global_batch_size: int) -> list[Feed]:
-    """The arguments of the calls, of `rows` batches each, that evaluate all examples, each once.
+    """Return the arguments of the calls, of `rows` batches each, that evaluate all examples, each once.
 
     They stay on the devices for the next evaluation.
     """
@@ -107,16 +107,16 @@ def eval_feeds(data: Any, mesh: Mesh, rows: int, global_batch_size: int) -> list
     places = np.arange(batches * global_batch_size, dtype=np.int32).reshape(batches, global_batch_size)
     example = np.minimum(places, len(mask) - 1)
     counted = np.where(places < len(mask), mask[example], 0).astype(np.float32)
-    cut = over_rows(mesh, axis=1).spec
+    columns = over_rows(mesh, axis=1).spec  # a table (batches, rows of a batch) is sharded by its second axis
+    tables = {"example": example, "mask": counted}
     return [
-        examples
-        | {"example": on_all(mesh, example[i : i + rows], cut), "mask": on_all(mesh, counted[i : i + rows], cut)}
+        examples | {name: on_all(mesh, table[i : i + rows], columns) for name, table in tables.items()}
         for i in range(0, batches, rows)
     ]
 
 
 def many_steps(train_step: Callable[[Any, Any], tuple[Any, jax.Array]], mesh: Mesh) -> Callable[[Any, Feed], Any]:
-    """`train_step` of one batch -> (state, feed) -> (state, loss of the last step)."""
+    """Return (state, feed) -> (state, loss of the last step), which takes `train_step` for each batch of the feed."""
 
     def steps(state: Any, feed: Feed) -> tuple[Any, jax.Array]:
         def body(i: jax.Array | int, carry: Any) -> tuple[Any, jax.Array]:

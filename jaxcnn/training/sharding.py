@@ -1,9 +1,9 @@
-"""The named mesh of devices, and batches on it; `jaxcnn.training.sharding` says where the state lies."""
+"""The named mesh of devices, and how arrays lie on it: the rows of a batch, and the state leaf by leaf."""
 
 import math
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,19 +16,11 @@ from jaxcnn.training.state import TrainState, path_name
 
 AXES = ("data", "model")
 Tree = Any
-SMALLEST = 2**12  # elements of what is cut over `data`: gathering less costs more than it saves
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
+SMALLEST = 2**12  # elements of what is sharded over `data`: gathering less costs more than it saves
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Mesh:
-    """A mesh of data × model devices, -1 is the rest of those there are. One device is the same code.
+    """Return a mesh of data × model devices, -1: all remaining. One device is the same code.
 
     The devices of a row, those along `model`, are neighbours: of one process if it has as many. Over several TPU slices
     or GPU nodes the mesh is hybrid: the slow network between them carries `data` alone, where `data` divides by them.
@@ -61,12 +53,12 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] = ()) -> Me
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """Return the sharding of a copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The rows of a batch, dimension `axis`, cut over all devices: convolutions are data parallel on both axes."""
+    """Return the sharding of rows, dimension `axis`, over all devices: convolutions are data parallel on both axes."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
@@ -81,42 +73,14 @@ def check_batch(mesh: Mesh | AbstractMesh, global_batch_size: int, accumulate: i
         )
 
 
-def on_devices(batches: Iterator[dict[str, Any]], mesh: Mesh, ahead: int = 2) -> Generator[dict[str, Any]]:
-    """Turn this process's batches into global arrays cut by rows, `ahead` of them on their way during a step.
-
-    Arrays that are on the devices already stay as they are.
-    """
-    sharding = over_rows(mesh)
-    queue: deque[dict[str, Any]] = deque()
-
-    def place(value: Any) -> jax.Array:
-        return value if isinstance(value, jax.Array) else _global(sharding, value)
-
-    try:
-        for batch in batches:
-            queue.append(jax.tree.map(place, batch))
-            if len(queue) > ahead:
-                yield queue.popleft()
-        yield from queue
-    finally:
-        if isinstance(batches, Closable):
-            batches.close()  # ends the reader's threads or processes
-
-
 def on_all(mesh: Mesh, value: np.ndarray | int, spec: PartitionSpec | None = None) -> jax.Array:
-    """A global array of a value that every process has whole; `spec` cuts it, else each device has all of it."""
-    sharding = NamedSharding(mesh, spec or PartitionSpec())
-    whole = np.asarray(value)
-    return _global(sharding, whole, whole.shape)
-
-
-def _global(sharding: NamedSharding, value: np.ndarray, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """A global array of this process's part; it is put there on purpose, which JAX does not see of several processes.
-
-    `jax.device_put` would have all processes meet to compare their values.
-    """
+    """Return a global array of a value that every process has all of; `spec` shards it, else it is replicated."""
+    array = np.asarray(value)
+    # Not `jax.device_put`, for which all processes would meet to compare their values; and on purpose, which JAX does
+    # not see of several processes.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(sharding, value, shape)
+        sharding = NamedSharding(mesh, spec or PartitionSpec())
+        return jax.make_array_from_process_local_data(sharding, array, array.shape)
 
 
 class Layout(NamedTuple):
@@ -127,7 +91,7 @@ class Layout(NamedTuple):
 
 
 def layout(state: TrainState, mesh: Mesh, placement: str) -> Layout:
-    """The layout of a state of these shapes.
+    """Return the layout of a state of these shapes.
 
     Args:
       placement: `config.mesh.placement`, "replicated", "zero1" or "fsdp".
@@ -139,17 +103,17 @@ def layout(state: TrainState, mesh: Mesh, placement: str) -> Layout:
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
-    cut, whole = placement in ("zero1", "fsdp"), NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(lambda _: whole, state).replace(
+    sharded = placement in ("zero1", "fsdp")
+    placed = jax.tree.map(lambda _: replicated(mesh), state).replace(
         params=place(state.params, placement == "fsdp"),
-        opt_state=place(state.opt_state, cut),
-        ema=place(state.ema, cut),
+        opt_state=place(state.opt_state, sharded),
+        ema=place(state.ema, sharded),
     )
-    return Layout(placed, place(state.params, cut))
+    return Layout(placed, place(state.params, sharded))
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, over_data: bool) -> PartitionSpec:
-    """The axes that the dimensions of one array are cut over.
+    """Return the axes that the dimensions of one array are sharded over.
 
     Over `data` it is the largest dimension that divides and is free, of equal ones the last.
 
@@ -167,7 +131,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, over_data: bool) -> Part
 
 
 def describe(state: TrainState) -> list[str]:
-    """Lines that say how each part of a placed state lies, and what each device holds of it in bytes."""
+    """Return lines that say how each part of a placed state lies, and what each device holds of it in bytes."""
     lines = []
     for part in ("params", "opt_state", "ema"):
         by_spec: dict[str, list[tuple[str, Any]]] = {}
@@ -182,5 +146,5 @@ def describe(state: TrainState) -> list[str]:
 
 
 def _words(spec: PartitionSpec) -> str:
-    """("data", None) -> "data × -", () -> "whole"."""
+    """Return "data × -" for ("data", None), "whole" for ()."""
     return " × ".join(axis or "-" for axis in spec) or "whole"

@@ -9,15 +9,13 @@ from contextlib import closing
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.training import resident
-from jaxcnn.training.loop import AHEAD
+from jaxcnn.training.loop import AHEAD, streamed
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.run_log import Clock
-from jaxcnn.training.sharding import Closable, on_devices
 
 _ENDLESS = 2**31 - 1  # steps: at the end of a measurement the readers are as busy as within a run
 Call = tuple[int, Any]  # of the train step: its number of steps, and its batch
@@ -52,7 +50,7 @@ def measure(
     for _ in range(repeats):
         if not config.data.resident:
             rates["data_only"].append(size * steps / _reading(data, steps, warmup))
-        calls = resident_calls or _streamed(data, program.mesh)
+        calls = resident_calls or streamed(data, program.mesh, 0, _ENDLESS)
         state, call, lap = stepping(train_step, state, calls, size, steps, warmup)
         rates["end_to_end"].append(lap["train/images_per_sec"])
         rates["data_wait_frac"].append(lap["train/data_wait_frac"])
@@ -92,7 +90,7 @@ def one_call(config: Config, data: Data, program: Program, steps: int) -> Call:
     It takes one step; with `config.data.resident` up to `steps` of them.
     """
     resident_calls = _resident(data, program, steps, steps) if config.data.resident else None
-    with closing(resident_calls or _streamed(data, program.mesh, 1)) as calls:
+    with closing(resident_calls or streamed(data, program.mesh, 0, 1)) as calls:
         return next(calls)
 
 
@@ -107,25 +105,16 @@ def _resident(data: Data, program: Program, steps: int, warmup: int) -> Calls:
     return resident.train_feed(data, program.mesh, examples, 0, _ENDLESS, most, next_stop)
 
 
-def _streamed(data: Data, mesh: Mesh, stop: int = _ENDLESS) -> Calls:
-    with closing(on_devices(data.train_batches(0, stop), mesh)) as batches:
-        for batch in batches:
-            yield 1, batch
-
-
 def _reading(data: Data, steps: int, warmup: int) -> float:
     """Seconds that `steps` batches take to come to the host."""
-    batches = data.train_batches(0, _ENDLESS)
-    try:
+    reading: Any = data.train_batches(0, _ENDLESS)
+    with closing(reading) as batches:
         for _ in itertools.islice(batches, warmup):
             pass
         start = time.monotonic()
         for _ in itertools.islice(batches, steps):
             pass
         return time.monotonic() - start
-    finally:
-        if isinstance(batches, Closable):
-            batches.close()
 
 
 def stepping(

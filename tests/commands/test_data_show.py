@@ -52,7 +52,7 @@ def test_augmentation_on_host_and_device_is_seen_and_differs_by_epoch(tmp_path, 
     ("arguments", "words"),
     [
         (["--config.data.augment=invention"], "did you mean 'inception'"),
-        (["--epochs", "0"], "write positive numbers"),
+        (["--epochs", "0"], "write a whole number, 1 or more"),
         (["--out", "/nowhere/x.png"], "name a PNG file in a folder that exists"),
         (["--shiny"], "unknown argument --shiny"),
     ],

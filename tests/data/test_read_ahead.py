@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 import pytest
 
 from jaxcnn.data import batches as module
-from jaxcnn.data.batches import ReadingFault, read_ahead, watched
+from jaxcnn.data.batches import ReadingFault, on_devices, read_ahead, watched
 
 
 def numbers(closed: list[str], hang: threading.Event | None = None, error: Exception | None = None) -> Iterator[int]:
@@ -39,6 +40,21 @@ def test_a_consumer_that_ends_early_closes_the_source():
     assert next(batches) == 0
     batches.close()
     assert closed == ["jaxcnn-data"]
+
+
+@pytest.mark.parametrize("error", [None, KeyError("label")])
+def test_the_end_of_what_is_on_the_devices_is_the_end_of_the_reading(error):
+    closed: list[str] = []
+    source = watched(lambda: ({"label": np.array([i])} for i in numbers(closed, error=error)), 60)
+    batches = on_devices(source, jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1]), ahead=0)
+    assert next(batches)["label"].tolist() == [0]
+    if error:
+        with pytest.raises(KeyError):
+            list(batches)
+    else:
+        batches.close()
+    assert closed == ["jaxcnn-data"]
+    assert next(source, None) is None
 
 
 def test_no_more_is_read_than_is_wanted_soon():

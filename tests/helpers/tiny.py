@@ -14,13 +14,14 @@ import numpy as np
 
 from jaxcnn.config import Config, base_config, validate
 from jaxcnn.configfile import set_key
+from jaxcnn.data.batches import on_devices
 from jaxcnn.data.images import augment_device
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.distributed.interrupt import Cut
 from jaxcnn.models.layers import Classifier, batch_norm, conv
 from jaxcnn.training.loop import train
 from jaxcnn.training.program import Program, build_program
-from jaxcnn.training.sharding import make_mesh, on_devices
+from jaxcnn.training.sharding import make_mesh
 
 CLASSES = 6
 TIMING = ("train/images_per_sec", "train/data_wait_frac")

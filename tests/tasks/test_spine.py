@@ -17,12 +17,12 @@ from tiny import CLASSES, Blobs, Stop, Tiny, assert_same, build, fit, leaves, li
 from toy import MODEL, TOYS, Two, Values, register
 
 from jaxcnn import UserError
+from jaxcnn.data.batches import on_devices
 from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.models.layers import Classifier
 from jaxcnn.tasks.base import Task
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import evaluate
-from jaxcnn.training.sharding import on_devices
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__momentum": 0.0}
 

@@ -15,13 +15,14 @@ from PIL import Image
 from tiny import Tiny, ripple
 
 from jaxcnn.config import base_config
+from jaxcnn.data.batches import on_devices
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.test_crops import PROTOCOLS, Views, make_views, plan, view_batches
 from jaxcnn.data.sources import Source
 from jaxcnn.models.layers import Classifier, FullyConnected
 from jaxcnn.tasks import create_task
 from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
-from jaxcnn.training.sharding import make_mesh, on_devices, replicated
+from jaxcnn.training.sharding import make_mesh, replicated
 
 SIDE, CLASSES = 8, 7
 TASK = create_task(base_config())
@@ -73,7 +74,7 @@ def one_by_one(name: str, views: Views, size: int) -> dict[str, float]:
     source, losses, ranks = Photographs(size), [], []
     for i in range(size):
         example, softmaxes = source[i], []
-        for stack in views.cut(example["image"]):
+        for stack in views.crop(example["image"]):
             for view in stack:
                 for image in [view, view[:, ::-1]] if views.protocol != "1crop" else [view]:
                     logits = np.asarray(logits_of(name, views.protocol == "dense")(image[None])[0], np.float64)

@@ -9,8 +9,9 @@ import pytest
 from tiny import Blobs, Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
+from jaxcnn.data.batches import on_devices
 from jaxcnn.models import create_model
-from jaxcnn.training.sharding import AXES, check_batch, make_mesh, on_devices, over_rows
+from jaxcnn.training.sharding import AXES, check_batch, make_mesh, over_rows
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.05}
 # All is float32; what differs between splits is the order of sums over rows.

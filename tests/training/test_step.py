@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import Blobs, Tiny, assert_same, build, leaves, steps, tiny_config
 
-from jaxcnn.training.sharding import on_devices
+from jaxcnn.data.batches import on_devices
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1}
 

@@ -76,7 +76,7 @@ def cutmix(keys: jax.Array, images: jax.Array, labels: jax.Array, alpha: float) 
 def augment(
     ops: tuple[tuple[str, tuple[float, ...]], ...], pad: int, keys: jax.Array, batch: dict[str, Any]
 ) -> dict[str, Any]:
-    """A batch after the operations of `Augmentation.device`, in their order.
+    """Return a batch after the operations of `Augmentation.device`, in their order.
 
     Args:
       ops: (name, arguments) each; where mixup and cutmix are both named, each pair gets one, with probability one half.
@@ -101,7 +101,7 @@ def augment(
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(N, H, W, C), uint8 or float of 0 … 255 -> float32 with each channel of pixels in 0 … 1 centred and scaled.
+    """Centre and scale each channel of pixels in 0 … 1: (N, H, W, C), uint8 or float of 0 … 255 -> float32.
 
     That is, less `mean` and divided by `std`.
     """
@@ -110,7 +110,7 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def _mix(named: dict[str, tuple[float, ...]], keys: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
-    """Mixup, cutmix, or for each pair one of the two."""
+    """Apply mixup, cutmix, or for each pair one of the two."""
     mixes = [
         mix(_keys(keys, name), images, labels, *named[name])
         for name, mix in (("mixup", mixup), ("cutmix", cutmix))
@@ -128,7 +128,7 @@ def _keys(keys: jax.Array, name: str) -> jax.Array:
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """One draw from Beta(alpha, alpha), float32.
+    """Draw once from Beta(alpha, alpha), float32.
 
     Not `jax.random.beta`: it rejects in a loop, and every round of it would be an all-reduce over the devices. This
     takes two uniform numbers and is exact: if t has Student's distribution of 2 alpha degrees of freedom, drawn in
@@ -141,29 +141,29 @@ def _beta(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _per_image(x: jax.Array) -> jax.Array:
-    """(N,) -> (N, 1, 1, 1)."""
+    """Return (N,) as (N, 1, 1, 1)."""
     return x[:, None, None, None]
 
 
 def _blend(images: jax.Array, share: jax.Array) -> jax.Array:
-    """`share` of each image, (N, 1, 1, 1) or (N, H, W, 1), and the rest of its neighbour: float32."""
+    """Return `share` of each image, (N, 1, 1, 1) or (N, H, W, 1), and the rest of its neighbour: float32."""
     images = images.astype(jnp.float32)
     return share * images + (1 - share) * _neighbour(images)
 
 
 def _neighbour(x: jax.Array) -> jax.Array:
-    """Rows 1, 0, 3, 2, …; the last of an odd number is its own."""
+    """Return rows 1, 0, 3, 2, …; the last of an odd number is its own."""
     pairs = x[: len(x) // 2 * 2].reshape(-1, 2, *x.shape[1:])
     return _unpaired(pairs[:, ::-1], x)
 
 
 def _of_pair(x: jax.Array) -> jax.Array:
-    """Rows 0, 0, 2, 2, …: both of a pair have the first one's."""
+    """Return rows 0, 0, 2, 2, …: both of a pair have the first one's."""
     pairs = x[: len(x) // 2 * 2].reshape(-1, 2, *x.shape[1:])
     return _unpaired(jnp.broadcast_to(pairs[:, :1], pairs.shape), x)
 
 
 def _unpaired(pairs: jax.Array, x: jax.Array) -> jax.Array:
-    """(N // 2, 2, …) -> (N, …), with the last row of `x` where N is odd."""
+    """Return (N // 2, 2, …) as (N, …), with the last row of `x` where N is odd."""
     rows = pairs.reshape(-1, *x.shape[1:])
     return jnp.concatenate([rows, x[-1:]]) if len(x) % 2 else rows

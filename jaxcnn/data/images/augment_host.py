@@ -39,13 +39,11 @@ class Augmentation(NamedTuple):
     """A value of `config.data.augment`, understood. Picklable.
 
     Attributes:
-      text: as in the config.
       geometry: (image, size, rng) -> the part of the image to take, inside it; None where no crop is named.
       pixels: in order, (uint8 (H, W, C), rng) -> the same shape and type.
       device: (name, arguments) for `augment_device.augment`, in order; an argument that was left out is missing too.
     """
 
-    text: str
     geometry: Geometry | None
     pixels: tuple[PixelOp, ...]
     device: tuple[tuple[str, tuple[float, ...]], ...]
@@ -70,7 +68,7 @@ def parse(text: str) -> Augmentation:
     geometry = [partial(_CROPS[name], **values) for name, values in words if name in _CROPS]
     pixels = tuple(partial(_PIXELS[name], **values) for name, values in words if name in _PIXELS)
     device = tuple((n, tuple(values.values())) for n, values in words if n not in _CROPS and n not in _PIXELS)
-    return Augmentation(text, geometry[0] if geometry else None, pixels, device)
+    return Augmentation(geometry[0] if geometry else None, pixels, device)
 
 
 def _read(text: str) -> list[tuple[str, dict[str, float]]]:
@@ -169,7 +167,7 @@ def pca(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def photometric(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Brightness, contrast and colour times 0.5 … 1.5, uniform, in random order: Howard 2013 (arXiv:1312.5402).
+    """Scale brightness, contrast and colour by 0.5 … 1.5, uniform, in random order: Howard 2013 (arXiv:1312.5402).
 
     As Pillow's enhancements, which he used, but rounded once; his lighting noise is `pca`. Colour leaves grey as it is.
     """
@@ -188,7 +186,7 @@ def photometric(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def randaugment(image: np.ndarray, rng: Rng, n: float, m: float) -> np.ndarray:
-    """`n` of 14 operations, drawn with replacement, at magnitude `m` of 0 … 10: Cubuk et al. 2020, section 3.
+    """Apply `n` of 14 operations, drawn with replacement, at magnitude `m` of 0 … 10: Cubuk et al. 2020, section 3.
 
     10 is the strongest of AutoAugment's Table 6; torchvision counts to 30, its 9 is 3 here. Signs are random.
     """
@@ -199,7 +197,7 @@ def randaugment(image: np.ndarray, rng: Rng, n: float, m: float) -> np.ndarray:
 
 
 def erase(image: np.ndarray, rng: Rng, p: float) -> np.ndarray:
-    """With probability `p`, noise in a rectangle of 2 … 33 % of the area, aspect 0.3 … 1 / 0.3: Zhong et al. 2020.
+    """Put noise, with probability `p`, in 2 … 33 % of the area, aspect 0.3 … 1 / 0.3: Zhong et al. 2020.
 
     Section 3 with its random values; area up to a third (paper: 40 %) and log-uniform aspect are torchvision's.
     """
@@ -215,7 +213,7 @@ def erase(image: np.ndarray, rng: Rng, p: float) -> np.ndarray:
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """The image whose (x, y) shows the pixel nearest to (a x + b y + c, d x + e y + f)."""
+    """Return the image whose (x, y) shows the pixel nearest to (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=_FILL[image.mode])
 
 

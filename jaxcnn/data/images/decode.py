@@ -31,34 +31,8 @@ _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole 
 _COLOURS = {1: "GRAY", 3: "RGB"}
 _BLOCK = 16  # rows that are decoded together where colour is subsampled, the most there is
 _STRAY = 64  # bytes that may stand before the end marker: more are what damage leaves over
-_SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than the whole
+_SCALES = (8, 4, 2)  # those whose inverse transforms libjpeg-turbo has in SIMD: 7/8 or 5/8 take longer than all of it
 _MOST_SCANS = 100  # encoders write ten or so; each costs a pass over all pixels, for as little as a few bytes
-
-
-def open_image(path: Path, channels: int) -> Image.Image:
-    """Open the image in `path`, or its first frame, turned as EXIF says, in mode L (1 channel) or RGB (3).
-
-    16 bits are scaled to 8, and transparency is dropped.
-
-    Raises:
-      UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS.
-    """
-    try:
-        return _open(read_bytes(path, MAX_BYTES), channels)
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise UserError(f"cannot read the image {path}: {reason}") from error
-    except ValueError as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
-
-
-def of_pixels(pixels: np.ndarray, channels: int) -> Image.Image:
-    """Return uint8 (H, W) or (H, W, 1, 3 or 4) in the mode of `channels`."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise UserError(
-            f"an image of {pixels.dtype} {pixels.shape}: give uint8 (H, W) or (H, W, C) of 1, 3 or 4 channels"
-        )
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert(_MODES[channels])
 
 
 def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
@@ -72,7 +46,6 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
         return pixels.reshape(*pixels.shape[:2], channels)
     header = read_header(image) if channels in (1, 3) else None
     if header:
-        _check_pixels(header.width, header.height)
         return _turn(decode_jpeg(image, header, channels), header.orientation)
     pixels = np.asarray(_open(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -98,27 +71,10 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         raise ValueError(_reason(image, error)) from error
 
 
-def decode_rows(image: bytes | np.ndarray, channels: int, bottom: int, scale: int) -> tuple[np.ndarray, int]:
-    """Decode at least the rows above `bottom` of an upright image, reduced by `scale` if the decoder can.
-
-    Args:
-      scale: 1, 2, 4 or 8.
-
-    Returns:
-      The pixels, and the scale that they have: `scale` or 1.
-
-    Raises:
-      ValueError: as of `decode`.
-    """
-    header = read_header(image) if isinstance(image, bytes) else None
-    if isinstance(image, bytes) and header and header.orientation == 1 and channels in (1, 3):
-        _check_pixels(header.width, header.height)
-        return decode_jpeg(image, header, channels, min(bottom, header.height), scale), scale
-    return decode(image, channels), 1
-
-
 def _open(data: bytes, channels: int) -> Image.Image:
-    """Read a file by Pillow, upright and in the mode of `channels`.
+    """Read a file, or its first frame, by Pillow: turned as EXIF says, in mode L (1 channel) or RGB (3).
+
+    16 bits are scaled to 8, and transparency is dropped.
 
     Raises:
       ValueError: it cannot be read; the text says why.
@@ -243,8 +199,9 @@ def decode_jpeg(data: bytes, header: Header, channels: int, bottom: int = 0, sca
       scale: 1, 2, 4 or 8: height and width are divided by it, rounded up, at the inverse transform.
 
     Raises:
-      ValueError: it is damaged. Damage in rows that are not wanted is not seen.
+      ValueError: it is damaged, or has more than MAX_PIXELS. Damage in rows that are not wanted is not seen.
     """
+    _check_pixels(header.width, header.height)
     check_scans(data)
     height = header.height
     if bottom and header.sequential:
@@ -355,7 +312,7 @@ def center(image: tuple[int, int], size: tuple[int, int], resize: int) -> Crop:
         where that is not less than `size`, the crop is within the image.
     """
     covered = cover(image, frame(size, resize))
-    starts = [round((whole - part) / 2) for whole, part in zip(covered, size, strict=True)]
+    starts = [round((side - part) / 2) for side, part in zip(covered, size, strict=True)]
     (top, height), (left, width) = (
         (start * side / whole, part * side / whole)
         for start, part, side, whole in zip(starts, size, image, covered, strict=True)
@@ -380,8 +337,8 @@ def cover(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return int(size[1] * height / width), size[1]
 
 
-def read_image(path: Path | np.ndarray, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
-    """Bring the centre of the image in `path`, or of its pixels, upright, to `shape` (H, W, C): uint8, C of 1 or 3.
+def read_image(image: Path | np.ndarray, shape: tuple[int, int, int], resize: int | None = None) -> np.ndarray:
+    """Bring the centre of an image, a file or pixels, upright, to `shape` (H, W, C): uint8, C of 1 or 3.
 
     Args:
       resize: as of `center`, which this is to the pixel of torchvision's evaluation (256 for the published weights);
@@ -391,19 +348,41 @@ def read_image(path: Path | np.ndarray, shape: tuple[int, int, int], resize: int
       UserError: the file is missing, no image, damaged, or of more than MAX_PIXELS, as it is or resized.
     """
     height, width, channels = shape
-    image = of_pixels(path, channels) if isinstance(path, np.ndarray) else open_image(path, channels)
+    opened = _pillow_image(image, channels)
     if resize is None:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        opened = ImageOps.fit(opened, (width, height), Image.Resampling.BILINEAR)
     else:
-        rows, columns = cover((image.height, image.width), frame((height, width), resize))
+        rows, columns = cover((opened.height, opened.width), frame((height, width), resize))
         if rows * columns > MAX_PIXELS:
-            what = "an image" if isinstance(path, np.ndarray) else path
+            what = "an image" if isinstance(image, np.ndarray) else image
             raise UserError(
-                f"{what} of {image.width}×{image.height} would be resized to {columns}×{rows} pixels: "
+                f"{what} of {opened.width}×{opened.height} would be resized to {columns}×{rows} pixels: "
                 f"more than {MAX_PIXELS:,} are refused; crop it first"
             )
-        image = center_crop(image.resize((columns, rows), Image.Resampling.BILINEAR), (height, width))
-    return np.asarray(image).reshape(height, width, channels)
+        # As torchvision: half a pixel is rounded to the even one, but padding, which is black, to the smaller one.
+        top, left = (
+            round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
+            for side, crop in ((rows, height), (columns, width))
+        )
+        opened = opened.resize((columns, rows), Image.Resampling.BILINEAR)
+        opened = opened.crop((left, top, left + width, top + height))
+    return np.asarray(opened).reshape(height, width, channels)
+
+
+def _pillow_image(image: Path | np.ndarray, channels: int) -> Image.Image:
+    """Open the image in a file, or its pixels uint8 (H, W) or (H, W, C), in mode L (1 channel) or RGB (3)."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise UserError(
+                f"an image of {image.dtype} {image.shape}: give uint8 (H, W) or (H, W, C) of 1, 3 or 4 channels"
+            )
+        return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).convert(_MODES[channels])
+    try:
+        return _open(read_bytes(image, MAX_BYTES), channels)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read the image {image}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the image {image}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def crop_resize(
@@ -430,9 +409,13 @@ def crop_resize(
         return np.asarray(resized).reshape(*size, channels)
     top, left, height, width = map(int, box.rounded())
     bottom, right = top + height, left + width
-    pixels, scale = decode_rows(image, channels, bottom, scale_for((height, width), size))
-    top, left, bottom, right = top // scale, left // scale, -(-bottom // scale), -(-right // scale)
-    part = pixels[top:bottom, left:right]
+    header = read_header(image) if isinstance(image, bytes) and channels in (1, 3) else None
+    if isinstance(image, bytes) and header and header.orientation == 1:
+        scale = scale_for((height, width), size)
+        pixels = decode_jpeg(image, header, channels, min(bottom, header.height), scale)
+    else:  # a turned one has other rows, and Pillow decodes all of an image
+        scale, pixels = 1, decode(image, channels)
+    part = pixels[top // scale : -(-bottom // scale), left // scale : -(-right // scale)]
     if part.shape[:2] == size:
         return part
     resized = cv2.resize(part, (size[1], size[0]), interpolation=_RESAMPLING[interpolation])
@@ -445,14 +428,3 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if (height, width) == size:
         return image
     return crop_resize(image, channels, Box(0, 0, height, width), size, "antialias")
-
-
-def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return the centre of `size` (height, width) as torchvision cuts it; what an image lacks is black."""
-    left, top = (_start(side, crop) for side, crop in zip(image.size, reversed(size), strict=True))
-    return image.crop((left, top, left + size[1], top + size[0]))
-
-
-def _start(side: int, crop: int) -> int:
-    """Where a centred crop begins: half a pixel is rounded to the even one, but padding to the smaller one."""
-    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

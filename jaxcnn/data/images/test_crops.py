@@ -31,7 +31,7 @@ def one_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
 
 
 def ten_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
-    """Krizhevsky et al. 2012, section 4.1: the four corners and the centre; with their mirror images, ten.
+    """Return the four corners and the centre, with their mirror images ten: Krizhevsky et al. 2012, section 4.1.
 
     Of the central square, 256 pixels wide, which is all that the paper keeps of an image (section 2). torchvision's
     TenCrop takes the corners of the whole rectangle.
@@ -41,7 +41,7 @@ def ten_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
 
 
 def multi_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
-    """Szegedy et al. 2015, section 7: 18 of the 36 crops at one of four scales, the others are their mirror images.
+    """Return 18 of the 36 crops at one of four scales, without their mirror images: Szegedy et al. 2015, section 7.
 
     Of the left, central and right square, or the top, central and bottom one of a portrait: the four corners, the
     centre, and the square itself resized to `size`.
@@ -54,14 +54,21 @@ def multi_crop(image: np.ndarray, size: Size, scale: int) -> list[np.ndarray]:
     return [view for square in squares for view in (*_five(square, size), resize(square, size))]
 
 
-_CROPS: dict[str, Callable[[np.ndarray, Size, int], list[np.ndarray]]] = {
-    "1crop": one_crop,
-    "10crop": ten_crop,
-    "144crop": multi_crop,
+class _Protocol(NamedTuple):
+    """Scales, for 224 pixels, and the views at one: their number without mirror images, and what cuts them out."""
+
+    scales: tuple[int, ...]
+    number: int = 1
+    crops: Callable[[np.ndarray, Size, int], list[np.ndarray]] = one_crop
+
+
+_PROTOCOLS = {
+    "1crop": _Protocol((256,)),
+    "10crop": _Protocol((256,), 5, ten_crop),
+    "144crop": _Protocol((256, 288, 320, 352), 18, multi_crop),
+    "dense": _Protocol((256, 384, 512)),
 }
-_NUMBERS = {"1crop": 1, "10crop": 5, "144crop": 18, "dense": 1}  # of views at a scale, without mirror images
-_SCALES = {"1crop": (256,), "10crop": (256,), "144crop": (256, 288, 320, 352), "dense": (256, 384, 512)}
-PROTOCOLS = tuple(_NUMBERS)
+PROTOCOLS = tuple(_PROTOCOLS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Views:
     Attributes:
       protocol: one of PROTOCOLS.
       size: (height, width) of a crop in pixels.
-      scales: lengths in pixels that an image's shorter side is brought to; see `crop.frame` where `size` is no square.
+      scales: lengths in pixels that an image's shorter side is brought to; see `frame` where `size` is no square.
     """
 
     protocol: str
@@ -83,13 +90,13 @@ class Views:
 
     @property
     def mirrored(self) -> bool:
-        """Whether each view counts a second time, mirrored left to right."""
+        """Return whether each view counts a second time, mirrored left to right."""
         return self.protocol != "1crop"
 
     @property
     def count(self) -> int:
-        """Views of an image, mirror images included."""
-        return _NUMBERS[self.protocol] * len(self.scales) * (1 + self.mirrored)
+        """Return the number of views of an image, mirror images included."""
+        return _PROTOCOLS[self.protocol].number * len(self.scales) * (1 + self.mirrored)
 
     def shape(self, scale: int, aspect: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the views at a scale of an image of `aspect` (of no matter to crops)."""
@@ -106,7 +113,7 @@ class Views:
         return round(_GRID * height / short), round(_GRID * width / short)
 
     def pixels(self, aspect: tuple[int, int]) -> int:
-        """Pixels of all views of an image."""
+        """Return the pixels of all views of an image."""
         areas = sum(math.prod(self.shape(scale, aspect)) for scale in self.scales)
         return areas * self.count // len(self.scales)
 
@@ -118,12 +125,12 @@ class Views:
                 f"{where} of {height}×{width} pixels has too many with {largest} along the shorter side: {fix}"
             )
 
-    def cut(self, image: np.ndarray) -> list[np.ndarray]:
-        """uint8 (H, W, C) -> for each scale uint8 (views, *shape, C); one array for all, where they are crops."""
+    def crop(self, image: np.ndarray) -> list[np.ndarray]:
+        """Return uint8 (views, *shape, C) of an image (H, W, C) for each scale; of crops one array for all."""
         if self.protocol == "dense":
             aspect = self.aspect(*image.shape[:2])
             return [resize(image, self.shape(scale, aspect))[None] for scale in self.scales]
-        crops = _CROPS[self.protocol]
+        crops = _PROTOCOLS[self.protocol].crops
         return [np.stack([view for scale in self.scales for view in crops(image, self.size, scale)])]
 
 
@@ -140,7 +147,7 @@ def make_views(protocol: str, image_shape: Sequence[int], scales: Sequence[int] 
     size = image_shape[0], image_shape[1]
     if resize and protocol in ("1crop", "10crop"):
         scales = (resize,)
-    scales = tuple(scales) or tuple(round(scale * max(size) / 224) for scale in _SCALES[protocol])
+    scales = tuple(scales) or tuple(round(scale * max(size) / 224) for scale in _PROTOCOLS[protocol].scales)
     if min(scales) < max(size):
         raise UserError(
             f"--protocol {protocol} at scale {min(scales)}: the network sees {size[0]}×{size[1]} pixels, "
@@ -185,8 +192,19 @@ def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1)
     Raises:
       BadExample: an example cannot be read.
     """
+    height, width, _ = source.image_shape
+    if height and width:
+        views.check(source.where(0), height, width)
+        aspects = [views.aspect(height, width)] * len(source)
+    elif views.protocol != "dense":
+        aspects = [(_GRID, _GRID)] * len(source)
+    else:
+        sizes = source.sizes().tolist()
+        for i, size in enumerate(sizes):
+            views.check(source.where(i), *size)
+        aspects = [views.aspect(*size) for size in sizes]
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, aspect in enumerate(_aspects(source, views)):
+    for i, aspect in enumerate(aspects):
         groups.setdefault(aspect, []).append(i)
     batches = []
     for aspect, examples in sorted(groups.items()):
@@ -198,18 +216,6 @@ def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1)
             mask = np.pad(np.ones(len(part), np.float32), (0, missing))
             batches.append(Rows(aspect, np.pad(part, (0, missing), "edge"), mask))
     return batches
-
-
-def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
-    height, width, _ = source.image_shape
-    if height and width:
-        views.check(source.where(0), height, width)
-    if views.protocol != "dense" or (height and width):
-        return [views.aspect(height or 1, width or 1)] * len(source)
-    sizes = [(int(h), int(w)) for h, w in source.sizes()]
-    for i, size in enumerate(sizes):
-        views.check(source.where(i), *size)
-    return [views.aspect(*size) for size in sizes]
 
 
 def view_batches(
@@ -226,16 +232,13 @@ def view_batches(
 
 
 def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
-    local = part.local_batch(len(rows.examples))
-    mine = slice(part.process * local, (part.process + 1) * local)
+    mine = part.rows(len(rows.examples))
     examples = rows.examples[mine].tolist()
-    made = {i: _example(source, views, i) for i in dict.fromkeys(examples)}
+    made = {}
+    for i in dict.fromkeys(examples):
+        example = source[i]
+        views.check(source.where(i), *example["image"].shape[:2])
+        made[i] = example["label"], views.crop(example["image"])
     labels, cuts = zip(*(made[i] for i in examples), strict=True)
     stacks = {f"views{k}": np.stack(arrays) for k, arrays in enumerate(zip(*cuts, strict=True))}
     return stacks | {"label": np.array(labels, np.int32), "mask": rows.mask[mine]}
-
-
-def _example(source: Source, views: Views, index: int) -> tuple[int, list[np.ndarray]]:
-    example = source[index]
-    views.check(source.where(index), *example["image"].shape[:2])
-    return example["label"], views.cut(example["image"])

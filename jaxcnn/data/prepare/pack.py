@@ -21,8 +21,8 @@ import simplejpeg
 
 from jaxcnn import UserError, safe_files
 from jaxcnn.data import follow_parent
-from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, decode_jpeg, read_header, size_of
-from jaxcnn.data.sources import BadExample, Source, labelled_splits, make_source
+from jaxcnn.data.images.decode import Box, crop_resize, decode, decode_jpeg, read_header, size_of
+from jaxcnn.data.sources import BadExample, Source, labelled_splits, make_source, one_line
 from jaxcnn.data.sources.packed import FORMAT, HEADER, MAGIC, MANIFEST, VERSION, checksum, count_records
 
 UNFINISHED = ".packing"  # folder beside the shards, of what is known before there is a manifest
@@ -58,12 +58,12 @@ class Task(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """What the manifest is to say of the shard; written after it."""
+        """Return the file of what the manifest is to say of the shard; it is written after the shard."""
         return self.path.parent / UNFINISHED / f"{self.path.name}.json"
 
     @property
     def finished(self) -> bool:
-        """Whether the shard need not be written again."""
+        """Return whether the shard need not be written again."""
         if not self.note.exists() or not self.path.exists():
             return False
         return self.path.stat().st_size == read_json(self.note)["shard"]["bytes"]
@@ -75,7 +75,7 @@ def pack(
 ) -> tuple[dict[str, Any], bool]:  # fmt: skip
     """Write the data set `name` to the folder `out`, or go on where an interrupted call with these arguments stopped.
 
-    An image of at most `options.max_side` that is a grey or RGB JPEG, upright and whole, keeps its very bytes.
+    An image of at most `options.max_side` that is a grey or RGB JPEG, upright and undamaged, keeps its very bytes.
 
     Args:
       splits: those wanted; none: all that have labels.
@@ -249,26 +249,24 @@ def _pack_shard(task: Task) -> None:
         raise
     except Exception as error:  # ArrayRecord raises what it likes where the disk is full
         room = shutil.disk_usage(task.path.parent).free
-        hint = "the disk is full" if room < 2**24 else " ".join(f"{error}".split())[:200] or type(error).__name__
+        hint = "the disk is full" if room < 2**24 else one_line(error)
         raise UserError(f"cannot write {task.path} ({hint}): run it again to go on, finished shards stay") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def record(source: Source, index: int, options: Options) -> bytes:
-    """The record of example `index`; BadExample where its image is broken."""
+    """Return the record of example `index`; BadExample where its image is broken."""
     example = source.read(index)
-    try:
+    with source.naming(index, ValueError):
         jpeg = shrink(example["image"], source.image_shape[-1], options.max_side, options.quality)
-    except ValueError as error:
-        raise source.bad(index, error) from error
     return HEADER.pack(MAGIC, example["label"]) + jpeg
 
 
 def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int) -> bytes:
-    """An image file, or pixels, as an upright JPEG, grey or RGB, of sides of at most `max_side` (0: as they are).
+    """Return an image file, or pixels, as an upright JPEG, grey or RGB, with sides up to `max_side` (0: as they are).
 
-    One that is so already, and whole, is returned as it is.
+    One that is so already, and undamaged, is returned as it is.
 
     Raises:
       ValueError: it is no image, is damaged, or has more than MAX_PIXELS.
@@ -276,8 +274,7 @@ def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int
     size = size_of(image)
     fitted = fit(size, max_side)
     header = read_header(image) if isinstance(image, bytes) else None
-    upright = header and header.orientation == 1 and fitted == size and math.prod(size) <= MAX_PIXELS
-    if isinstance(image, bytes) and header and upright:
+    if isinstance(image, bytes) and header and header.orientation == 1 and fitted == size:
         with contextlib.suppress(ValueError):  # what only Pillow can read is re-encoded
             decode_jpeg(image, header, channels, scale=8)  # reads all the data, for the least work
             return image
@@ -291,7 +288,7 @@ def shrink(image: bytes | np.ndarray, channels: int, max_side: int, quality: int
 
 
 def fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """(height, width) with the longer side at most `max_side`."""
+    """Return (height, width) with the longer side at most `max_side`."""
     longer = max(size)
     if not max_side or longer <= max_side:
         return size
@@ -300,7 +297,7 @@ def fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; UserError where it is damaged."""
+    """Return what `write_json` wrote; UserError where it is damaged."""
     try:
         return dict(safe_files.read_json(path))
     except (OSError, ValueError, TypeError) as error:
@@ -308,7 +305,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, even if the machine stops."""
+    """Write a JSON file completely or not at all, even if the machine stops."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(part, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1)

@@ -12,7 +12,9 @@ that are at hand. Reading imports neither JAX nor TensorFlow, and this module lo
 import difflib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -82,11 +84,11 @@ class Source(ABC):
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 … num_classes - 1."""
+        """Return the number of classes: labels are 0 … num_classes - 1."""
         return len(self.class_names)
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return self.size
 
     def read(self, index: SupportsIndex) -> dict[str, Any]:
@@ -103,12 +105,8 @@ class Source(ABC):
         i = index.__index__()
         if not 0 <= i < self.size:
             raise IndexError(f"{self!r} has no example {i}")
-        try:
+        with self.naming(i, Exception):  # the storage's libraries each raise what they like
             example = self._read(i)
-        except UserError:
-            raise
-        except Exception as error:  # the storage's libraries each raise what they like
-            raise self.bad(i, error) from error
         label = example.get("label", 0)
         if "label" in example and not 0 <= label < self.num_classes:
             hint = "a split without labels? take another" if label == -1 else self.fix
@@ -121,16 +119,22 @@ class Source(ABC):
         Raises:
           IndexError, BadExample: as of `read`; the image cannot be decoded, or is of another shape than it should be.
         """
+        example = self.read(index)
+        with self.naming(index.__index__(), ValueError):
+            return example | {"image": self.decoded(example["image"])}
+
+    def decoded(self, image: "bytes | np.ndarray") -> "np.ndarray":
+        """Decode an image of this source: uint8 (H, W, C).
+
+        Raises:
+          ValueError: it cannot be decoded, or is of another shape than it should be.
+        """
         from jaxcnn.data.images.decode import decode
 
-        example = self.read(index)
-        try:
-            pixels = decode(example["image"], self.image_shape[-1])
-            if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
-                raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
-        except ValueError as error:
-            raise self.bad(index.__index__(), error) from error
-        return example | {"image": pixels}
+        pixels = decode(image, self.image_shape[-1])
+        if any(want not in (None, have) for want, have in zip(self.image_shape, pixels.shape, strict=True)):
+            raise ValueError(f"its shape is {pixels.shape}, not {self.image_shape}")
+        return pixels
 
     def sizes(self, skip: bool = False) -> "np.ndarray":
         """Return the height and width of every image, int64 (N, 2), from their headers, which threads read.
@@ -152,10 +156,8 @@ class Source(ABC):
         def size(i: int) -> tuple[int, int]:
             try:
                 example = self.read(i)
-                try:
+                with self.naming(i, ValueError):
                     return size_of(example["image"])
-                except ValueError as error:
-                    raise self.bad(i, error) from error
             except BadExample:
                 if not skip:
                     raise
@@ -165,7 +167,7 @@ class Source(ABC):
             return np.array(list(threads.map(size, range(self.size))), np.int64).reshape(-1, 2)
 
     def __repr__(self) -> str:
-        """No path in it: the same data elsewhere reads the same."""
+        """Return a name without a path: the same data elsewhere reads the same."""
         return f"<{path_kind(self.name) or self.name}, {self.split}: {self.size} examples>"
 
     def where(self, index: int) -> str:
@@ -174,13 +176,18 @@ class Source(ABC):
 
     @property
     def fix(self) -> str:
-        """What an error about one example advises."""
+        """Return what an error about one example advises."""
         return "get the data again"
 
-    def bad(self, index: int, error: BaseException) -> BadExample:
-        """Return the error for an example that cannot be read because of `error`."""
-        reason = " ".join(f"{error}".split())[:200] or type(error).__name__
-        return BadExample(f"{self.where(index)} cannot be read ({reason}): {self.fix}")
+    @contextmanager
+    def naming(self, index: int, kind: type[Exception]) -> Iterator[None]:
+        """Turn an error of this kind, within, into a BadExample that names example `index`; a UserError stays."""
+        try:
+            yield
+        except UserError:
+            raise
+        except kind as error:
+            raise BadExample(f"{self.where(index)} cannot be read ({one_line(error)}): {self.fix}") from error
 
     @abstractmethod
     def _read(self, index: int) -> dict[str, Any]: ...
@@ -238,19 +245,23 @@ def describe_sources(data_dir: str = "") -> list[dict[str, Any]]:
     modules = [
         import_module(f"{__name__}.{module}") for module in dict.fromkeys(kind.module for kind in KINDS.values())
     ]
-    names = [name for module in modules if hasattr(module, "find") for name in module.find(data_dir)]
-    return [_describe(name, data_dir) for name in names]
+    rows = []
+    for name in (name for module in modules if hasattr(module, "find") for name in module.find(data_dir)):
+        row = {"name": name, "splits": {}, "image_shape": None, "num_classes": None, "status": "ready"}
+        rows.append(row)
+        try:
+            row["splits"] = split_sizes(name, data_dir)
+            source = make_source(name, next(iter(row["splits"])), data_dir=data_dir)
+            row |= {"image_shape": source.image_shape, "num_classes": source.num_classes}
+        except UserError as error:
+            row["status"] = str(error)
+    return rows
 
 
-def _describe(name: str, data_dir: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "splits": {}, "image_shape": None, "num_classes": None, "status": "ready"}
-    try:
-        row["splits"] = split_sizes(name, data_dir)
-        source = make_source(name, next(iter(row["splits"])), data_dir=data_dir)
-        row |= {"image_shape": source.image_shape, "num_classes": source.num_classes}
-    except UserError as error:
-        row["status"] = str(error)
-    return row
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library or of the system says, for a line of ours."""
+    text = getattr(error, "strerror", None) or f"{error}"
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def kind_of(name: str) -> str:
@@ -274,6 +285,11 @@ def path_of(name: str) -> Path:
     if not folder or "\0" in folder:
         raise UserError(f"cannot read the data set name {name!r}: write {KINDS[kind].form}")
     return Path(os.path.abspath(os.path.expanduser(folder)))
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name that a file of someone else's gives is a file's own, and leads to no other folder."""
+    return not set("/\\\0") & set(name) and name not in (".", "..")
 
 
 def _module(name: str) -> Any:

@@ -8,26 +8,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def class_names() -> tuple[str, ...]:
-    """The 1,000 names in the order of the class index: the first of WordNet's synonyms, all of them different.
+    """Return the 1,000 names in the order of the class index: the first of WordNet's synonyms, all of them different.
 
     Where two classes share it, the name says which one is meant: "crane (bird)" and "crane (machine)".
     """
-    return tuple(name for _, name in _classes())
-
-
-def wnids() -> tuple[str, ...]:
-    """The 1,000 WordNet ids, such as "n01440764", in the order of the class index, which is that of the ids."""
-    return tuple(wnid for wnid, _ in _classes())
+    return tuple(words_of_ids().values())
 
 
 def readable(names: tuple[str, ...]) -> tuple[str, ...]:
-    """`names`, or their words where all of them are WordNet ids of ImageNet."""
-    words = dict(_classes())
+    """Return `names`, or their words where all of them are WordNet ids of ImageNet."""
+    words = words_of_ids()
     return tuple(words[name] for name in names) if words.keys() >= set(names) else names
 
 
 @lru_cache
-def _classes() -> tuple[tuple[str, str], ...]:
+def words_of_ids() -> dict[str, str]:
+    """Return the name of each WordNet id, such as "n01440764", in the order of the class index, that of the ids."""
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    rows = (line.split("\t") for line in lines)
-    return tuple((wnid, name) for wnid, name in rows)
+    return dict(line.split("\t") for line in lines)

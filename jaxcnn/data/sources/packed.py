@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_PIXELS
-from jaxcnn.data.sources import KINDS, Source, path_of
+from jaxcnn.data.sources import KINDS, Source, is_plain, path_of
 from jaxcnn.safe_files import printable, read_json
 
 FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, KINDS["packed"].marker
@@ -102,13 +102,13 @@ def verify(name: str, progress: Callable[[int], None] = lambda _: None) -> list[
 
 
 def checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file in hexadecimal, and its size in bytes."""
+    """Return the SHA-256 of a file in hexadecimal, and its size in bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
 
 
 def count_records(path: Path) -> int:
-    """Number of records in an ArrayRecord file."""
+    """Return the number of records in an ArrayRecord file."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -149,7 +149,7 @@ class _Packed(Source):
 
 
 def read_manifest(name: str) -> Manifest:
-    """The manifest of `packed:DIR`.
+    """Return the manifest of `packed:DIR`.
 
     Raises:
       UserError: there is none, because the pack was not finished or for another reason, or it is damaged.
@@ -169,7 +169,7 @@ _PACK = "`jaxcnn data pack` makes one"
 
 
 def _parse(values: Any) -> Manifest:
-    """Raises ValueError with the first thing that is wrong."""
+    """Return the manifest of a value of JSON; a ValueError names the first thing that is wrong."""
     if _get(values, "format", str) != FORMAT or _get(values, "version", int) != VERSION:
         raise ValueError(f"it is not of the format '{FORMAT}', version {VERSION}")
     classes = tuple(_get(values, "classes", list))
@@ -201,8 +201,7 @@ def _three(shape: Sequence[Any]) -> tuple[int | None, int | None, int]:
 
 def _shard(values: Any) -> Shard:
     shard = Shard(*(_get(values, key, kind) for key, kind in Shard.__annotations__.items()))
-    plain = shard.file == os.path.basename(shard.file) and "\\" not in shard.file and "\0" not in shard.file
-    if not plain or shard.file in ("", ".", "..") or not shard.file.isprintable():
+    if not (shard.file and is_plain(shard.file) and shard.file.isprintable()):
         raise ValueError(f"{shard.file!r} is no plain name of a file")
     if not 0 <= shard.examples * HEADER.size <= shard.bytes:
         raise ValueError(f"{shard.file} cannot have {shard.examples} examples in {shard.bytes} bytes")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import Source, imagenet
+from jaxcnn.data.sources import Source, imagenet, is_plain, one_line
 from jaxcnn.safe_files import printable, read_json
 
 ARRAY_RECORD = "array_record"
@@ -34,7 +34,7 @@ _CHANNELS = (1, 2, 3, 4)
 
 
 def data_root(data_dir: str = "") -> Path:
-    """The folder of TFDS data sets: `data_dir`, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Return the folder of TFDS data sets: `data_dir`, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -53,12 +53,12 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
-    """Number of examples of each split; errors are those of `open_split`."""
+    """Return the number of examples of each split; errors are those of `open_split`."""
     return {split: int(info.num_examples) for split, info in _builder(name, data_dir).info.splits.items()}
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
-    """The source of `tfds:NAME[/CONFIG][:VERSION]`; `split` may be an expression such as `train[:90%]`.
+    """Return the source of `tfds:NAME[/CONFIG][:VERSION]`; `split` may be an expression such as `train[:90%]`.
 
     Raises:
       UserError: the data set is not prepared, or damaged, or is no set of labelled 8-bit images in ArrayRecord, or
@@ -76,7 +76,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     except ValueError as error:  # unknown, malformed or empty
         splits = ", ".join(builder.info.splits)
         raise UserError(
-            f"{name} has no split '{split}' ({_one_line(error)}): take one of {splits}, or a slice such as train[:90%]"
+            f"{name} has no split '{split}' ({one_line(error)}): take one of {splits}, or a slice such as train[:90%]"
         ) from error
     except Exception as error:  # whatever ArrayRecord raises
         raise _damaged(builder.data_dir, error) from error
@@ -101,14 +101,14 @@ class _Tfds(Source):
 
 
 def _versions(folder: Path, pattern: str = "*") -> list[Path]:
-    """The complete versions in a folder, oldest first: a build that was interrupted has another name."""
+    """Return the complete versions in a folder, oldest first: a build that was interrupted has another name."""
     found = [path.parent for path in folder.glob(f"{pattern}/dataset_info.json")]
     numbers = {p: re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", p.name) for p in found}
     return sorted((p for p, n in numbers.items() if n), key=lambda p: [int(n) for n in p.name.split(".")])
 
 
 def _locate(name: str, data_dir: str) -> Path:
-    """The folder of the newest version that fits `name`."""
+    """Return the folder of the newest version that fits `name`."""
     match = re.fullmatch(r"tfds:(\w+)(?:/([^/:]+))?(?::([\d.*]+))?", name)
     if not match:
         raise UserError(f"cannot read the data set name '{name}': write tfds:NAME[/CONFIG][:VERSION]")
@@ -130,7 +130,7 @@ def _locate(name: str, data_dir: str) -> Path:
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    """TFDS's reader of a prepared data set, checked to be labelled 8-bit images in ArrayRecord."""
+    """Return TFDS's reader of a prepared data set, checked to be labelled 8-bit images in ArrayRecord."""
     folder = _locate(name, data_dir)
     import tensorflow_datasets as tfds
 
@@ -172,16 +172,12 @@ def _check_names(folder: Path) -> None:
             raise ValueError("features.json has a feature of another kind than images and labels")
     for key, value in _pairs({"about": about, "features": code}):
         names = [key, value] if key in ("name", "filepathTemplate", "filepath_template") else [key]
-        if any(isinstance(name, str) and not _is_plain(name) for name in names):
+        if any(isinstance(name, str) and not is_plain(name) for name in names):
             raise ValueError("its JSON files name a file outside of the folder")
 
 
-def _is_plain(name: str) -> bool:
-    return not set("/\\\0") & set(name) and name not in (".", "..")
-
-
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Each key with its value, of all objects in a value of JSON."""
+    """Yield each key with its value, of all objects in a value of JSON."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -201,8 +197,4 @@ def check_format(builder: Any) -> None:
 
 
 def _damaged(folder: str | Path, error: Exception) -> UserError:
-    return UserError(f"{folder} is damaged ({_one_line(error)}): delete it and prepare it again")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{error}".split())[:200] or type(error).__name__
+    return UserError(f"{folder} is damaged ({one_line(error)}): delete it and prepare it again")

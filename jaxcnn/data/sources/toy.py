@@ -22,7 +22,13 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     sizes = split_sizes(name)
     if split not in sizes:
         raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(sizes)}")
-    return _digits_source(split) if name == "digits" else _synthetic_source(name, split, sizes[split])
+    if name == "digits":
+        pixels = _digits("train")[0] / 255
+        mean, std = (float(pixels.mean()),), (float(pixels.std()),)
+        images, labels = _digits(split)
+        return _Digits(name, split, sizes[split], tuple(map(str, range(10))), (8, 8, 1), mean, std, images, labels)
+    names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
+    return _Synthetic(name, split, sizes[split], names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
@@ -65,14 +71,6 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _digits_source(split: str) -> Source:
-    pixels = _digits("train")[0] / 255
-    mean, std = (float(pixels.mean()),), (float(pixels.std()),)
-    images, labels = _digits(split)
-    names = tuple(str(n) for n in range(10))
-    return _Digits("digits", split, len(labels), names, (8, 8, 1), mean, std, images, labels)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class _Synthetic(Source):
     def _read(self, index: int) -> dict[str, Any]:
@@ -98,8 +96,3 @@ def _synthetic_numbers(name: str) -> tuple[int, int]:
     if match := re.fullmatch(r"synthetic(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
         return int(match[1] or 10), int(match[2] or 4096)
     raise UserError(f"cannot read the data set name '{name}': write {KINDS[kind_of(name)].form}, of positive integers")
-
-
-def _synthetic_source(name: str, split: str, size: int) -> Source:
-    names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
-    return _Synthetic(name, split, size, names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)

@@ -84,7 +84,7 @@ shapes = st.tuples(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3
 @example((37, 61, 3), "10crop", 7)
 def test_crops_are_those_of_the_paper_whatever_the_image(shape, protocol, size):
     image, views = pixels(*shape), make_views(protocol, (size, size, shape[2]))
-    (found,) = views.cut(image)
+    (found,) = views.crop(image)
     assert (found.shape[1:], found.dtype) == ((size, size, shape[2]), np.uint8)
     assert len(found) * (1 + views.mirrored) == views.count
     assert multiset(found) == multiset(slow(protocol, image, size, views.scales))
@@ -107,7 +107,7 @@ def test_the_command_line_offers_the_protocols_there_are():
 
 def test_views_of_a_square_overlap_but_are_all_there():
     """Left, centre and right are one square here: each of its six crops counts three times."""
-    (found,) = make_views("144crop", (224, 224, 3)).cut(pixels(300, 300))
+    (found,) = make_views("144crop", (224, 224, 3)).crop(pixels(300, 300))
     assert len(found) == 72
     assert len(set(multiset(found))) == 24
 
@@ -117,11 +117,11 @@ def test_the_centre_of_a_photograph_is_that_of_torchvision_and_of_predict(name, 
     path = PHOTOS / f"{name}.jpg"
     with Image.open(path) as opened:
         photo = np.asarray(opened)
-    (found,) = make_views("1crop", (224, 224, 3)).cut(photo)
+    (found,) = make_views("1crop", (224, 224, 3)).crop(photo)
     with np.load(GOLDEN) as golden:
         np.testing.assert_array_equal(found[0][::3, ::3], golden[f"{name}/pil"])
     np.testing.assert_array_equal(found[0], read_image(path, (224, 224, 3), 256))
-    (other,) = make_views("1crop", (224, 224, 3), resize=300).cut(photo.swapaxes(0, 1))
+    (other,) = make_views("1crop", (224, 224, 3), resize=300).crop(photo.swapaxes(0, 1))
     Image.fromarray(photo.swapaxes(0, 1)).save(tmp_path / "turned.png")
     np.testing.assert_array_equal(other[0], read_image(tmp_path / "turned.png", (224, 224, 3), 300))
 
@@ -132,7 +132,7 @@ def test_the_centre_of_a_photograph_is_that_of_torchvision_and_of_predict(name, 
 @example((500, 375, 3), [256, 384])
 def test_dense_views_are_whole_images_whose_aspect_is_rounded_a_little(shape, scales):
     image, views = pixels(*shape), Views("dense", (20, 20), tuple(scales))
-    found, ratio = views.cut(image), Fraction(max(shape[:2]), min(shape[:2]))
+    found, ratio = views.crop(image), Fraction(max(shape[:2]), min(shape[:2]))
     assert views.count == 2 * len(scales)
     for scale, stack in zip(scales, found, strict=True):
         assert stack.shape[0] == 1
@@ -210,7 +210,7 @@ def test_batches_hold_the_views_of_their_examples_and_processes_share_them(proto
         assert [str(batch[key].dtype) for key in ("label", "mask", "views0")] == ["int32", "float32", "uint8"]
         seen += batch["label"][batch["mask"] == 1].tolist()
         for k, i in enumerate(rows.examples.tolist()):
-            for j, stack in enumerate(views.cut(source.pixels(i))):
+            for j, stack in enumerate(views.crop(source.pixels(i))):
                 np.testing.assert_array_equal(batch[f"views{j}"][k], stack)
         assert batch.keys() == halves[0].keys()
         for key, value in batch.items():

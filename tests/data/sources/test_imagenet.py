@@ -22,14 +22,14 @@ from jaxcnn.weights.torchvision import input_of
     ],
 )
 def test_classes_stand_in_the_order_of_the_class_index(index, wnid, name):
-    assert (imagenet.wnids()[index], imagenet.class_names()[index]) == (wnid, name)
+    assert list(imagenet.words_of_ids().items())[index] == (wnid, name)
 
 
 def test_a_name_says_which_class_is_meant():
-    names, wnids = imagenet.class_names(), imagenet.wnids()
+    names, wnids = imagenet.class_names(), list(imagenet.words_of_ids())
     assert len(names) == len({name.lower() for name in names}) == 1000
     assert all(name and name == name.strip() for name in names)
-    assert list(wnids) == sorted(set(wnids))
+    assert wnids == sorted(set(wnids))
 
 
 def test_published_weights_take_the_statistics_of_imagenet():
