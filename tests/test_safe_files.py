@@ -1,5 +1,6 @@
 """Files that several processes use: replaced in one move, and a folder that one process at a time trains in."""
 
+import csv
 import fcntl
 import io
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import only_trainer, write_atomically
+from jaxcnn.safe_files import csv_text, only_trainer, write_atomically
 
 HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
 HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -91,3 +92,13 @@ def test_the_lock_holds_on_a_disk_without_room_for_its_owners_name(tmp_path, mon
 def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
     with only_trainer(tmp_path), pytest.raises(UserError, match="in use by process"), only_trainer(tmp_path):
         pass
+
+
+def test_a_table_is_read_back_and_no_text_in_it_is_a_formula():
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a,b", 'a "b"', "two\nlines", "é ✓", ""]
+    rows = [{"text": text, "number": -number} for number, text in enumerate(texts)]
+    found = list(csv.DictReader(io.StringIO(csv_text([*rows, {"other": 0.1}]), newline="")))
+    assert [row["text"] for row in found] == [*(f"'{text}" for text in texts[:6]), *texts[6:], ""]
+    assert [row["number"] for row in found[:-1]] == [str(-number) for number in range(len(texts))]
+    assert found[-1]["other"] == "0.1"
+    assert csv_text([{"name": "\udc80"}]) == '"name"\n"\\udc80"\n'

@@ -45,7 +45,8 @@ class Children:
           options: of `subprocess.Popen`.
         """
         before = _following(os.getpid(), prepare)
-        process = subprocess.Popen(words, process_group=0, preexec_fn=before, stdin=subprocess.DEVNULL, **options)
+        fixed: dict[str, Any] = {"process_group": 0, "preexec_fn": before, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen[bytes](words, **fixed, **options)
         self.processes.append(process)
         if self.signal:  # It came while the process was started.
             process.send_signal(self.signal)

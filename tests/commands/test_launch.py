@@ -329,7 +329,7 @@ def test_slurm_is_detected_and_its_script_trains_on_all_tasks(experiment, alone,
     np.testing.assert_allclose(ours["eval/loss"], theirs["eval/loss"], **CLOSE)
 
 
-@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+@pytest.mark.parametrize("script", ["slurm.sh", "sweep.sbatch", "tpu_pod.sh"])
 def test_scripts_are_shell_and_say_how_they_are_used(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     done = subprocess.run([LAUNCH / script], capture_output=True, text=True, check=False)
