@@ -60,6 +60,11 @@ class Run:
         keys = [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return ["train", "--config", self.source, "--workdir", str(workdir), *keys, "--processes", "1"]
 
+    def differs_in_seed_alone(self, other: "Run") -> bool:
+        """Return whether the two are the same but for the seed."""
+        mine, theirs = ({**run.overrides, "seed": ""} for run in (self, other))
+        return (self.source, mine) == (other.source, theirs)
+
     def result(self, out: Path) -> dict[str, Any]:
         """Return its result.json in the sweep's folder; {} where this very config has none yet."""
         found = read_result(out / self.name)
@@ -76,15 +81,17 @@ def read_sweep(path: Path) -> list[Run]:
         values = tomllib.loads(read_bytes(path, _LARGEST).decode())
     except OSError as error:
         raise UserError(f"sweep {path} cannot be read: {error.strerror}: experiments/sweeps/ has examples") from error
-    except ValueError as error:  # no TOML, no UTF-8 or no regular file
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8 or no regular file
         raise UserError(f"sweep {path} is no file of TOML: {error}") from error
     tables = values.pop("run", None)
     if values:
         raise UserError(f"sweep {path} has no key '{next(iter(values))}': it holds tables of the form [[run]]")
     _expect(path, "run", isinstance(tables, list) and tables, "one or more tables, each below a line [[run]]")
     runs: dict[str, Run] = {}
+    groups: dict[str, Run] = {}
     for run in itertools.chain.from_iterable(_runs(path, table) for table in tables or ()):
-        if run.name in runs:
+        # Runs of one group must differ in their seed alone, or their mean would be over different configs.
+        if run.name in runs or not groups.setdefault(run.group, run).differs_in_seed_alone(run):
             raise UserError(f"sweep {path} has two runs '{run.name}': give one of their tables another name = \"…\"")
         runs[run.name] = run
     return list(runs.values())
@@ -101,10 +108,10 @@ def _runs(path: Path, table: Any) -> list[Run]:
     for config, values, seed in itertools.product(configs, itertools.product(*swept.values()), seeds):
         source = str(path.parent / config)
         overrides = {key: _text(value) for key, value in {**fixed, **dict(zip(swept, values, strict=True))}.items()}
-        start = table.get("name") or _name_of(source)
-        # A name of the table's own does not tell several configs apart.
-        start = f"{start},{_name_of(source)}" if "name" in table and len(configs) > 1 else start
-        group = ",".join([start, *(f"{key}={_text(value)}" for key, value in zip(shown, values, strict=True))])
+        start = [table["name"]] if "name" in table else []
+        if not start or len(configs) > 1:  # A table's own name does not tell its configs apart.
+            start.append(_name_of(source))
+        group = ",".join([*start, *(f"{key}={_text(value)}" for key, value in zip(shown, values, strict=True))])
         name = group
         if seed is not None:
             overrides["seed"], name = str(seed), f"{group},seed={seed}"
@@ -122,8 +129,8 @@ def _check(path: Path, table: Any) -> None:
     configs, swept, seeds = table.get("config"), table.get("sweep", {}), table.get("seeds", [0])
     listed = configs if isinstance(configs, list) else [configs]
     _expect(path, "config", listed and all(c and isinstance(c, str) for c in listed), 'FILE[:ARGUMENT], as "a.py"')
-    _expect(path, "seeds", seeds and all(type(s) is int for s in seeds), "whole numbers, each once: [0, 1, 2]")
-    _expect(path, "seeds", len(set(seeds)) == len(seeds), "whole numbers, each once: [0, 1, 2]")
+    whole = seeds and all(type(seed) is int for seed in seeds)
+    _expect(path, "seeds", whole and len(set(seeds)) == len(seeds), "whole numbers, each once: [0, 1, 2]")
     for key, value in table.get("set", {}).items():
         _expect(path, f"set.{key}", not isinstance(value, dict), 'a value: write dotted keys in quotes, { "a.b" = 1 }')
     for key, values in swept.items():

@@ -69,6 +69,13 @@ def test_keys_of_one_last_name_are_written_in_full(sweep):
     assert [run.name for run in sweep(text)] == ["mine,model.name=vgg11,optimizer.name=sgd"]
 
 
+def test_seeds_of_one_config_may_come_from_two_tables_and_a_name_tells_others_apart(sweep):
+    table = '[[run]]\nconfig = "mine.py"\nseeds = [{}]\n'
+    assert {run.group for run in sweep(table.format(1) + table.format(2))} == {"mine"}
+    named = table.format(1) + table.format(1) + 'name = "long"\nset = { steps = 5 }'
+    assert [run.name for run in sweep(named)] == ["mine,seed=1", "long,seed=1"]
+
+
 def test_a_value_cannot_leave_the_folder_and_a_long_one_still_fits_and_is_told_apart(sweep):
     values = ["../../x", *(f"{'y' * 300}{i}" for i in range(2))]
     runs = sweep(f'[[run]]\nconfig = "mine.py"\nname = "../.."\nsweep = {{ "data.name" = {json.dumps(values)} }}')
@@ -99,6 +106,11 @@ def test_a_value_cannot_leave_the_folder_and_a_long_one_still_fits_and_is_told_a
         ("[[run]]\nconfig = 'mine.py'\nset = { steps = 4 }\nsweep = { steps = [4] }", "'set.steps'"),
         ("[[run]]\nconfig = 'mine.py'\nset = { seed = 4 }\nseeds = [4]", "'set.seed'"),
         ("[[run]]\nconfig = 'mine.py'\n[[run]]\nconfig = 'mine.py'\nset = { steps = 4 }", "'mine'"),
+        (
+            "[[run]]\nconfig = 'mine.py'\nseeds = [1]\n[[run]]\nconfig = 'mine.py'\nseeds = [2]\nset = { steps = 4 }",
+            "'mine,seed=2'",
+        ),
+        (f"a = {'[' * 10**5}", "TOML"),
     ],
 )
 def test_a_file_that_means_no_runs_is_refused_by_what_is_wrong(text, named, sweep):

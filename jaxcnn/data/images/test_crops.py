@@ -215,7 +215,7 @@ def _aspects(source: Source, views: Views) -> list[tuple[int, int]]:
 def view_batches(
     source: Source, views: Views, batches: Sequence[Rows], *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 2
 ) -> Iterator[Batch]:
-    """Return the batches that `plan` made, this process's rows: "label" int32 (n,), "mask" float32 (n,) and the views.
+    """Return the batches that `plan` made, this process's rows: "label" and "example" int32 (n,), "mask" and the views.
 
     These are "views0" …, uint8 (n, views, H, W, C), one array for each shape that the views of an image have.
 
@@ -232,7 +232,8 @@ def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
     made = {i: _example(source, views, i) for i in dict.fromkeys(examples)}
     labels, cuts = zip(*(made[i] for i in examples), strict=True)
     stacks = {f"views{k}": np.stack(arrays) for k, arrays in enumerate(zip(*cuts, strict=True))}
-    return stacks | {"label": np.array(labels, np.int32), "mask": rows.mask[mine]}
+    named = {"label": np.array(labels, np.int32), "example": np.array(examples, np.int32), "mask": rows.mask[mine]}
+    return stacks | named
 
 
 def _example(source: Source, views: Views, index: int) -> tuple[int, list[np.ndarray]]:

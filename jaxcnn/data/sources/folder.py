@@ -75,6 +75,9 @@ class _Folder(Source):
     def where(self, index: int) -> str:
         return f"{super().where(index)} ({os.fsdecode(self._path(index))})"
 
+    def file(self, index: int) -> str:
+        return os.fsdecode(self.listing.path(index))
+
     @property
     def fix(self) -> str:
         return "replace the file"
