@@ -111,7 +111,7 @@ def _train(run: Any, workdir: Path, children: Children, note: Callable[[str], No
                 log.write(line)
                 if text := line.decode(errors="replace").strip():
                     last = text
-                    note(f"{run.name}  {text}")
+                    note(text)
     code = process.wait()
     if code < 0:
         return Outcome(128 - code, f"the process was ended by signal {-code}")

@@ -43,7 +43,7 @@ def confusion(
     correct, total = int(np.trace(matrix)), int(matrix.sum())
     some = f"; the {len(shown)} classes most confused of {len(names)}" if len(shown) < len(names) else ""
     axes.set_title(f"{total - correct:,} of {total:,} are wrong{some}\ncoloured by the share of the row", fontsize=10)
-    title = "the mistakes of the highest probability: #example, what was predicted, what it is"
+    title = "the mistakes of the highest probability: #example (probability): what was predicted, what it is"
     under.suptitle(title if len(images) else "no mistakes", fontsize=10)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         cell = under.add_subplot(strips, _ROW, i + 1)

@@ -119,7 +119,7 @@ class Classification(Task):
         examples = rows["example"][worst].tolist()
         label, predicted = rows["label"].tolist(), rows["predicted"].tolist()
         captions = [
-            f"#{example}: {rows['probability'][i]:.0%} {names[predicted[i]]}\nis {names[label[i]]}"
+            f"#{example} ({rows['probability'][i]:.0%}): {names[predicted[i]]}\nis {names[label[i]]}"
             for i, example in zip(worst, examples, strict=True)
         ]
         return confusion(matrix, names, images_of(examples), captions)
