@@ -76,8 +76,8 @@ def runs() -> Iterator[list[str]]:
         folder, result = file.parent, json.loads(file.read_text(encoding="utf-8"))
         recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         # A key that is newer than the record had the effect of its default.
-        whole = plain(base_config(recorded.get("task.name", "classification"))) | recorded
-        recipe = next((name for name, config in known if what_counts(config) == what_counts(whole)), "")
+        complete = plain(base_config(recorded.get("task.name", "classification"))) | recorded
+        recipe = next((name for name, config in known if what_counts(config) == what_counts(complete)), "")
         name = str(folder.relative_to(RESULTS))
         source = f"--config {recipe}" if recipe else f"--config-json experiments/results/{name}/config.json"
         best = next(key for key in result if key.startswith("best/")).removeprefix("best/")

@@ -15,9 +15,7 @@ _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crop
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _DRAWN = 36  # images in a picture
 _TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
-_SEVERAL = (
-    "Of several runs or checkpoints each gives a line with its object, and the last line is {“runs”: [all of them]}."
-)
+_SEVERAL = 'Several runs or checkpoints print a line each before that one, which is then {"runs": [all of them]}.'
 
 
 def main(argv: list[str]) -> int:
@@ -56,21 +54,14 @@ def main(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("jaxcnn evaluate", description=f"{__doc__} {_SEVERAL}", epilog=OVERRIDES)
     add = parser.add_argument
-    add(
-        "--workdir",
-        metavar="DIR",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        help="folder of the run, or several",
-    )
+    words = "folder of the run, or of several"
+    add("--workdir", metavar="DIR", type=Path, nargs="+", action="extend", required=True, help=words)
     words = "which one (default: last); several, joined by commas or each with its --checkpoint"
     add("--checkpoint", metavar="STEP|best|last", action="append", default=[], help=words)
     words = (
-        "evaluate the mean of the weights of a run's checkpoints. BatchNorm's statistics are averaged too; to compute \
-them again over training images would be better"
+        "score the mean of the weights of these checkpoints. BatchNorm's statistics are averaged too; computing them "
     )
+    words += "again over training images would be better"
     add("--average", action="store_true", help=words)
     words = "a paper's test: the mean softmax of 1, 10 or 144 crops, or of whole images at several scales (dense)"
     add("--protocol", choices=_PROTOCOLS, help=f"{words}; default: as the run itself evaluates")

@@ -23,8 +23,8 @@ def confusion(
 ) -> Figure:
     """Draw the matrix and the mistakes.
 
-    Of many classes those of the most frequent confusions are shown, each beside the one it is taken for; what they are
-    taken for besides is the last column. A colour is a share of its row: green for the right class, red for others.
+    Where there are many classes, those of the most frequent confusions are shown, each beside the one it is taken for;
+    the last column counts all other predictions. A colour is a share of its row: green where right, red elsewhere.
 
     Args:
       matrix: int (classes, classes), [true, predicted] -> number of examples.

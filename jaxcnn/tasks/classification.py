@@ -83,7 +83,7 @@ class Classification(Task):
         }
 
     def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
-        """Return of each example the true and the predicted class, their probabilities, and 1 where it is correct."""
+        """Return the true and the predicted class of each example, their probabilities, and 1 where it is correct."""
         return {
             "class": [names[i] for i in rows["label"]],
             "predicted": [names[i] for i in rows["predicted"]],
@@ -93,7 +93,7 @@ class Classification(Task):
         }
 
     def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
-        """Return of each class its examples, how many are correct and their share (its recall), and its precision.
+        """Return the number of examples of each class, how many are correct, their share (recall), and the precision.
 
         The share of nothing is left empty. "predicted" counts the examples that the class was predicted of.
         """
@@ -174,5 +174,5 @@ def _above(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(~(logits <= score), axis=-1)
 
 
-def _shares(parts: Sequence[int], wholes: Sequence[int]) -> list[float | str]:
-    return [part / whole if whole else "" for part, whole in zip(parts, wholes, strict=True)]
+def _shares(parts: Sequence[int], totals: Sequence[int]) -> list[float | str]:
+    return [part / total if total else "" for part, total in zip(parts, totals, strict=True)]

@@ -129,8 +129,8 @@ def _check(path: Path, table: Any) -> None:
     configs, swept, seeds = table.get("config"), table.get("sweep", {}), table.get("seeds", [0])
     listed = configs if isinstance(configs, list) else [configs]
     _expect(path, "config", listed and all(c and isinstance(c, str) for c in listed), 'FILE[:ARGUMENT], as "a.py"')
-    whole = seeds and all(type(seed) is int for seed in seeds)
-    _expect(path, "seeds", whole and len(set(seeds)) == len(seeds), "whole numbers, each once: [0, 1, 2]")
+    sound = seeds and all(type(seed) is int for seed in seeds)
+    _expect(path, "seeds", sound and len(set(seeds)) == len(seeds), "integers, each once: [0, 1, 2]")
     for key, value in table.get("set", {}).items():
         _expect(path, f"set.{key}", not isinstance(value, dict), 'a value: write dotted keys in quotes, { "a.b" = 1 }')
     for key, values in swept.items():

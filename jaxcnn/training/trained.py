@@ -460,22 +460,22 @@ def _mean(trees: Iterable[Any], mesh: Mesh) -> Any:
     """Return the mean of trees of arrays, added in float64 on the host; each array keeps its type.
 
     Raises:
-      UserError: arrays of whole numbers differ: they have no mean.
+      UserError: arrays of integers differ: they have no mean.
     """
     total, count, last = None, 0, None
     for tree in trees:
         tree = jax.device_get(tree)
         if last is not None:
-            jax.tree.map(_check_whole_numbers, last, tree)
+            jax.tree.map(_check_integers, last, tree)
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
         total = wide if total is None else jax.tree.map(np.add, total, wide)
         count, last = count + 1, tree
     return jax.tree.map(lambda x, like: on_all(mesh, (x / count).astype(like.dtype)), total, last)
 
 
-def _check_whole_numbers(first: np.ndarray, second: np.ndarray) -> None:
+def _check_integers(first: np.ndarray, second: np.ndarray) -> None:
     if np.issubdtype(first.dtype, np.integer) and not np.array_equal(first, second):
-        raise UserError("the checkpoints differ in arrays of whole numbers, which have no mean: take one of them")
+        raise UserError("the checkpoints differ in arrays of integers, which have no mean: take one of them")
 
 
 def _texts(overrides: Overrides) -> list[tuple[str, str]]:

@@ -104,12 +104,12 @@ def test_the_mean_of_checkpoints_is_that_of_their_weights_and_statistics(workdir
     assert found == run.evaluate() == replace(run, variables=expected).evaluate()
 
 
-def test_whole_numbers_have_no_mean_and_keep_their_type():
+def test_integers_have_no_mean_and_keep_their_type():
     trees = [{"count": np.array([1, 2]), "w": np.array([x], np.float16)} for x in (1.0, 2.0)]
     mean = _mean(trees, make_mesh(1))
     assert mean["count"].tolist() == [1, 2]
     assert (mean["w"].item(), mean["w"].dtype) == (1.5, np.float16)
-    with pytest.raises(UserError, match="whole numbers"):
+    with pytest.raises(UserError, match="integers"):
         _mean([trees[0], trees[1] | {"count": np.array([1, 3])}], make_mesh(1))
 
 
