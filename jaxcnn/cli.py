@@ -18,6 +18,7 @@ from jaxcnn.safe_files import printable
 COMMANDS = {
     "train": "train a network from an experiment file; run again, it resumes",
     "launch": "several processes of this machine as one: launch --processes 4 -- train …",
+    "sweep": "train a list of configs and seeds, resumable, and table their scores",
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
     "plot": "draw the curves of one or several runs",

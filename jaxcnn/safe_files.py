@@ -3,13 +3,15 @@
 A reader of a file of someone else's begins here. See SECURITY.md.
 """
 
+import csv
 import errno
+import io
 import json
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -142,3 +144,25 @@ def only_trainer(workdir: Path) -> Iterator[None]:
         with suppress(OSError):  # The lock holds even where a full disk has no room for the owner's name.
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, below a heading of all their columns.
+
+    A spreadsheet takes a text that begins with one of = + - @, a tab or a carriage return for a formula: such a text
+    has an apostrophe before it. Numbers stay as they are.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    # All texts are quoted: by default csv leaves a carriage return bare, which ends a line.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow([_inert(column) for column in columns])
+    writer.writerows([_inert(row.get(column, "")) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.encode(errors="backslashreplace").decode()  # a file's name need not be text
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

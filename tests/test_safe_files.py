@@ -1,7 +1,9 @@
 """Files that several processes use: replaced in one move, and a folder that one process at a time trains in."""
 
+import csv
 import errno
 import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import make_writable, only_trainer, write_atomically
+from jaxcnn.safe_files import csv_text, make_writable, only_trainer, write_atomically
 
 HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
 HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -109,3 +111,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
         make_writable(tmp_path / "file" / "below", "--out")
     make_writable(tmp_path / "new" / "folder", "--out")
     assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]
+
+
+def test_a_table_is_read_back_and_no_text_in_it_is_a_formula():
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a,b", 'a "b"', "two\nlines", "é ✓", ""]
+    rows = [{"text": text, "number": -number} for number, text in enumerate(texts)]
+    found = list(csv.DictReader(io.StringIO(csv_text([*rows, {"other": 0.1}]), newline="")))
+    assert [row["text"] for row in found] == [*(f"'{text}" for text in texts[:6]), *texts[6:], ""]
+    assert [row["number"] for row in found[:-1]] == [str(-number) for number in range(len(texts))]
+    assert found[-1]["other"] == "0.1"
+    assert csv_text([{"name": "\udc80"}]) == '"name"\n"\\udc80"\n'

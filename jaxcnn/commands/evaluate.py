@@ -3,46 +3,127 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, save, set_up_jax, team_of
+from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, picture, save, set_up_jax, team_of
+from jaxcnn.safe_files import csv_text, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _DRAWN = 36  # images in a picture
+_TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
+_SEVERAL = 'Several runs or checkpoints print a line each before that one, which is then {"runs": [all of them]}.'
 
 
 def main(argv: list[str]) -> int:
     """Evaluate as `argv` says."""
-    parser = Parser("jaxcnn evaluate", description=__doc__, epilog=OVERRIDES)
-    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
-    words = "a paper's test: the mean softmax of 1, 10 or 144 crops, or of whole images at several scales (dense)"
-    parser.add_argument("--protocol", choices=_PROTOCOLS, help=f"{words}; default: as the run itself evaluates")
-    words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224)"
-    parser.add_argument("--scales", metavar="Q,…", type=_scales, help=words)
-    parser.add_argument("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
-    add_hosts(parser)
+    parser = _parser()
     arguments, overrides = parse(parser, argv)
     if arguments.scales and arguments.protocol != "dense":
         raise UserError("--scales goes with --protocol dense: the other protocols have their papers' scales")
+    models = _models(arguments)
+    for name in ("save", "confusion"):
+        if getattr(arguments, name) and len(models) > 1:
+            raise UserError(f"--{name} draws one run at one checkpoint: give one --workdir and --checkpoint")
     with team_of(arguments) as team:
         if arguments.save and team.processes > 1:
             raise UserError("--save draws in one process: leave it out here, or evaluate without the others")
         set_up_jax()
-        from jaxcnn.training.trained import open_run
-
-        run = open_run(arguments.workdir, arguments.checkpoint, overrides)
-        scores = run.evaluate(protocol=arguments.protocol or "", scales=arguments.scales or ())
+        wanted = [name for name in _TABLES if getattr(arguments, name)]
+        options = {"protocol": arguments.protocol or "", "scales": arguments.scales or ()}
+        options["per_example"] = bool(wanted or arguments.confusion)
+        found, rows = [], {name: [] for name in wanted}
+        for run in _opened(models, overrides):
+            evaluation = run.evaluation(**options)
+            found.append(evaluation.scores)
+            if team.process == 0:
+                print(json.dumps(evaluation.scores), flush=True)  # before a picture, which may fail
+                for name in wanted:
+                    rows[name] += _rows(evaluation, name)
+                _draw(arguments, run, evaluation)
+        if team.process == 0 and len(models) > 1:
+            print(json.dumps({"runs": found}), flush=True)
         if team.process == 0:
-            print(json.dumps(scores), flush=True)  # before a picture, which may fail
-        if arguments.save:
-            examples = run.examples(_DRAWN)
-            images = examples["image"]
-            save(run.task.draw(images, run.outputs(images), run.input["class_names"], targets=examples), arguments.save)
-            print(f"predictions: {arguments.save}", file=sys.stderr)
+            _write(arguments, rows)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("jaxcnn evaluate", description=f"{__doc__} {_SEVERAL}", epilog=OVERRIDES)
+    add = parser.add_argument
+    words = "folder of the run, or of several"
+    add("--workdir", metavar="DIR", type=Path, nargs="+", action="extend", required=True, help=words)
+    words = "which one (default: last); several, joined by commas or each with its --checkpoint"
+    add("--checkpoint", metavar="STEP|best|last", action="append", default=[], help=words)
+    words = (
+        "score the mean of the weights of these checkpoints. BatchNorm's statistics are averaged too; computing them "
+    )
+    words += "again over training images would be better"
+    add("--average", action="store_true", help=words)
+    words = "a paper's test: the mean softmax of 1, 10 or 144 crops, or of whole images at several scales (dense)"
+    add("--protocol", choices=_PROTOCOLS, help=f"{words}; default: as the run itself evaluates")
+    words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224)"
+    add("--scales", metavar="Q,…", type=_scales, help=words)
+    add("--predictions", metavar="CSV", type=Path, help="write a row for each example that can be read")
+    add("--per-class", metavar="CSV", type=Path, help="write a row for each class: examples, correct, accuracy …")
+    words = "draw which classes are taken for which, and the worst mistakes"
+    add("--confusion", metavar="PNG", type=picture, help=words)
+    add("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
+    add_hosts(parser)
+    return parser
+
+
+def _models(arguments: argparse.Namespace) -> list[tuple[Path, Any]]:
+    """Return the folder of each run with each checkpoint that is asked for, or with the list of those to average."""
+    which = [name for text in arguments.checkpoint or ["last"] for name in text.split(",")]
+    if arguments.average and len(which) < 2:
+        raise UserError("--average takes several checkpoints of a run: give them as --checkpoint STEP,STEP,…")
+    choices: Sequence[Any] = [which] if arguments.average else which
+    return [(workdir, choice) for workdir in arguments.workdir for choice in choices]
+
+
+def _opened(models: Sequence[tuple[Path, Any]], overrides: list[tuple[str, str]]) -> Iterator[Any]:
+    """Yield the networks one after another; one that was named twice, such as "best" and its step, comes once."""
+    from jaxcnn.configfile import from_json
+    from jaxcnn.training.trained import open_run
+
+    for workdir, _ in models:  # A folder that is no run is refused before the first one is evaluated.
+        from_json(workdir / "config.json")
+    seen = set()
+    for workdir, checkpoint in models:
+        run = open_run(workdir, checkpoint, overrides)
+        if (key := (workdir.resolve(), run.step, run.averaged)) not in seen:
+            seen.add(key)
+            yield run
+
+
+def _rows(evaluation: Any, name: str) -> list[dict[str, Any]]:
+    """Return a table as rows that begin with the run and the checkpoint."""
+    table = getattr(evaluation, _TABLES[name])()
+    of = {key: evaluation.scores[key] for key in ("workdir", "checkpoint")}
+    return [of | dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
+    if arguments.confusion:
+        save(evaluation.draw_mistakes(), arguments.confusion)
+        print(f"confusion: {arguments.confusion}", file=sys.stderr)
+    if arguments.save:
+        examples = run.examples(_DRAWN)
+        images = examples["image"]
+        save(run.task.draw(images, run.outputs(images), run.input["class_names"], targets=examples), arguments.save)
+        print(f"predictions: {arguments.save}", file=sys.stderr)
+
+
+def _write(arguments: argparse.Namespace, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    for name, lines in rows.items():
+        out = getattr(arguments, name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, csv_text(lines))
+        print(f"{name.replace('_', ' ')}: {out}", file=sys.stderr)
 
 
 def _scales(text: str) -> list[int]:

@@ -1,7 +1,6 @@
 """`jaxcnn launch --processes N -- train …`: several processes of this machine, as one run over the loopback network."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -9,16 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from jaxcnn import UserError
+from jaxcnn.commands.children import Children
 from jaxcnn.commands.options import Parser, count
 
 _COMMANDS = ("train", "evaluate")
 _GRACE = 30.0  # seconds that the others have to end once one has failed, or has saved and stopped
-_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def main(argv: list[str]) -> int:
@@ -40,18 +38,17 @@ def main(argv: list[str]) -> int:
     number = arguments.processes
     hosts = ["--coordinator", coordinator, "--processes", str(number)]
     start = [sys.executable, "-m", "jaxcnn.cli", command[0], *hosts]
-    with _forwarding() as processes:
+    with Children() as children:
         for i in range(number):
-            words = [*start, "--process", str(i), *command[1:]]
-            processes.append(_start(words, i, number, arguments.devices_per_process))
+            _start(children, [*start, "--process", str(i), *command[1:]], i, number, arguments.devices_per_process)
         lines = [
             threading.Thread(target=_pass_on, args=(process.stdout, f"[{i}] "), daemon=True)
-            for i, process in enumerate(processes)
+            for i, process in enumerate(children.processes)
             if process.stdout
         ]
         for thread in lines:
             thread.start()
-        code, words = _outcome(processes)
+        code, words = _outcome(children.processes)
     for thread in lines:
         thread.join(1)  # What the others had to say comes before the last line.
     if words:
@@ -59,35 +56,21 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _start(words: list[str], index: int, count: int, devices: int) -> subprocess.Popen[bytes]:
-    """A process of its own group, so that Ctrl-C reaches it once, by way of us."""
+def _start(children: Children, words: list[str], index: int, count: int, devices: int) -> None:
+    """Start one process; process 0 has our streams."""
     mine = range(index * devices, (index + 1) * devices)
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine))}
-    return subprocess.Popen(
-        words, env=env, process_group=0, preexec_fn=_before(index, count), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if index else None, stderr=subprocess.STDOUT if index else None,
-    )  # fmt: skip
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if index else {}
+    children.start(words, partial(_keep_to_share, index, count), env=env, **piped)
 
 
-def _before(index: int, count: int) -> Callable[[], None]:
-    """What the child does before it is what it will be: it dies with us, and keeps to its share of the cores.
-
-    XLA makes as many threads as it may use cores.
-    """
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def before() -> None:
-        if libc:
-            libc.prctl(_KILL_WITH_PARENT, signal.SIGKILL)
-            cores = sorted(os.sched_getaffinity(0))
-            share = len(cores) // count
-            mine = cores[index * share : (index + 1) * share] or [cores[index % len(cores)]]
-            os.sched_setaffinity(0, mine)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return before
+def _keep_to_share(index: int, count: int) -> None:
+    """Run on this process's share of the cores: XLA makes as many threads as it may use cores."""
+    if sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        share = len(cores) // count
+        mine = cores[index * share : (index + 1) * share] or [cores[index % len(cores)]]
+        os.sched_setaffinity(0, mine)
 
 
 def _pass_on(lines: Any, prefix: str) -> None:
@@ -95,29 +78,6 @@ def _pass_on(lines: Any, prefix: str) -> None:
         with contextlib.suppress(OSError):  # nobody may read it any more; the process is to go on
             sys.stderr.buffer.write(prefix.encode() + line)
             sys.stderr.buffer.flush()
-
-
-@contextlib.contextmanager
-def _forwarding() -> Any:
-    """Processes to which SIGTERM and Ctrl-C go on as they come, the third time as SIGKILL; none outlives the block."""
-    processes: list[subprocess.Popen[bytes]] = []
-    received = 0
-
-    def forward(number: int, _: object) -> None:
-        nonlocal received
-        received += 1
-        for process in processes:
-            process.send_signal(number if received < 3 else signal.SIGKILL)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _outcome(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:

@@ -49,13 +49,13 @@ def top5_cards(
     side, row, gap = 2.4, 0.23, 0.15  # inches
     sheet = _Sheet(len(images), side + 2 * gap, side + 5 * row + 3 * gap)
     for i, image in enumerate(images):
-        _show(sheet.axes(i, gap, 5 * row + gap, side, side), image, titles[i])
+        show(sheet.axes(i, gap, 5 * row + gap, side, side), image, titles[i])
         bars = sheet.axes(i, gap, gap / 2, side, 5 * row)
         bars.set(xlim=(0, 1), ylim=(4.5, -0.5))
         top = np.argsort(-probabilities[i], kind="stable")[:5]
         bars.barh(range(len(top)), probabilities[i, top], height=0.86, color=_BAR)
         for rank, c in enumerate(top):
-            bars.text(0.01, rank, _shorten(names[int(c)], 30), va="center", fontsize=7.5, parse_math=False)
+            bars.text(0.01, rank, shorten(names[int(c)], 30), va="center", fontsize=7.5, parse_math=False)
             bars.text(0.99, rank, f"{probabilities[i, c]:.1%}", va="center", ha="right", fontsize=7.5)
     return _written(sheet.figure, out)
 
@@ -71,9 +71,9 @@ def heat_cards(
     side, gap = 2.4, 0.15  # inches
     sheet = _Sheet(len(images), 2 * side + 3 * gap, side + 3 * gap)
     for i, image in enumerate(images):
-        _show(sheet.axes(i, gap, gap, side, side), image, titles[i])
+        show(sheet.axes(i, gap, gap, side, side), image, titles[i])
         overlay = sheet.axes(i, side + 2 * gap, gap, side, side)
-        _show(overlay, image, captions[i])
+        show(overlay, image, captions[i])
         overlay.imshow(heat[i], cmap="turbo", vmin=0, vmax=1.15, alpha=0.55)  # beyond 1, turbo gets dark again
     return _written(sheet.figure, out)
 
@@ -97,9 +97,10 @@ class _Sheet:
         return axes
 
 
-def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+def show(axes: Axes, image: np.ndarray, title: str) -> None:
+    """Draw an image under its title."""
     axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
-    axes.set_title(_shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
+    axes.set_title(shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def _written(figure: Figure, out: Path | None) -> Figure:
     return figure
 
 
-def _shorten(text: str, length: int, keep_end: bool = False) -> str:
+def shorten(text: str, length: int, keep_end: bool = False) -> str:
     """Return `text` in at most `length` characters, the rest replaced by …; of a path, the end tells most."""
     if len(text) <= length:
         return text

@@ -18,6 +18,7 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[Any, Any]]  # {name: (sum, weight)}: added over batches, micro-batches and shards, divided once
 Terms = dict[str, tuple[jax.Array, jax.Array | None]]  # the same of the objective; weight None: the undivided sum
 Rows = dict[str, np.ndarray]  # one row an example, in the order of the evaluation set
+Table = Mapping[str, Sequence[Any]]  # {column: its values}, of one length
 Variables = Any
 
 
@@ -181,6 +182,31 @@ class Task:
           targets: the truth to compare with, as a batch holds it, where it is known.
         """
         raise self._lacks("picture of predictions: define `draw`, or leave --save out")
+
+    def per_example(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Return rows (N, …) of which the tables and the picture below are made; `jaxcnn evaluate` alone asks for them.
+
+        They come besides those of `collect`, as `scores` is given them: in the order of "example", without padding.
+        """
+        raise self._lacks("tables of examples: leave --predictions, --per-class and --confusion out")
+
+    def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return what `--predictions` writes of each row, classes by their `names`."""
+        raise self._lacks("table of predictions: leave --predictions out")
+
+    def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return what `--per-class` writes of each class."""
+        raise self._lacks("table of classes: leave --per-class out")
+
+    def draw_mistakes(
+        self, rows: Rows, names: Sequence[str], images_of: Callable[[Sequence[int]], Sequence[np.ndarray]]
+    ) -> Any:
+        """Return a matplotlib figure of which classes are taken for which, with the worst mistakes.
+
+        Args:
+          images_of: (examples) -> their images, uint8 (H, W, C), as the network is given them.
+        """
+        raise self._lacks("picture of mistakes: leave --confusion out")
 
     def _lacks(self, what: str) -> UserError:
         return UserError(f"task {type(self).__name__} has no {what}")

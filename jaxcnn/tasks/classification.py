@@ -1,6 +1,6 @@
 """Classification: cross-entropy, top-1 and top-5."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxcnn.config import Config
-from jaxcnn.tasks.base import Batch, Headline, Sums, Task, Terms
+from jaxcnn.tasks.base import Batch, Headline, Rows, Sums, Table, Task, Terms
 
 AUX_WEIGHT = 0.3  # of each auxiliary classifier's loss (GoogLeNet, section 5)
 
@@ -42,9 +42,7 @@ class Classification(Task):
         objective = self._mixed(logits, batch) + AUX_WEIGHT * sum(
             self._mixed(aux_logits, batch) for aux_logits in outputs.get("aux_logits", ())
         )
-        # An example is in the top k if fewer than k classes score higher; ties count for it, NaN never does.
-        score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        above = jnp.sum(~(logits <= score), axis=-1)
+        above = _above(logits, labels)
         sums = {
             "loss": (jnp.sum(nll * mask), weight),
             "top1": (jnp.sum((above < 1) * mask), weight),
@@ -65,6 +63,66 @@ class Classification(Task):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets)
+
+    def per_example(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """Return (N,) each: the true and the predicted class, their probabilities, and whether top-1 counts it correct.
+
+        Where another class scores the same as the true one, the true one is predicted, as top-1 has it.
+        """
+        logits, labels = outputs["logits"], batch["label"]
+        correct = _above(logits, labels) < 1
+        predicted = jnp.where(correct, labels, logits.argmax(-1))
+        probabilities = jax.nn.softmax(logits)
+        found, true = (jnp.take_along_axis(probabilities, x[:, None], -1)[:, 0] for x in (predicted, labels))
+        return {
+            "label": labels,
+            "predicted": predicted,
+            "probability": found,
+            "class_probability": true,
+            "correct": correct,
+        }
+
+    def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return the true and the predicted class of each example, their probabilities, and 1 where it is correct."""
+        return {
+            "class": [names[i] for i in rows["label"]],
+            "predicted": [names[i] for i in rows["predicted"]],
+            "probability": rows["probability"].tolist(),
+            "class_probability": rows["class_probability"].tolist(),
+            "correct": rows["correct"].astype(int).tolist(),
+        }
+
+    def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return the number of examples of each class, how many are correct, their share (recall), and the precision.
+
+        The share of nothing is left empty. "predicted" counts the examples that the class was predicted of.
+        """
+        sizes, predicted, correct = (
+            np.bincount(values, minlength=len(names)).tolist()
+            for values in (rows["label"], rows["predicted"], rows["label"][rows["correct"]])
+        )
+        return {
+            "class": list(names), "examples": sizes, "correct": correct, "accuracy": _shares(correct, sizes),
+            "predicted": predicted, "precision": _shares(correct, predicted),
+        }  # fmt: skip
+
+    def draw_mistakes(
+        self, rows: Rows, names: Sequence[str], images_of: Callable[[Sequence[int]], Sequence[np.ndarray]]
+    ) -> Any:
+        """Return a figure of the confusion matrix, and of the wrong predictions with the highest probability."""
+        from jaxcnn.figures.confusion import MISTAKES, confusion
+
+        matrix = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(matrix, (rows["label"], rows["predicted"]), 1)
+        wrong = np.flatnonzero(~rows["correct"])
+        worst = wrong[np.argsort(-rows["probability"][wrong], kind="stable")][:MISTAKES]
+        examples = rows["example"][worst].tolist()
+        label, predicted = rows["label"].tolist(), rows["predicted"].tolist()
+        captions = [
+            f"#{example} ({rows['probability'][i]:.0%}): {names[predicted[i]]}\nis {names[label[i]]}"
+            for i, example in zip(worst, examples, strict=True)
+        ]
+        return confusion(matrix, names, images_of(examples), captions)
 
     def of_crop(self, outputs: dict[str, Any]) -> jax.Array:
         """Return the log-probabilities (N, classes) of one crop an image."""
@@ -105,3 +163,16 @@ class Classification(Task):
         if targets:
             return prediction_grid(images, targets["label"].tolist(), predictions["probabilities"], names)
         return top5_cards(images, titles or [""] * len(images), predictions["probabilities"], names)
+
+
+def _above(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return how many classes score higher than the true one, int (N,).
+
+    An example is in the top k if fewer than k do; ties count for it, NaN never does.
+    """
+    score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    return jnp.sum(~(logits <= score), axis=-1)
+
+
+def _shares(parts: Sequence[int], totals: Sequence[int]) -> list[float | str]:
+    return [part / total if total else "" for part, total in zip(parts, totals, strict=True)]

@@ -1,8 +1,9 @@
 """Evaluation: every example once, whatever the batch and the number of devices; and the papers' test protocols."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxcnn.data.batches import on_devices
-from jaxcnn.tasks.base import Batch, Rows, Sums, Task
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.tasks.base import Batch, Rows, Sums, Table, Task
 from jaxcnn.training.step import measured
 
 _AHEAD = 2  # batches that the host may be ahead of the device
@@ -66,11 +68,16 @@ def _on_host(rows: Any) -> Any:
         return process_allgather(rows, tiled=True)
 
 
-def evaluate(
+def evaluate(*arguments: Any, **options: Any) -> dict[str, float]:
+    """Return the scores alone of `evaluate_rows`, whose arguments it takes."""
+    return evaluate_rows(*arguments, **options)[0]
+
+
+def evaluate_rows(
     eval_step: Callable[[Any, Any], dict[str, Any]], variables: Any, batches: Iterator[dict[str, np.ndarray]], *,
     task: Task, mesh: Mesh, examples: int, broken: Callable[[], int] = int, take: Any = next,
-) -> dict[str, float]:  # fmt: skip
-    """Run `eval_step` over all batches -> {"eval/…": the task's scores, "eval/examples"}.
+) -> tuple[dict[str, float], Rows]:  # fmt: skip
+    """Run `eval_step` over all batches -> {"eval/…": the task's scores, "eval/examples"}, and the rows of all examples.
 
     Args:
       broken: returns, once all is read, how many examples this process could not read; if any, "eval/broken" is
@@ -91,9 +98,50 @@ def evaluate(
     missing = broken() if jax.process_count() == 1 else int(process_allgather(np.int32(broken())).sum())
     if totals.examples + missing != examples:
         raise RuntimeError(f"evaluation counted {totals.examples} examples of {examples}, {missing} could not be read")
-    scores = task.scores(totals.sums, totals.ordered_rows())
-    named = {f"eval/{name}": float(value) for name, value in scores.items()} | {"eval/examples": totals.examples}
-    return named | {"eval/broken": missing} if missing else named
+    rows = totals.ordered_rows()
+    named = {f"eval/{name}": float(value) for name, value in task.scores(totals.sums, rows).items()}
+    named |= {"eval/examples": totals.examples} | ({"eval/broken": missing} if missing else {})
+    return named, rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation, and what can be said of its examples.
+
+    Attributes:
+      scores: as `TrainedModel.evaluate` returns them.
+      rows: of `Task.collect` and `Task.per_example`, in the order of "example"; those that could not be read have none.
+      task: what the rows mean.
+      data: the data set, of which the evaluation split was read.
+      names: of the classes.
+    """
+
+    scores: dict[str, Any]
+    rows: Rows
+    task: Task
+    data: Dataset
+    names: Sequence[str]
+
+    def example_table(self) -> Table:
+        """Return the columns of a row for each example: its index, its file if it has one, and what the task says."""
+        examples = self.rows["example"].tolist()
+        files = [self.data.eval.file(i) for i in examples]
+        named = {"file": files} if any(files) else {}
+        return {"example": examples, **named, **self.task.example_table(self.rows, self.names)}
+
+    def class_table(self) -> Table:
+        """Return the columns of a row for each class."""
+        return self.task.class_table(self.rows, self.names)
+
+    def draw_mistakes(self) -> Any:
+        """Return a figure of which classes are taken for which, with the worst mistakes."""
+        return self.task.draw_mistakes(self.rows, self.names, self._images)
+
+    def _images(self, examples: Sequence[int]) -> list[np.ndarray]:
+        """Return images as the network is given them, uint8 (H, W, C), each of its bucket's size."""
+        readers = self.data.eval_readers
+        of = [next(r for r in readers if r.members is None or example in r.members) for example in examples]
+        return [reader.eval(example)["image"] for reader, example in zip(of, examples, strict=True)]
 
 
 def densely(model: nn.Module) -> nn.Module:
@@ -111,6 +159,7 @@ def make_crops_step(
     preprocess: Callable[[jax.Array], jax.Array],
     pixels: int,
     mirrored: bool,
+    per_example: bool = False,
 ) -> Callable[[Any, Batch], dict[str, Any]]:
     """Return (variables, batch) -> what `evaluate` adds up, images scored by what the task makes of all their crops.
 
@@ -118,6 +167,7 @@ def make_crops_step(
       preprocess: uint8 images -> what the model takes.
       pixels: of an ordinary global batch. Crops go through the network in parts that are no larger, or of one each.
       mirrored: count each crop a second time, mirrored left to right.
+      per_example: add what `Task.per_example` gives to the rows.
     """
 
     def of_crops(variables: Any, crops: jax.Array) -> jax.Array:
@@ -141,6 +191,6 @@ def make_crops_step(
     def crops_step(variables: Any, batch: Batch) -> dict[str, Any]:
         names = sorted(name for name in batch if name.startswith("views"))
         crops = jnp.concatenate([of_crops(variables, batch[name]) for name in names])
-        return measured(task, task.of_crops(crops), batch)
+        return measured(task, task.of_crops(crops), batch, per_example)
 
     return crops_step

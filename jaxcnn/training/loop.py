@@ -55,7 +55,7 @@ def train(
     if start > total:
         raise UserError(f"the run in {workdir} is at step {start}, the config ends at {total}: take another --workdir")
     due = start > 0 and checkpoints.info(start).get("evaluation_due", False)
-    if start == total and not due and (done := _result(workdir)).get("step") == total:
+    if start == total and not due and (done := read_result(workdir)).get("step") == total:
         return done
 
     def epoch_of(step: int) -> float:
@@ -170,8 +170,8 @@ def train(
     return result
 
 
-def _result(workdir: Path) -> dict[str, Any]:
-    """What result.json holds; {} where there is none, or none that can be read: it is then written again."""
+def read_result(workdir: Path) -> dict[str, Any]:
+    """Return what result.json holds; {} where there is none, or none that can be read: it is then written again."""
     try:
         result = read_json(workdir / "result.json")
     except (OSError, ValueError):

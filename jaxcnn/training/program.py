@@ -142,8 +142,11 @@ class Program:
         return ByBucket(train), ByBucket(evaluation)
 
 
-def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> Program:
+def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_example: bool = False) -> Program:
     """Put a validated config, its model and its data together on `mesh`; nothing is computed or compiled yet.
+
+    Args:
+      per_example: whether evaluation gives the rows of `Task.per_example` too.
 
     Raises:
       UserError: the batch does not spread over the mesh, or the model does not take the images.
@@ -174,7 +177,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh) -> P
     placed = layout(shapes, mesh, config.mesh.placement)
     everywhere = replicated(mesh)
     step = make_train_step(replace(parts, layout=placed), data.preprocess)
-    evaluation = make_eval_step(model, task, data.preprocess, config.seed, mesh)
+    evaluation = make_eval_step(model, task, data.preprocess, config.seed, mesh, per_example)
     if config.data.resident:
         step, evaluation = resident.many_steps(step, mesh), resident.all_batches(evaluation, mesh)
         most, rows = resident.rows_of_tables(config, mesh, total, data.eval_examples)

@@ -393,11 +393,14 @@ def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array, varia
 
 
 def make_eval_step(
-    model: nn.Module, task: Task, preprocess: Preprocess, seed: int, mesh: Mesh
+    model: nn.Module, task: Task, preprocess: Preprocess, seed: int, mesh: Mesh, per_example: bool = False
 ) -> Callable[[Any, Batch], dict[str, Any]]:
     """Return (variables, batch) -> {"examples", "sums", "rows"} of the batch; rows of mask 0 count for nothing.
 
     Each is stacked over a leading axis of one batch, as resident data evaluates several in a call.
+
+    Args:
+      per_example: add what `Task.per_example` gives to the rows.
     """
 
     def eval_step(variables: Any, batch: Batch) -> dict[str, Any]:
@@ -405,14 +408,16 @@ def make_eval_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, batch["example"])  # (N,): one draw an example, for ever
         batch = preprocess(batch, None)
         outputs, _ = task.forward(model, variables, batch, {"example": keys}, False)
-        return measured(task, outputs, batch)
+        return measured(task, outputs, batch, per_example)
 
     return on_mesh(eval_step, mesh)
 
 
-def measured(task: Task, outputs: Any, batch: Batch) -> dict[str, Any]:
+def measured(task: Task, outputs: Any, batch: Batch, per_example: bool = False) -> dict[str, Any]:
     """Return what the host adds up over the batches of an evaluation, with a leading axis of one batch."""
     rows = task.collect(outputs, batch)
+    if per_example:
+        rows = (rows or {}) | task.per_example(outputs, batch)
     named_rows = {} if rows is None else rows | {"example": batch["example"], "mask": batch["mask"]}
     counted = {"examples": jnp.sum(batch["mask"] > 0, dtype=jnp.int32), "sums": task.measure(outputs, batch)}
     return jax.tree.map(lambda x: jnp.asarray(x)[None], counted | {"rows": named_rows})

@@ -39,10 +39,10 @@ from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import densely, evaluate, make_crops_step
+from jaxcnn.training.evaluation import Evaluation, densely, evaluate_rows, make_crops_step
 from jaxcnn.training.initial_state import check_resume
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
-from jaxcnn.training.sharding import make_mesh, replicated
+from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
 from jaxcnn.weights.torchvision import from_state_dict, input_of
@@ -194,6 +194,7 @@ class TrainedModel:
         images are resized to that shorter side before the centre is cropped.
       mesh: the devices that `evaluate` uses.
       source: folder or file that it was read from.
+      averaged: steps of the checkpoints whose mean the variables are; () where they are one checkpoint's.
     """
 
     model: nn.Module
@@ -203,6 +204,7 @@ class TrainedModel:
     input: dict[str, Any]
     mesh: Mesh
     source: str
+    averaged: tuple[int, ...] = ()
 
     @classmethod
     def from_weights(cls, name: str, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
@@ -329,13 +331,23 @@ class TrainedModel:
         Raises:
           UserError: the data set is missing, or its classes or images are not the network's.
         """
+        return self.evaluation(overrides, protocol, scales, per_example=False).scores
+
+    def evaluation(
+        self, overrides: Overrides = (), protocol: str = "", scales: Sequence[int] = (), per_example: bool = True
+    ) -> Evaluation:
+        """Do the same, and return the predictions of all examples beside the scores, in every process.
+
+        Args:
+          per_example: False leaves the predictions out.
+        """
         config, data = self._data(overrides)
-        program = build_program(config, self.model, data, self.mesh)
+        program = build_program(config, self.model, data, self.mesh, per_example)
         if shapes_of(program.variables) != shapes_of(self.variables):
             theirs, ours = ("×".join(map(str, shape)) for shape in (self.input["image_shape"], data.image_shape))
             raise UserError(f"{self.source} takes images of {theirs}, those of {config.data.name} are {ours}")
         about = {
-            "workdir": self.source, "checkpoint": self.step,
+            "workdir": self.source, "checkpoint": list(self.averaged) or self.step,
             "model": config.model.name, "data": config.data.name, "split": data.eval.split,
         }  # fmt: skip
         # Weights that were made for the centre of an image are scored on it, though the data set would give all of it.
@@ -343,15 +355,15 @@ class TrainedModel:
             protocol = "1crop"
         step, batches = program.eval_step, data.eval_batches()
         if protocol:
-            step, batches, views = self._views(protocol, scales, config, data, program)
+            step, batches, views = self._views(protocol, scales, config, data, program, per_example)
             about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
-        scores = evaluate(
+        scores, rows = evaluate_rows(
             step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
         )  # fmt: skip
         for words in data.complaints(0):
             print(words, file=sys.stderr)
-        return about | scores
+        return Evaluation(about | scores, rows, program.task, data, self.input["class_names"])
 
     def examples(self, count: int, overrides: Overrides = ()) -> dict[str, np.ndarray]:
         """Return the first examples of the evaluation set, at most a batch: "image" as `outputs` takes it, targets."""
@@ -377,7 +389,9 @@ class TrainedModel:
             )
         return config, data
 
-    def _views(self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program) -> Any:
+    def _views(
+        self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program, per_example: bool
+    ) -> Any:
         """Return the step, the batches and the views of a protocol; a broken image is an error there, never skipped."""
         size, batch = data.eval_image_shape[:2], config.global_batch_size
         trained = round(self.input.get("resize", 0) * max(size) / max(self.input["image_shape"][:2]))
@@ -388,18 +402,22 @@ class TrainedModel:
         print(f"{protocol}: {views.count} view{'s' * (views.count > 1)} an image{compiled}", file=sys.stderr)
         step = make_crops_step(
             densely(self.model) if protocol == "dense" else self.model, program.task,
-            partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored,
+            partial(normalize, mean=data.mean, std=data.std), batch * math.prod(size), views.mirrored, per_example,
         )  # fmt: skip
         step = jax.jit(step, out_shardings=replicated(self.mesh), compiler_options=program.compiler_options)
         return step, view_batches(data.eval, views, batches, part=data.part, workers=config.data.workers), views
 
 
 def open_run(
-    workdir: str | Path, checkpoint: str | int = "last", overrides: Overrides = (), model: nn.Module | None = None
-) -> TrainedModel:
+    workdir: str | Path, checkpoint: str | int | Sequence[str | int] = "last", overrides: Overrides = (),
+    model: nn.Module | None = None,
+) -> TrainedModel:  # fmt: skip
     """Open the run in `workdir` at a checkpoint: "best", "last" or a step. It may be training still.
 
     Args:
+      checkpoint: several of them give the mean of their weights (Izmailov et al. 2018, "Averaging weights leads to
+        wider optima"), each counted once. The paper computes BatchNorm's statistics again over training images; here
+        they are averaged, too.
       overrides: of its config, such as {"dtype": "float32", "mesh.data": 1}.
       model: the module that it was trained with, where that was none of `config.model`.
 
@@ -418,7 +436,9 @@ def open_run(
         )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     checkpoints = Checkpoints(workdir, create_task(config).best)
-    step = checkpoints.resolve(str(checkpoint))
+    several = [checkpoint] if isinstance(checkpoint, str | int) else checkpoint
+    steps = sorted({checkpoints.resolve(str(which)) for which in several})
+    step = steps[-1]
     info = checkpoints.info(step)
     try:
         info = info if isinstance(info, dict) else {}
@@ -429,8 +449,32 @@ def open_run(
     shapes = jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"]))
     sharding = replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-    variables = checkpoints.restore_variables(step, like)
-    return TrainedModel(model, variables, config, step, given, mesh, str(workdir))
+    if isinstance(checkpoint, str | int):
+        return TrainedModel(model, checkpoints.restore_variables(step, like), config, step, given, mesh, str(workdir))
+    variables = _mean((checkpoints.restore_variables(each, like) for each in steps), mesh)
+    return TrainedModel(model, variables, config, step, given, mesh, str(workdir), tuple(steps))
+
+
+def _mean(trees: Iterable[Any], mesh: Mesh) -> Any:
+    """Return the mean of trees of arrays, added in float64 on the host; each array keeps its type.
+
+    Raises:
+      UserError: arrays of integers differ: they have no mean.
+    """
+    total, count, last = None, 0, None
+    for tree in trees:
+        tree = jax.device_get(tree)
+        if last is not None:
+            jax.tree.map(_check_integers, last, tree)
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+        total = wide if total is None else jax.tree.map(np.add, total, wide)
+        count, last = count + 1, tree
+    return jax.tree.map(lambda x, like: on_all(mesh, (x / count).astype(like.dtype)), total, last)
+
+
+def _check_integers(first: np.ndarray, second: np.ndarray) -> None:
+    if np.issubdtype(first.dtype, np.integer) and not np.array_equal(first, second):
+        raise UserError("the checkpoints differ in arrays of integers, which have no mean: take one of them")
 
 
 def _texts(overrides: Overrides) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 Starting processes is what takes the time here, so one run shows several things.
 """
 
+import csv
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
+from tiny import Tiny
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
@@ -352,7 +354,7 @@ def test_slurm_is_detected_and_its_script_trains_on_all_tasks(experiment, alone,
     np.testing.assert_allclose(ours["eval/loss"], theirs["eval/loss"], **CLOSE)
 
 
-@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+@pytest.mark.parametrize("script", ["slurm.sh", "sweep.sbatch", "tpu_pod.sh"])
 def test_scripts_are_shell_and_say_how_they_are_used(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     done = subprocess.run([LAUNCH / script], capture_output=True, text=True, check=False)
@@ -400,23 +402,48 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
-def test_two_processes_evaluate_every_example_once_and_print_one_object(alone):
+def evaluated_by_two(*asked: str) -> list[str]:
+    """What each of two processes prints that evaluate together."""
     text = _TINY.format(tests=str(Path(__file__).parents[1] / "helpers"))
     flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
-    words = [sys.executable, "-c", text, "evaluate", "--workdir", str(alone), *flags]
+    words = [sys.executable, "-c", text, "evaluate", *asked, *flags]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     processes = [
         subprocess.Popen([*words, "--process", str(i)], env=env, stdout=subprocess.PIPE, text=True) for i in range(2)
     ]
     outs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
+    return outs
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_every_example_once_and_print_one_object(alone):
+    outs = evaluated_by_two("--workdir", str(alone))
     assert outs[1] == ""
     (scores,) = map(json.loads, outs[0].splitlines())
     last = log(alone)[-1]
     assert scores["eval/examples"] == 355
     assert scores["eval/top1"] == last["eval/top1"]
     np.testing.assert_allclose(scores["eval/loss"], last["eval/loss"], **CLOSE)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_tables_of_a_mean_of_checkpoints_as_one_does(alone, tmp_path):
+    asked = ["--workdir", str(alone), "--checkpoint=20,40", "--average", "--per-class"]
+    pictures = ["--confusion", str(tmp_path / "two.png"), "--predictions", str(tmp_path / "two.csv")]
+    outs = evaluated_by_two(*asked, str(tmp_path / "classes.csv"), *pictures)
+    with mock.patch.dict(models._REGISTRY, tiny=Tiny):
+        words = ["evaluate", *asked, str(tmp_path / "same.csv"), "--predictions", str(tmp_path / "one.csv")]
+        assert cli.main([*words, "--config.mesh.data=1"]) == 0
+    assert json.loads(outs[0])["checkpoint"] == [20, 40]
+    assert (tmp_path / "two.png").exists()
+    assert (tmp_path / "classes.csv").read_text() == (tmp_path / "same.csv").read_text()
+    one, two = (list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines())) for name in ("one", "two"))
+    for name in ("probability", "class_probability"):
+        ours, theirs = ([float(row.pop(name)) for row in rows] for rows in (one, two))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert one == two
+    assert [int(row["example"]) for row in two] == list(range(355))
 
 
 @pytest.mark.slow

@@ -161,3 +161,18 @@ def test_a_mixed_image_has_two_labels_by_their_shares(batch, smoothing):
     assert float(objective(terms)) == pytest.approx(want, rel=1e-5)
     plain = task_of(smoothing).loss(outputs, rows)[1]
     assert {k: float(s) for k, (s, _) in sums.items()} == {k: float(s) for k, (s, _) in plain.items()}
+
+
+def test_a_row_of_an_example_is_correct_where_top1_counts_it():
+    """Of two classes that score the same the true one is predicted; NaN is never right."""
+    logits = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 0], [0, np.nan, 0], [0, 9, 0]], np.float32)
+    labels = np.array([0, 1, 2, 1, 1], np.int32)
+    rows = task_of().per_example({"logits": jnp.asarray(logits)}, {"label": labels})
+    rows = {name: np.asarray(x) for name, x in rows.items()} | {"example": np.arange(5)}
+    assert rows["correct"].tolist() == [True, True, False, False, True]
+    assert rows["correct"].sum() == score(logits, labels)[1]["top1"][0]
+    assert rows["predicted"][[0, 1, 4]].tolist() == [0, 1, 1]
+    assert rows["probability"][0] == pytest.approx(np.e / (2 * np.e + 1), rel=1e-6)
+    assert rows["class_probability"][2] == pytest.approx(1 / (2 * np.e + 1), rel=1e-6)
+    table = task_of().class_table(rows, ["a", "b", "c", "d"])
+    assert table["accuracy"] == [1.0, 2 / 3, 0.0, ""]

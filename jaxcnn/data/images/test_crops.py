@@ -221,7 +221,7 @@ def plan(source: Source, views: Views, global_batch_size: int, devices: int = 1)
 def view_batches(
     source: Source, views: Views, batches: Sequence[Rows], *, part: Slice = WHOLE, workers: int = 0, prefetch: int = 2
 ) -> Iterator[Batch]:
-    """Return the batches that `plan` made, this process's rows: "label" int32 (n,), "mask" float32 (n,) and the views.
+    """Return the batches that `plan` made, this process's rows: "label" and "example" int32 (n,), "mask" and the views.
 
     These are "views0" …, uint8 (n, views, H, W, C), one array for each shape that the views of an image have.
 
@@ -241,4 +241,5 @@ def _batch(source: Source, views: Views, part: Slice, rows: Rows) -> Batch:
         made[i] = example["label"], views.crop(example["image"])
     labels, cuts = zip(*(made[i] for i in examples), strict=True)
     stacks = {f"views{k}": np.stack(arrays) for k, arrays in enumerate(zip(*cuts, strict=True))}
-    return stacks | {"label": np.array(labels, np.int32), "mask": rows.mask[mine]}
+    named = {"label": np.array(labels, np.int32), "example": np.array(examples, np.int32), "mask": rows.mask[mine]}
+    return stacks | named

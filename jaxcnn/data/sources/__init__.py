@@ -174,6 +174,10 @@ class Source(ABC):
         """Return what an error calls example `index`; a source of files names the file too."""
         return f"{self.name}, split '{self.split}', example {index}"
 
+    def file(self, index: int) -> str:
+        """Return the file of example `index`, from the split's folder; "" where it has none of its own."""
+        return ""
+
     @property
     def fix(self) -> str:
         """Return what an error about one example advises."""

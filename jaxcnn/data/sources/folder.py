@@ -73,7 +73,10 @@ class _Folder(Source):
     labels: list[int]
 
     def where(self, index: int) -> str:
-        return f"{super().where(index)} ({os.fsdecode(self.files[index])})"
+        return f"{super().where(index)} ({self.file(index)})"
+
+    def file(self, index: int) -> str:
+        return os.fsdecode(self.files[index])
 
     @property
     def fix(self) -> str:
