@@ -45,7 +45,7 @@ from jaxcnn.training.program import Data, Program, build_program, compiler_optio
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
-from jaxcnn.weights.torchvision import from_state_dict, input_of
+from jaxcnn.weights.torchvision import CIFAR10, CIFAR_NAMES, from_state_dict, input_of, new_heads
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 _CHUNK = 64  # images that are in memory and go through the network at once
@@ -220,6 +220,8 @@ class TrainedModel:
         file = Path(file)
         arrays = read_state_dict(file)
         if not any(key.startswith("params/") for key in arrays):  # Our own names have a slash, torch's have none.
+            if made := new_heads(name, arrays):
+                print(f"{file} does not have {', '.join(made)} for its classes: initialised", file=sys.stderr)
             arrays = to_paths(from_state_dict(name, arrays))
         bias = arrays.get("params/head/bias")
         classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
@@ -496,9 +498,11 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
     values, given = exported(file, name, classes)
     config = base_config(values.get("task.name", "classification"))
     if not values:
-        given = input_of(name, class_names() if classes == 1000 else tuple(map(str, range(classes))))
+        known = CIFAR10 if name in CIFAR_NAMES and classes == 10 else class_names() if classes == 1000 else ()
+        given = input_of(name, known or tuple(map(str, range(classes))))
         values = {
-            "model.name": name, "dtype": "float32", "steps": 1, "data.name": "tfds:imagenet2012",
+            "model.name": name, "dtype": "float32", "steps": 1,
+            "data.name": "tfds:cifar10" if name in CIFAR_NAMES else "tfds:imagenet2012",
             "data.image_size": given["image_shape"][:2], "data.mean": given["mean"], "data.std": given["std"],
         }  # fmt: skip
     _override(config, values | overrides)

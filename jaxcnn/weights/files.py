@@ -11,7 +11,7 @@ import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,9 @@ _NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL") 
 _DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_REPEAT = 16  # tied weights and expanded ones repeat a storage: up to this many times the file's size in all
+# Where trainers keep a network within a checkpoint, and what wrappers of a network put before its names.
+_NESTING = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema", "module")
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel and AveragedModel, torch.compile, Lightning
 # What the parsers say of bytes that are not of their format.
 _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile, EOFError, safetensors.SafetensorError)
 
@@ -38,7 +41,7 @@ _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile,
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Return the named arrays of a .safetensors, .pth or .pt file, recognised by its content.
 
-    A checkpoint {"state_dict" or "model": state dict, …} is unwrapped, and "module." is taken off if every key has it.
+    A state dict within a trainer's checkpoint is found, and a wrapper's prefix of all its keys is taken off.
     The arrays are contiguous, writable and share nothing.
 
     Raises:
@@ -140,20 +143,42 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     return _arrays(loaded, storages.__getitem__, "<", len(data))
 
 
+def _find(loaded: Any, depth: int = 4) -> dict[str, Any] | None:
+    """Return the first dict within `loaded` that has tensors, looked for under the names that trainers use.
+
+    One that has scalars alone is a last resort: a counter may stand beside the dict that is wanted.
+    """
+    if not isinstance(loaded, dict):
+        return None
+    tensors = [value for value in loaded.values() if isinstance(value, Tensor)]
+    if any(tensor.size for tensor in tensors):
+        return loaded
+    inside = (_find(loaded.get(key), depth - 1) for key in _NESTING) if depth else ()
+    return next((found for found in inside if found), loaded if tensors else None)
+
+
 def _unwrap(loaded: Any) -> dict[str, Tensor]:
-    """Return the state dict within what was saved, its keys without DistributedDataParallel's prefix."""
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not loaded:
+    """Return the state dict within what was saved, without numbers beside its tensors and wrappers' prefixes."""
+    found = _find(loaded)
+    if not found:
         raise RefusedError("holds no dict of tensors; save model.state_dict()")
-    for key, value in loaded.items():
+    tensors = {}
+    for key, value in found.items():
+        if value is None or isinstance(value, bool | int | float | str):
+            continue
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise RefusedError(f"its entry {shown(str(key))} is no tensor; save model.state_dict() alone")
         key.encode()  # a ValueError where it is no text that could be written again
-    prefix = "module." if all(key.startswith("module.") for key in loaded) else ""
-    return {key.removeprefix(prefix): tensor for key, tensor in loaded.items()}
+        tensors[key] = value
+
+    def common(prefix: str) -> bool:
+        # A scalar may have none: AveragedModel's n_averaged.
+        return any(map(len, sizes)) and all(key.startswith(prefix) for key, value in tensors.items() if value.size)
+
+    sizes = [value.size for value in tensors.values()]
+    while prefix := next(filter(common, _PREFIXES), ""):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
 
 
 def _arrays(loaded: Any, read: Callable[[str], Any], order: str, size: int) -> dict[str, np.ndarray]:
@@ -189,17 +214,17 @@ def _native(words: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def fit(
-    what: str, arrays: Mapping[str, Any], wanted: Mapping[str, Shape], counts: Collection[str] = (), hint: str = ""
+    what: str, arrays: Mapping[str, Any], wanted: Mapping[str, Shape], counts: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
     """Return the `arrays` that `wanted` names, in its order, as float32: not copied where they are that already.
 
     Args:
       what: what has these shapes, for the error.
       counts: names that may be there besides, of shape (), and are dropped.
-      hint: how to fix it, for the error.
 
     Raises:
-      UserError: one message with every entry that is missing, extra, of another shape, or of no floating-point type.
+      UserError: one message that says how many entries are missing, extra, of another shape or of no floating-point
+        type, and names the first.
     """
     arrays = {key: np.asarray(value) for key, value in arrays.items()}
     shapes = {key: array.shape for key, array in arrays.items()}
@@ -213,17 +238,21 @@ def fit(
         "not floating-point": [f"{key} ({arrays[key].dtype})" for key in others],
     }
     if any(faults.values()):
-        words = "; ".join(f"{kind} ({len(keys)}): {', '.join(keys)}" for kind, keys in faults.items() if keys)
-        raise UserError(f"the weights do not fit {what}: {words}{hint and f'. {hint}'}")
+        words = "; ".join(f"{kind} ({len(keys)}): {_some(keys)}" for kind, keys in faults.items() if keys)
+        raise UserError(f"the weights do not fit {what}: {words}")
     with np.errstate(over="ignore", invalid="ignore"):  # of float64: what becomes infinite is for `check_finite`
         return {key: arrays[key].astype(np.float32, copy=False) for key in wanted}
 
 
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(map(shown, keys[:3])) + (", …" if len(keys) > 3 else "")
+
+
 def check_finite(variables: Mapping[str, Any]) -> None:
-    """Raise a UserError that names every variable with a NaN or an infinity in it."""
+    """Raise a UserError that names the first variables with a NaN or an infinity in them."""
     bad = [path for path, value in to_paths(variables).items() if not np.isfinite(value).all()]
     if bad:
-        raise UserError(f"weights that are not finite ({len(bad)}): {', '.join(bad)}; fetch or train them again")
+        raise UserError(f"weights that are not finite ({len(bad)}): {_some(bad)}; fetch or train them again")
 
 
 def from_paths(wanted: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class Tensor:
     stride: tuple[int, ...]
 
 
+class Dropped:
+    """Something beside the tensors, of no influence on them: what the file says of it is not kept."""
+
+
+_DROPPED = Dropped()
+
+
 def shown(text: str) -> str:
     """Return text of a file, fit for one line of an error."""
     return printable(text[:80])
@@ -66,7 +73,16 @@ _CALLABLE = {
     "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter",  # the last before 0.4
 }  # fmt: skip
-_INERT = {f"torch.{dtype}" for dtype in STORAGES.values()}  # as checkpoints note them beside the state dict
+# Names that checkpoints have beside the state dict: dtypes and devices, a trainer's arguments, an optimizer's state,
+# NumPy's scalars. What the file makes of them is dropped.
+_INERT = {f"torch.{dtype}" for dtype in STORAGES.values()} | {
+    "torch.Size", "torch.device", "argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict",
+    "collections.Counter", "collections.deque", "_codecs.encode", "numpy.dtype", "numpy.ndarray",
+    *(f"{module}.multiarray.{name}" for module in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
+    *(f"pathlib.{name}Path" for name in ("Posix", "PurePosix", "Windows", "PureWindows")),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "dict", "list")),
+    "pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+}  # fmt: skip
 
 
 def _global(name: str) -> Global:
@@ -111,11 +127,15 @@ def _call(function: Any, arguments: Any) -> Any:
             return Tensor(storage, offset, size, stride)  # a third of the rest would have the values negated
         case Global("torch._utils._rebuild_parameter" | "torch.nn.parameter.Parameter"), (Tensor() as tensor, *_):
             return tensor
+        case Global(name), _ if name in _INERT:
+            return _DROPPED
     name = function.name if isinstance(function, Global) else "no function"
     raise RefusedError(f"calls {name} in another way than torch does: {_ONLY_TENSORS}")
 
 
 def _set_items(target: Any, pairs: Iterable[Any]) -> Any:
+    if target is _DROPPED:
+        return target
     if type(target) is not dict:
         raise TypeError
     for key, value in pairs:
@@ -127,6 +147,8 @@ def _set_items(target: Any, pairs: Iterable[Any]) -> Any:
 
 def _extend(items: list[Any]) -> Any:
     target, *more = items
+    if target is _DROPPED:
+        return target
     if type(target) is not list:
         raise TypeError
     target.extend(more)
@@ -136,6 +158,8 @@ def _extend(items: list[Any]) -> Any:
 def _build(target: Any, state: Any) -> Any:
     """Drop attributes; only those that torch gives are allowed."""
     match target, state:
+        case Dropped(), _:
+            return target
         case dict(), dict() if state.keys() <= {"_metadata"}:
             return target
         case Tensor(), tuple():  # a Parameter's before 0.4
@@ -156,7 +180,9 @@ _POPPING: dict[str, tuple[int, Callable[[list[Any]], Any]]] = {
     "LIST": (_TO_MARK, list),
     "DICT": (_TO_MARK, lambda items: _add_pairs([{}, *items])),
     "STACK_GLOBAL": (2, lambda items: _global(".".join(items))),
-    "REDUCE": (2, lambda items: _call(*items)),
+    "REDUCE": (2, lambda items: _call(*items)), "NEWOBJ": (2, lambda items: _call(*items)),
+    "EMPTY_SET": (0, lambda _: _DROPPED), "FROZENSET": (_TO_MARK, lambda _: _DROPPED),
+    "ADDITEMS": (_BELOW_MARK, _extend),
     "BUILD": (2, lambda items: _build(*items)),
     "APPEND": (2, _extend), "APPENDS": (_BELOW_MARK, _extend),
     "SETITEM": (3, _add_pairs), "SETITEMS": (_BELOW_MARK, _add_pairs),

@@ -1,11 +1,14 @@
-"""torchvision's state dicts to our variables and back, exactly.
+"""PyTorch's state dicts to our variables and back, exactly: torchvision's, and the CIFAR networks of a well-known port.
 
 Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in), over a feature map as (out,
 in·height·width); Flax as (height, width, in, out) and (in, out). A family's modules are walked in torchvision's order;
 shapes are our own network's, so an entry can neither be forgotten nor invented.
+
+The port is akamaster/pytorch_resnet_cifar10. Its shortcut A pads zero channels on both sides of those that a block
+gets, ours on one: the same network with its channels in another order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,7 +28,12 @@ NAMES = (
     *("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv"),
 )
 
-Modules = Iterator[tuple[str, str]]  # ours, torchvision's
+# Networks of He et al., section 4.2, under the port's names.
+CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+Modules = Iterator[tuple[str, str]]  # ours, torch's
+Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
 # Collection and leaf of ours, leaf of torch's, in the order of its state dicts.
 _LEAVES = (
     ("params", "kernel", "weight"),
@@ -38,21 +46,24 @@ _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep n
 
 
 class Entry(NamedTuple):
-    """One array: our path and shape, and torch's shape."""
+    """One array: our path and shape, torch's shape, and the order of the channels on some axes of ours."""
 
     path: str
     shape: Shape
     torch_shape: Shape
+    orders: dict[int, np.ndarray]
 
 
 def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return what torchvision's weights for our model `name` expect of an image, as a checkpoint keeps it.
+    """Return what PyTorch's weights for our model `name` expect of an image, as a checkpoint keeps it.
 
     Returns:
       "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
       shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize".
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if name in CIFAR_NAMES:  # The port normalises CIFAR-10 by ImageNet's statistics.
+        return {"image_shape": (32, 32, 3), "mean": mean, "std": std, "class_names": tuple(class_names)}
     if name == "googlenet_tv":
         # Ported from TensorFlow, which took pixels in -1 … 1: torchvision builds it with transform_input=True, which
         # undoes ImageNet's normalisation for this one.
@@ -111,24 +122,47 @@ def _resnet(spec: resnet.Spec) -> Modules:
                 yield f"{ours}/norm{i}", f"{theirs}.bn{i}"
             yield f"{ours}/shortcut_conv", f"{theirs}.downsample.0"  # where there is a projection
             yield f"{ours}/shortcut_norm", f"{theirs}.downsample.1"
-    yield "head", "fc"
+    yield "head", "linear" if spec.cifar else "fc"
+
+
+def _cifar_orders(spec: resnet.Spec) -> Orders:
+    """Return the port's order of the channels that shortcuts carry; those within a block are as ours.
+
+    A stage of C channels gets P from the one before: the port puts them after C/4 zeros, we put them first.
+    """
+    orders: Orders = {}
+    carried = np.arange(16)  # of the stem
+    for stage, blocks in enumerate(spec.blocks, start=1):
+        received, channels = carried, 16 << (stage - 1)
+        if stage > 1:
+            inside = channels // 4 + received
+            carried = np.concatenate([inside, np.setdiff1d(np.arange(channels), inside)])
+        for block in range(1, blocks + 1):
+            name = f"stage{stage}_block{block}"
+            # Kernels are (height, width, in, out); vectors of a norm have one axis, the last.
+            orders[f"{name}/conv1"] = {-2: received if block == 1 else carried}
+            orders[f"{name}/conv2"] = orders[f"{name}/norm2"] = {-1: carried}
+    orders["head"] = {-2: carried}
+    return orders
 
 
 _FAMILIES: Any = ((alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet))
 
 
 def _modules(name: str) -> list[tuple[str, str]]:
-    """Return (our module, torchvision's) in the order of torchvision's state dict; this network may lack some."""
-    if name not in NAMES:
-        theirs = f"; its {name} is our {name}_tv" if f"{name}_tv" in NAMES else ""
-        raise UserError(f"torchvision has no weights for '{name}': these it has are {', '.join(NAMES)}{theirs}")
+    """Return (our module, torch's) in the order of torch's state dict; this network may lack some."""
+    if name not in (*NAMES, *CIFAR_NAMES):
+        theirs = f"; torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else ""
+        names = ", ".join((*NAMES, *CIFAR_NAMES))
+        raise UserError(f"PyTorch's weights are not read for '{name}': they are for {names}{theirs}")
     return next(list(walk(specs[name])) for specs, walk in _FAMILIES if name in specs)
 
 
 @cache
 def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
-    """Return {torchvision's key: our array} in the order of its state dict; None stands for a count."""
+    """Return {torch's key: our array} in the order of its state dict; None stands for a count."""
     modules, model, entries = _modules(name), create_model(name, num_classes), {}
+    orders = _cifar_orders(resnet.SPECS[name]) if name in CIFAR_NAMES else {}
     images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
     ours: Any = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)), sep="/")
     for module, torch_module in modules:
@@ -136,10 +170,11 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
             path = f"{collection}/{module}/{leaf}"
             if path in ours:
                 shape = ours.pop(path).shape
-                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, _torch_shape(module, shape))
+                order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
+                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, _torch_shape(module, shape), order)
                 if leaf == "var":  # a BatchNorm's last
                     entries[f"{torch_module}.{_COUNT}"] = None
-    assert not ours, f"torchvision's names of {list(ours)} are not known"
+    assert not ours, f"torch's names of {list(ours)} are not known"
     return entries
 
 
@@ -152,15 +187,21 @@ def _torch_shape(module: str, shape: Shape) -> Shape:
     return features, channels, height, width
 
 
-def _to_flax(x: np.ndarray, shape: Shape) -> np.ndarray:
-    if len(shape) == 4:
-        height, width, channels, features = shape
-        return x.reshape(features, channels, height, width).transpose(2, 3, 1, 0)
-    return x.T
+def _to_flax(x: np.ndarray, entry: Entry) -> np.ndarray:
+    if len(entry.shape) == 4:
+        height, width, channels, features = entry.shape
+        x = x.reshape(features, channels, height, width).transpose(2, 3, 1, 0)
+    else:
+        x = x.T
+    for axis, order in entry.orders.items():
+        x = np.take(x, order, axis)
+    return x
 
 
-def _to_torch(x: np.ndarray, torch_shape: Shape) -> np.ndarray:
-    return (x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T).reshape(torch_shape)
+def _to_torch(x: np.ndarray, entry: Entry) -> np.ndarray:
+    for axis, order in entry.orders.items():
+        x = np.take(x, np.argsort(order), axis)
+    return (x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T).reshape(entry.torch_shape)
 
 
 def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
@@ -173,43 +214,74 @@ def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
     return 1000
 
 
+def new_heads(name: str, state_dict: Mapping[str, Any]) -> list[str]:
+    """Return the auxiliary heads that `from_state_dict` makes new: those not in `state_dict`, or of other classes.
+
+    torchvision's googlenet(weights=…) drops them unless it is given aux_logits=True; only training uses them.
+    """
+    names = googlenet.AUXILIARY.values() if name == "googlenet_tv" else ()
+    classes = _classes(name, state_dict)
+    return [
+        aux
+        for aux in names
+        if not any(str(key).startswith(f"{aux}.") for key in state_dict)
+        or np.shape(state_dict.get(f"{aux}.fc2.bias", 0)) not in ((), (classes,))
+    ]
+
+
 def from_state_dict(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return variables {"params", "batch_stats"} of our model `name` from arrays under torchvision's keys.
+    """Return variables {"params", "batch_stats"} of our model `name` from arrays under torch's keys.
 
     The arrays, of any floating-point type, become float32; those that are already may share memory with the result.
-    The number of classes is that of the head. BatchNorm's `num_batches_tracked` may be there or not, and is dropped.
+    The number of classes is that of the head. BatchNorm's `num_batches_tracked` may be there or not, and is dropped;
+    the auxiliary heads that `new_heads` names are initialised.
 
     Raises:
-      UserError: an unknown name, or one message that lists every missing, extra and mis-shaped entry, and every one
-        that is not of a floating-point type.
+      UserError: an unknown name, or one message that says which entries are missing, extra, of another shape or of no
+        floating-point type.
     """
-    entries = _entries(name, _classes(name, state_dict))
+    classes, made = _classes(name, state_dict), tuple(f"{head}." for head in new_heads(name, state_dict))
+    entries = {key: entry for key, entry in _entries(name, classes).items() if not key.startswith(made or "-")}
     arrays = {key: entry for key, entry in entries.items() if entry}
-    hint = ""
-    if any(key.startswith("aux") for key in arrays) and not any(str(key).startswith("aux") for key in state_dict):
-        hint = (
-            "The auxiliary heads are not there: torchvision's googlenet(weights=…) drops them unless given "
-            "aux_logits=True; the .pth file that it downloads has them"
+    given = {
+        key: value
+        for key, value in state_dict.items()
+        # A network's only scalars are its counts; others are of a wrapper, such as AveragedModel's n_averaged.
+        if not str(key).startswith(made or "-") and (np.ndim(value) or str(key).endswith((_COUNT, ".weight", ".bias")))
+    }
+    found = fit(name, given, {key: entry.torch_shape for key, entry in arrays.items()}, entries.keys() - arrays.keys())
+    flat = {entry.path: _to_flax(found[key], entry) for key, entry in arrays.items()}
+    if made:
+        flat |= _initial(
+            name, classes, {entry.path for entry in _entries(name, classes).values() if entry} - flat.keys()
         )
-    wanted = {key: entry.torch_shape for key, entry in arrays.items()}
-    found = fit(name, state_dict, wanted, entries.keys() - arrays.keys(), hint)
-    flat = {entry.path: _to_flax(found[key], entry.shape) for key, entry in arrays.items()}
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat, sep="/")
 
 
+def _initial(name: str, classes: int, paths: Collection[str]) -> dict[str, np.ndarray]:
+    """Return these arrays of a network that is initialised by seed 0; XLA computes no others."""
+    model = create_model(name, classes)
+
+    def make() -> dict[str, Any]:
+        variables = model.init(jax.random.key(0), np.zeros((1, model.image_size, model.image_size, 3), np.float32))
+        flat: Any = flatten_dict(dict(variables), sep="/")
+        return {path: flat[path] for path in paths}
+
+    return jax.device_get(jax.jit(make)())
+
+
 def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return arrays under torchvision's keys and in its order: the inverse of `from_state_dict`.
+    """Return arrays under torch's keys and in its order: the inverse of `from_state_dict`.
 
     BatchNorm's `num_batches_tracked`, which we keep no count of, is zero.
 
     Raises:
-      UserError: an unknown name, or one message that lists every variable that is not as in torchvision's network.
+      UserError: an unknown name, or one message that says which variables are not as in torch's network.
     """
     flat: Any = flatten_dict(dict(variables), sep="/")
     head = np.shape(flat.get("params/head/bias"))
     entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
     arrays = fit(name, flat, {entry.path: entry.shape for entry in entries.values() if entry})
     return {
-        key: _to_torch(arrays[entry.path], entry.torch_shape) if entry else np.zeros((), np.int64)
-        for key, entry in entries.items()
+        key: _to_torch(arrays[entry.path], entry) if entry else np.zeros((), np.int64) for key, entry in entries.items()
     }

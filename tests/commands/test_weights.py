@@ -107,7 +107,7 @@ def test_images_of_another_shape_than_the_weights_are_told(tmp_path, refused, ca
     assert cli.main(["weights", "import", "--model", "resnet20", str(source), str(tmp_path / "out")]) == 0
     grey = ["--config.data.name=digits", "--config.data.mean=", "--config.data.std=", "--config.data.image_size=0"]
     line = refused("evaluate", "--workdir", tmp_path / "out", *grey)
-    assert "takes images of 224×224×3, those of digits are 8×8×1" in line
+    assert "takes images of 32×32×3, those of digits are 8×8×1" in line
 
 
 def test_names_of_classes_can_be_given(published, tmp_path, refused, capsys):
@@ -185,7 +185,7 @@ def test_a_failed_import_leaves_nothing_behind(state, published, imported, tmp_p
         {"layer1.0.bn1.weight": np.full(64, np.nan, "f")}
     )
     assert "do not fit resnet34: missing (80): layer1.2.conv1.weight" in fails({}, model="resnet34")
-    assert "its resnet50 is our resnet50_tv" in fails({}, model="resnet50")
+    assert "resnet50 is our resnet50_tv" in fails({}, model="resnet50")
     assert "params/stem_conv/kernel (7, 7, 3, 64) where (3, 3, 3, 64) is due" in fails(
         {}, "--config.model.overrides.small_images=True"
     )

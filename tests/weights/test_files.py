@@ -1,5 +1,6 @@
 """Files of weights: there and back for what torch and safetensors write, UserError and nothing run for the rest."""
 
+import argparse
 import copyreg
 import io
 import pickle
@@ -401,7 +402,7 @@ REFUSED = {  # objects that run nothing even so, and are refused
     "two storages of one key": {"a": view(FLOATS, 0, (8,), (1,)), "b": tensor(np.zeros(4))},
     "negated": {"a": Reduced(REBUILD, FLOATS, 0, (8,), (1,), False, OrderedDict(), {"neg": True})},
     "complex": {"a": view(Memory("0", "ComplexFloatStorage", FLOATS.array), 0, (8,), (1,))},
-    "a number among tensors": {"a": tensor(np.ones(2)), "epoch": 3},
+    "a list among tensors": {"a": tensor(np.ones(2)), "epochs": [3]},
     "a name of a number": {3: tensor(np.ones(2))},
     "a name of half a character": {"\ud800": tensor(np.ones(2))},
 }
@@ -431,7 +432,7 @@ def test_refusals_say_what_and_how_to_mend_it(tmp_path):
     complex_tensor = {"a": view(Memory("0", "ComplexFloatStorage", FLOATS.array), 0, (8,), (1,))}
     texts = {
         saved(complex_tensor): "unsupported dtype (torch.ComplexFloatStorage); float16 to 64",
-        saved({"a": tensor(np.ones(2)), "epoch": 3}): "entry epoch is no tensor; save model.state_dict() alone",
+        saved({"a": tensor(np.ones(2)), "epochs": [3]}): "entry epochs is no tensor; save model.state_dict() alone",
         saved({"a": view(FLOATS, 0, (3, 3), (3, 1))}): "a reaches outside of its storage; the file is refused",
         saved({"a": view(FLOATS, 0, (8, 9**9), (1, 0))}): "more than 16 times the file's size",
         zipped(pickled({"a": tensor(np.ones(99))})[0], compression=zipfile.ZIP_DEFLATED): "torch.save its state_dict()",
@@ -444,6 +445,37 @@ def test_refusals_say_what_and_how_to_mend_it(tmp_path):
         assert text in refusal(file_of(tmp_path, data))
     assert "no such file" in refusal(tmp_path / "nowhere.pth")
     assert "not a file" in refusal(tmp_path)
+
+
+WEIGHTS = {"conv.weight": tensor(np.ones(2)), "bn.num_batches_tracked": tensor(np.zeros((), np.int64), "1")}
+
+
+def prefixed(prefix: str) -> dict[str, Any]:
+    return {prefix + key: value for key, value in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        prefixed("module."),
+        prefixed("module._orig_mod."),
+        {"state_dict": prefixed("model."), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+        {"model_state_dict": WEIGHTS, "optimizer_state_dict": {"state": {0: {"step": 1}}}, "loss": 0.5},
+        {"model": {"state_dict": prefixed("module.")}, "args": argparse.Namespace(lr=0.1, out=Path("x")), "s": {1}},
+        {"ema": WEIGHTS, "best": True},
+        WEIGHTS | {"epoch": 3, "note": "text"},
+    ],
+)
+def test_a_state_dict_is_found_where_trainers_put_it(checkpoint, tmp_path):
+    for form in ("zip", "legacy"):
+        arrays = read_state_dict(file_of(tmp_path, saved(checkpoint, form)))
+        assert list(arrays) == list(WEIGHTS)
+        assert arrays["conv.weight"].tolist() == [1, 1]
+
+
+def test_averaged_models_counter_does_not_hide_the_prefix(tmp_path):
+    saved_model = {"n_averaged": tensor(np.array(7), "2")} | prefixed("module.")
+    assert "conv.weight" in read_state_dict(file_of(tmp_path, saved(saved_model)))
 
 
 def test_zip_files_that_grow_are_refused(tmp_path):
