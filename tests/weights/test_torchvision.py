@@ -324,7 +324,8 @@ def test_the_cifar_ports_weights_give_its_logits_and_come_back_exactly(depth):
     arrays = {key: port_entry(key, shape) for key, shape in port_shapes(depth).items()}
     ours = from_state_dict(f"resnet{depth}", arrays)
     images = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
-    logits = create_model(f"resnet{depth}", 10, np.float32).apply(ours, images)["logits"]
+    model: Any = create_model(f"resnet{depth}", 10, np.float32)
+    logits = model.apply(ours, images)["logits"]
     expected = port_logits(arrays, images.transpose(0, 3, 1, 2), depth)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     back = to_state_dict(f"resnet{depth}", ours)
