@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
@@ -297,7 +298,8 @@ def port_logits(arrays: dict[str, np.ndarray], images: np.ndarray, depth: int) -
     def conv(name: str, x: np.ndarray, stride: int) -> np.ndarray:
         weight = arrays[f"{name}.weight"]
         dimensions = jax.lax.conv_dimension_numbers(x.shape, weight.shape, ("NCHW", "OIHW", "NCHW"))
-        y = jax.lax.conv_general_dilated(x, weight, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=dimensions)
+        left, right = jnp.asarray(x), jnp.asarray(weight)
+        y = jax.lax.conv_general_dilated(left, right, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=dimensions)
         return np.asarray(y)
 
     def norm(name: str, x: np.ndarray) -> np.ndarray:
