@@ -263,6 +263,8 @@ def abstract_devices(topology: Topology) -> Any:
     else:
         name, platform = f"{topology.version}:{'x'.join(map(str, shape))}", "tpu"
         options = {"chips_per_host_bounds": (*(min(2, n) for n in shape[:2]), 1)}
+        if topology.slices > 1:
+            options["num_slices"] = topology.slices
         if topology.version in ("v4", "v5p"):
             options["chip_config_name"] = "megacore"  # two cores, one device, as JAX has them
     try:
@@ -318,7 +320,7 @@ def _key(text: str, topology: Topology) -> str:
     versions = [f"{name} {_version(name)}" for name in _PACKAGES + _GPU_PACKAGES * gpu]
     options = [f"{name}={os.environ.get(name, '')}" for name in _OPTIONS]
     options += [target_config(topology.version)] if gpu else []
-    words = [topology.version, str(topology.shape), *versions, *options, text]
+    words = [topology.version, str(topology.shape), str(topology.slices), *versions, *options, text]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
 

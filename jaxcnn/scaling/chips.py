@@ -1,6 +1,7 @@
 """Accelerators that need not be there: published peaks with their sources, slices by name, step times predicted.
 
-A slice is written PLATFORM:CHIP:SHAPE, such as "tpu:v5e:4x4" or "gpu:h100:64". Nothing here is a measurement. Each part
+A slice is written PLATFORM:CHIP:SHAPE, such as "tpu:v5e:4x4" or "gpu:h100:64"; several TPU slices, which the data
+centre's network joins, have their number after that, "tpu:v5e:4x4:2". Nothing here is a measurement. Each part
 of a predicted step is what it would take alone at the published peak (the roofline of Williams et al. 2009). A step
 takes the longest of them if they overlap fully, and their sum if they do not at all: hence intervals. Memory has two
 figures: "bytes accessed" counts every kernel's operands wherever they lie, HBM traffic leaves out what the compiler
@@ -42,8 +43,8 @@ class Chip(NamedTuple):
     launch: Sourced  # latency of a collective before its first step
     torus: Sourced = NONE  # dimensions of a TPU's torus
     wrap: Sourced = NONE  # a 2D axis of just this length is a closed ring; a 3D slice is closed where all are multiples
-    nic: Sourced = NONE  # one way; what a GPU has of its node's network
-    nic_hop: Sourced = NONE  # latency of one step between nodes
+    nic: Sourced = NONE  # one way; what a chip has of its host's network, which joins nodes, or a TPU's slices
+    nic_hop: Sourced = NONE  # latency of one step between nodes; none is published for slices
 
     def figures(self) -> dict[str, Sourced]:
         """Label with its unit -> figure, in a table's order, without those that this platform does not have."""
@@ -65,7 +66,16 @@ XLA = "XLA's target config of the {} SXM, https://github.com/openxla/xla xla/bac
 DATASHEET = "NVIDIA's {0} datasheet, dense, as quoted at https://glennklockwood.com/garden/processors, page {0}"
 
 
-def _tpu(version: str, kind: str, peak: float, hbm: tuple[int, float], link: Sourced, axes: int, wrap: Sourced) -> Chip:
+def _tpu(
+    version: str,
+    kind: str,
+    peak: float,
+    hbm: tuple[int, float],
+    link: Sourced,
+    axes: int,
+    wrap: Sourced,
+    nic: Sourced = NONE,
+) -> Chip:
     page = CLOUD.format(version)
     by_default = Sourced(peak, f"derived: the bfloat16 peak, of which the default precision is one pass; {PRECISION}")
     return Chip(
@@ -74,7 +84,7 @@ def _tpu(version: str, kind: str, peak: float, hbm: tuple[int, float], link: Sou
         memory=Sourced(hbm[0] * 2**30, f"{page} (GB there are taken as GiB)"), memory_bandwidth=Sourced(hbm[1], page),
         link=link, hop=Sourced(1e-6, f"{BOOK} (question 5: of v5e; taken for all)"),
         launch=Sourced(0, f"none published; measured where three hops make 3 µs: 8 µs, {BOOK}, ch. 3"),
-        torus=Sourced(axes, page), wrap=wrap,
+        torus=Sourced(axes, page), wrap=wrap, nic=nic,
     )  # fmt: skip
 
 
@@ -98,14 +108,17 @@ LINK_V4 = Sourced(45e9, f"{BOOK} (Google's page: all-reduce 1.1 PB/s a pod, by 4
 LINK_V5E = Sourced(45e9, f"{BOOK} (Google's page: 400 GB/s both ways over 4 links, 50e9)")
 LINK_V5P = Sourced(90e9, f"{BOOK} (Google's page: 1200 GB/s both ways over 6 links, 100e9)")
 LINK_V6E = Sourced(90e9, f"{BOOK} (Google's page: 800 GB/s both ways over 4 links, 100e9)")
+NIC_TPU = Sourced(6.25e9, f"{BOOK}, DCN egress")
+NIC_V5E = Sourced(3.125e9, f"{BOOK}, DCN egress; Google's page of v6e: 2 NICs of 100 Gb/s for 8 chips, the same")
+NIC_V6E = Sourced(12.5e9, f"{BOOK}, DCN egress; Google's page: 4 NICs of 200 Gb/s for 8 chips, the same")
 NIC_A100 = Sourced(25e9, "DGX A100 datasheet, eight ConnectX-6 of 200 Gb/s; not checked against NVIDIA's page")
 NIC_H100 = Sourced(50e9, f"{BOOK_GPUS}, eight ConnectX-7 of 400 Gb/s; NVIDIA, DGX BasePOD, core components, the same")
 CHIPS = {
     "v3": _tpu("v3", "TPU v3", 123e12, (32, 900e9), LINK_V3, 2, WRAP_32),
-    "v4": _tpu("v4", "TPU v4", 275e12, (32, 1200e9), LINK_V4, 3, WRAP_4),
-    "v5e": _tpu("v5e", "TPU v5 lite", 197e12, (16, 819e9), LINK_V5E, 2, WRAP_16),
-    "v5p": _tpu("v5p", "TPU v5", 459e12, (95, 2765e9), LINK_V5P, 3, WRAP_4),
-    "v6e": _tpu("v6e", "TPU v6 lite", 918e12, (32, 1638e9), LINK_V6E, 2, WRAP_16),
+    "v4": _tpu("v4", "TPU v4", 275e12, (32, 1200e9), LINK_V4, 3, WRAP_4, NIC_TPU),
+    "v5e": _tpu("v5e", "TPU v5 lite", 197e12, (16, 819e9), LINK_V5E, 2, WRAP_16, NIC_V5E),
+    "v5p": _tpu("v5p", "TPU v5", 459e12, (95, 2765e9), LINK_V5P, 3, WRAP_4, NIC_TPU),
+    "v6e": _tpu("v6e", "TPU v6 lite", 918e12, (32, 1638e9), LINK_V6E, 2, WRAP_16, NIC_V6E),
     "a100": _gpu("A100", "NVIDIA A100-SXM4-80GB", (312e12, 156e12), (85100068864, 2039.04e9), 300e9, NIC_A100),
     "h100": _gpu("H100", "NVIDIA H100 80GB HBM3", (989.4e12, 494.7e12), (84942979072, 3352.32e9), 450e9, NIC_H100),
 }
@@ -115,11 +128,12 @@ LARGEST = {"v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips
 
 
 class Topology(NamedTuple):
-    """A slice of a pod, or of a cluster's nodes."""
+    """A slice of a pod, several equal ones, or a cluster's nodes."""
 
     name: str  # as it was written
     version: str  # a key of `CHIPS`
     shape: tuple[int, ...]  # of a TPU's torus in chips, or (nodes, GPUs a node)
+    slices: int = 1  # of a TPU, each of this shape
 
     @property
     def chip(self) -> Chip:
@@ -129,25 +143,31 @@ class Topology(NamedTuple):
     @property
     def chips(self) -> int:
         """How many there are."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
 
 def parse_topology(name: str) -> Topology:
     """Return the slice called PLATFORM:CHIP:SHAPE, or PLATFORM:CHIP:CHIPS for the most compact shape of so many chips.
+
+    PLATFORM:CHIP:SHAPE:SLICES are so many slices of a TPU.
 
     Raises:
       UserError: no such platform, chip or shape.
     """
     platform, _, rest = name.partition(":")
     version, _, size = rest.partition(":")
+    size, _, several = size.partition(":")
     if not (known := [key for key, chip in CHIPS.items() if chip.platform == platform]):
         raise UserError(f"--topology {name}: '{platform}' is neither tpu nor gpu: write tpu:v5e:4x4 or gpu:h100:8")
     if version not in known:
         raise UserError(f"--topology {name}: there is no {platform} '{version}', but {', '.join(known)}")
-    lengths = size.split("x")
-    if not all(n.isascii() and n.isdecimal() and 0 < int(n) < 10**5 for n in lengths):
+    lengths, slices = size.split("x"), several or "1"
+    if not all(n.isascii() and n.isdecimal() and 0 < int(n) < 10**5 for n in [*lengths, slices]):
         raise UserError(f"--topology {name}: '{size}' is no number of chips and no shape: write {_example(platform)}")
     shape = tuple(map(int, lengths))
+    if several and (platform == "gpu" or CHIPS[version].nic is NONE):
+        what = "GPUs come in nodes" if platform == "gpu" else f"no network between slices of {version} is published"
+        raise UserError(f"--topology {name}: {what}, leave ':{several}' out")
     if platform == "gpu":
         return Topology(name, version, _nodes(name, shape))
     axes = int(CHIPS[version].torus.value)
@@ -158,11 +178,13 @@ def parse_topology(name: str) -> Topology:
         raise UserError(f"--topology {name}: a pod of {version} has {LARGEST[version]:,} chips")
     if math.prod(shape) >= 4 and (shape[0] % 2 or shape[1] % 2):
         raise UserError(f"--topology {name}: hosts have 2×2 chips, so the first two dimensions of a slice are even")
-    return Topology(name, version, shape)
+    return Topology(name, version, shape, int(slices))
 
 
 def _example(platform: str) -> str:
-    return "tpu:v5e:4x4, tpu:v4:4x4x8 or tpu:v5e:16" if platform == "tpu" else "gpu:h100:8 or gpu:h100:64"
+    if platform == "gpu":
+        return "gpu:h100:8 or gpu:h100:64"
+    return "tpu:v5e:4x4, tpu:v4:4x4x8, tpu:v5e:16 or, of two slices, tpu:v5e:4x4:2"
 
 
 def _nodes(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -201,10 +223,14 @@ def estimate(row: dict[str, Any], topology: Topology) -> dict[str, Any]:
     network = latency = wire = 0.0
     for entry in row["collective_groups"]:
         what, spans = (entry["kind"], entry["bytes"]), entry["spans"]
-        cost = collective_seconds(chip, topology.shape, *what, entry["group_size"], spans)
+        sent = sent_bytes(*what, entry["group_size"], spans)
+        if entry.get("between_slices"):
+            cost = Cost(sent / chip.nic.value, chip.nic_hop.value)
+        else:
+            cost = collective_seconds(chip, topology.shape, *what, entry["group_size"], spans)
         network += entry["count"] * (cost.bandwidth + cost.latency)
         latency += entry["count"] * cost.latency
-        wire += entry["count"] * sent_bytes(*what, entry["group_size"], spans)
+        wire += entry["count"] * sent
     floors = {"compute": compute, "memory": least, "network": network}
     seconds = [max(floors.values()), compute + memory + network]
     return {

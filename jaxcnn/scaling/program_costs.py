@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxcnn.scaling.chips import Topology
-from jaxcnn.training.hlo import Array, Instruction, Module, collectives_of
+from jaxcnn.training.hlo import KINDS, Array, Instruction, Module, collectives_of
 from jaxcnn.training.program import Program
 
 # GiB of HBM that libtpu 0.0.52 lets a program have on one device; found by compiling programs that are too big for any.
@@ -207,6 +207,7 @@ def compiled_part(found: dict[str, Any], program: Program, topology: Topology) -
     memory = _memory(found["memory"], program, activations(module))
     total, limit = sum(memory.values()), memory_limit(topology)
     groups = _together(collectives_of(module, devices), _places(program, topology))
+    groups += _between_slices(module, topology)
     return row | {
         "flops_per_image": flops / images, "bytes_per_image": accessed / images,
         "hbm_traffic_per_image": min(accessed, bytes_accessed(module, hbm=True)) / images,
@@ -256,6 +257,24 @@ def _together(found: list[Any], places: list[tuple[int, ...]]) -> list[dict[str,
         {"kind": kind, "count": count, "bytes": size, "group_size": group, "groups": groups, "spans": list(spans)}
         for (kind, size, group, groups, spans), count in entries.items()
     ]
+
+
+def _between_slices(module: Module, topology: Topology) -> list[dict[str, Any]]:
+    """Return the collectives over the network between slices, which a TPU's program hands to its host and gets back."""
+    entries: dict[tuple[str, int], int] = {}
+    for name in _kernels_of(module):
+        sizes = {i.name: i.bytes for i in module.computations[name]}
+        for instruction in module.computations[name]:
+            transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+            if instruction.opcode == "send" and transfer:
+                kind, size = transfer[1].lower().replace("_", "-"), sizes[instruction.operands[0]]
+                if kind in ("all-gather", "reduce-scatter"):  # The size is of the result: see `collective_seconds`.
+                    size = size * topology.slices if kind == "all-gather" else size // topology.slices
+                key = kind if kind in KINDS else "collective-permute", size
+                entries[key] = entries.get(key, 0) + module.runs[name]
+    chips, slices = topology.chips // topology.slices, topology.slices
+    common = {"group_size": slices, "groups": chips, "spans": [slices], "between_slices": True}
+    return [{"kind": kind, "count": count, "bytes": size} | common for (kind, size), count in entries.items()]
 
 
 def _by_kind(groups: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

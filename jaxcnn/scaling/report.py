@@ -166,7 +166,8 @@ def _collectives(rows: Sequence[Row]) -> str:
     for name, row in zip(differences(list(rows), drop={"batch", "chip", "chips"}), rows, strict=True):
         groups: dict[tuple[str, int, int], list[int]] = {}
         for entry in row.get("collective_groups", ()):
-            sums = groups.setdefault((entry["kind"], entry["groups"], entry["group_size"]), [0, 0])
+            kind = f"{entry['kind']}, between slices" if entry.get("between_slices") else entry["kind"]
+            sums = groups.setdefault((kind, entry["groups"], entry["group_size"]), [0, 0])
             sums[0] += entry["count"]
             sums[1] += entry["count"] * entry["bytes"]
         for (kind, parts, size), (count, total) in groups.items():

@@ -40,6 +40,20 @@ def refused(scaling, *argv):
 
 
 @pytest.mark.aot
+def test_between_slices_goes_what_is_left_of_the_gradients_after_each_slice(scaling, tmp_path):
+    asked = ["--config", CONFIG, "--topology", "tpu:v5e:2x2", "--topology", "tpu:v5e:2x2:2", "--batch-per-chip", "8"]
+    assert scaling(*asked)[0] == 0
+    one, two = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert (one["chips"], two["chips"]) == (4, 8)
+    assert not [entry for entry in one["collective_groups"] if "between_slices" in entry]
+    between = [entry for entry in two["collective_groups"] if "between_slices" in entry]
+    assert {(entry["kind"], entry["group_size"], entry["groups"]) for entry in between} == {("all-reduce", 2, 4)}
+    # Each norm's sums go there whole; of the gradients each chip of a slice sends its part, in bfloat16 or float32.
+    assert PARAMETERS / 2 / 4 < sum(entry["count"] * entry["bytes"] for entry in between) < PARAMETERS / 2
+    assert two["predicted_efficiency"][1] < 1
+
+
+@pytest.mark.aot
 def test_a_tpu_and_a_gpu_compile_the_step(scaling, tmp_path):
     sweep = ["--sweep", "norm.scope=global,shard", "--batch-per-chip", "8"]
     asked = ["--config", CONFIG, "--topology", "tpu:v5e:4", "--topology", "gpu:h100:4", *sweep]

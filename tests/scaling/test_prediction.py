@@ -88,6 +88,16 @@ def test_the_same_group_costs_more_between_nodes():
     assert network([2, 1]) > 5 * network([1, 2])
 
 
+def test_slices_are_joined_by_the_hosts_network():
+    def wire(topology, entry):
+        predicted = estimate(compiled(groups=[entry]), parse_topology(topology))
+        return predicted["wire_bytes"], predicted["network_seconds"]
+
+    entry = {"kind": "all-reduce", "count": 3, "bytes": 8e6, "group_size": 4, "groups": 16, "spans": [4]}
+    # A ring over four slices: each chip sends 2 × 3/4 of its array, by its share of the NICs of a host, 3.125 GB/s.
+    assert wire("tpu:v5e:4x4:4", entry | {"between_slices": True}) == pytest.approx((36e6, 36e6 / 3.125e9))
+
+
 def test_efficiency_compares_like_with_like():
     def row(rates, network):
         return {

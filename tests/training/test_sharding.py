@@ -1,5 +1,6 @@
 """One device, two and eight: the same numbers from the same code."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -93,6 +94,33 @@ def test_a_mesh_names_its_axes_and_takes_all_devices_unless_told():
     assert dict(make_mesh().shape) == {"data": 8, "model": 1}
     assert make_mesh(3).devices.flatten().tolist() == jax.devices()[:3]
     assert dict(make_mesh(-1, 2).shape) == {"data": 4, "model": 2}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU of one of several nodes, as JAX describes it."""
+
+    id: int
+    slice_index: int
+    device_kind: str = "GPU"
+    platform: str = "gpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "nodes"),
+    [
+        (-1, 1, [[0], [0], [1], [1], [2], [2]]),
+        (-1, 2, [[0, 0], [1, 1], [2, 2]]),  # the rows, along `model`, stay within a node
+        (1, 6, [[0, 0, 1, 1, 2, 2]]),  # three nodes do not divide `data`: as many neighbours as there are
+    ],
+)
+def test_only_data_crosses_the_network_between_nodes(data, model, nodes):
+    shuffled = [Device(i, i % 3) for i in range(6)]  # JAX's order need not be that of the nodes
+    devices = shuffled if data == -1 else sorted(shuffled, key=lambda device: device.slice_index)
+    found = make_mesh(data, model, devices).devices
+    assert [[device.slice_index for device in row] for row in found] == nodes
+    assert len(set(found.flat)) == 6
 
 
 @pytest.mark.parametrize(("data", "model"), [(9, 1), (8, 2), (0, 1)])
