@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     words = "a study, such as experiments/scaling/weak.toml; the configs it names are executed"
     what.add_argument("--study", metavar="FILE", type=Path, help=words)
     add = parser.add_argument
-    add("--topology", metavar="NAME", action="append", default=[], help="tpu:v5e:4x4, tpu:v4:64, tpu:v5e:16x16:2 (two slices), gpu:h100:64; again")
+    words = "tpu:v5e:4x4, tpu:v4:64, tpu:v5e:16x16:2 (two slices), gpu:h100:64; again"
+    add("--topology", metavar="NAME", action="append", default=[], help=words)
     words = "a config key or one of mesh and its values, such as model=1,2 or norm.scope=global,shard; again"
     add("--sweep", metavar="KEY=V,V", action="append", default=[], help=words)
     words = "images a chip, whatever the slice: weak scaling (default: the global batch of the config, strong scaling)"
