@@ -27,7 +27,7 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import pairwise
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import grain.experimental
@@ -40,10 +40,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcnn import UserError, compat
 from jaxcnn.data import follow_parent, usable_cores
 
-if TYPE_CHECKING:
-    from jaxcnn.data.dataset import Reader
-
 Batch = dict[str, np.ndarray]
+Reader = Any  # `data.dataset.Reader`, whose module imports this one
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
 LEFT_BEHIND: list[threading.Thread] = []  # readers that still hang: Python would wait for them at exit
@@ -123,13 +121,13 @@ class Places:
     batches.
     """
 
-    def __init__(self, readers: "Sequence[Reader]", global_batch_size: int):
+    def __init__(self, readers: Sequence[Reader], global_batch_size: int):
         self.readers, self.batch = readers, global_batch_size
         self.schedule = Schedule([len(reader) for reader in readers], global_batch_size, readers[0].seed)
         # Epochs are seeded by seed + e: neighbouring seeds would share orders, hence the hash.
         self.seeds = np.random.SeedSequence(readers[0].seed).generate_state(len(readers)).tolist()
 
-    def names(self, step: int, rows: range) -> "tuple[Reader, list[tuple[int, int]]]":
+    def names(self, step: int, rows: range) -> tuple[Reader, list[tuple[int, int]]]:
         """Return the reader of a step's bucket, and (epoch, example) of these rows of its global batch."""
         bucket, number = self.schedule[step]
         reader, seed, names = self.readers[bucket], self.seeds[bucket], []
@@ -168,7 +166,7 @@ def steps_per_epoch(examples: int, global_batch_size: int) -> Fraction:
 
 
 def train_batches(
-    readers: "Sequence[Reader]", global_batch_size: int, start: int, stop: int, *, part: Slice = WHOLE, **ahead: Any
+    readers: Sequence[Reader], global_batch_size: int, start: int, stop: int, *, part: Slice = WHOLE, **ahead: Any
 ) -> Iterator[Batch]:
     """Return the batches of steps `start` … `stop` - 1, all full.
 
@@ -184,7 +182,7 @@ def train_batches(
 
 
 def eval_batches(
-    readers: "Sequence[Reader]", global_batch_size: int, *, part: Slice = WHOLE, **ahead: Any
+    readers: Sequence[Reader], global_batch_size: int, *, part: Slice = WHOLE, **ahead: Any
 ) -> Iterator[Batch]:
     """Return every example exactly once, in order, one bucket after another.
 
@@ -202,7 +200,7 @@ def _train_batch(places: Places, rows: range, step: int) -> Batch:
     return _batch(reader, names, (reader.train(*name) for name in names)) | {"mask": np.ones(len(rows), np.float32)}
 
 
-def _eval_batch(starts: "list[tuple[Reader, int]]", rows: range, number: int) -> Batch:
+def _eval_batch(starts: list[tuple[Reader, int]], rows: range, number: int) -> Batch:
     """Return these rows of the global batch that begins at place `starts[number]` of a bucket."""
     reader, start = starts[number]
     names = [(0, reader.example(start + row)) for row in rows]
@@ -211,7 +209,7 @@ def _eval_batch(starts: "list[tuple[Reader, int]]", rows: range, number: int) ->
     return batch | {"mask": (there & (batch["broken"] < 0)).astype(np.float32)}
 
 
-def _batch(reader: "Reader", names: list[tuple[int, int]], rows: Iterable[dict[str, Any]]) -> Batch:
+def _batch(reader: Reader, names: list[tuple[int, int]], rows: Iterable[dict[str, Any]]) -> Batch:
     """Put each row in its place as it comes, while the processor has it in its cache."""
     count = len(names)  # n; images (n, H, W, C), targets (n, …)
     targets = {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in reader.targets.items()}
