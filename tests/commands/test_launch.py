@@ -35,6 +35,21 @@ EXPERIMENT = experiment_text(
     model__overrides__dropout=0.1, data__augment="pad_crop", optimizer__schedule="constant",
     optimizer__learning_rate=0.01,
 )  # fmt: skip
+# A run must not end before a signal is noticed, which takes JAX a second or two: SLOW=KIND_batches waits at each batch.
+EXPERIMENT += """
+
+import os, time
+from jaxcnn.data.dataset import Dataset
+
+if kind := os.environ.get("SLOW"):
+    def slowly(self, *steps, fast=getattr(Dataset, kind)):
+        os.write(2, f"reading {kind}\\n".encode())
+        for batch in fast(self, *steps):
+            time.sleep(0.5)
+            yield batch
+
+    setattr(Dataset, kind, slowly)
+"""
 BOUND = 30  # seconds in which all end once one has died
 # Float32 sums in another order: after 60 steps of Adam on two or four processes, beside one.
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
@@ -105,10 +120,10 @@ def wait_for(process: subprocess.Popen[str], begin: str) -> None:
 
 
 def signalled(
-    count: int, words: list[str], process: int | None, number: int, line: str, **options: Any
+    count: int, words: list[str], process: int | None, number: int, line: str, slow: str = "train_batches"
 ) -> tuple[int, str, float]:
     """Exit code, stderr and seconds of a launch of which one process, or itself, gets a signal after a `line`."""
-    with start(count, words, **options) as launch:
+    with start(count, words, env=os.environ | {"SLOW": slow}) as launch:
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
@@ -186,32 +201,14 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
     assert_same(tmp_path, two[0])
 
 
-SLOW_EVALUATION = """
-
-import os, time
-from jaxcnn.data.dataset import Dataset
-
-def slowly(self, fast=Dataset.eval_batches):
-    os.write(2, b"evaluating\\n")
-    for batch in fast(self):
-        time.sleep(1)
-        yield batch
-
-if "SLOW_EVALUATION" in os.environ:
-    Dataset.eval_batches = slowly
-"""
-
-
 def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(experiment, two, tmp_path):
-    words = train(experiment, tmp_path / "run")
-    words[2] = str(tmp_path / "slow.py")
-    Path(words[2]).write_text(EXPERIMENT + SLOW_EVALUATION)
-    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"SLOW_EVALUATION": "1"})
+    words = train(experiment, tmp_path)
+    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "reading eval_batches", slow="eval_batches")
     assert code == 143, err
     assert "SIGTERM: stopped at step 25 of" in err
-    assert not [line for line in log(tmp_path / "run") if "eval/loss" in line]
+    assert not [line for line in log(tmp_path) if "eval/loss" in line]
     launched(2, words)
-    assert_same(tmp_path / "run", two[0])
+    assert_same(tmp_path, two[0])
 
 
 def test_a_process_killed_is_named_and_ends_all_and_checkpoints_pass_between_any_numbers(
