@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import csv_text, make_writable, only_trainer, write_atomically
+from jaxcnn.safe_files import csv_text, make_writable, only_trainer, read_bytes, write_atomically
 
 HOLDS = "import sys, time, pathlib; from jaxcnn.safe_files import only_trainer\n"
 HOLDS += "with only_trainer(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -39,6 +39,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, "newer")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_just_the_bound_is_read_and_one_of_more_is_not(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    assert read_bytes(path, 4) == b"1234"
+    with pytest.raises(ValueError, match="more than 3"):
+        read_bytes(path, 3)
 
 
 def test_a_second_trainer_is_refused_with_the_process_that_is_there_and_death_lets_go_of_the_folder(tmp_path):

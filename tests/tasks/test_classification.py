@@ -176,3 +176,4 @@ def test_a_row_of_an_example_is_correct_where_top1_counts_it():
     assert rows["class_probability"][2] == pytest.approx(1 / (2 * np.e + 1), rel=1e-6)
     table = task_of().class_table(rows, ["a", "b", "c", "d"])
     assert table["accuracy"] == [1.0, 2 / 3, 0.0, ""]
+    assert table["precision"] == [0.5, 2 / 3, "", ""]
