@@ -35,7 +35,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match=r"result\.json cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"result\.json .*No space left"):
         write_atomically(path, "newer")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
@@ -56,7 +56,7 @@ def test_a_second_trainer_is_refused_with_the_process_that_is_there_and_death_le
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
             with (
-                pytest.raises(UserError, match=rf"in use by process {holder.pid} on \S+: end it first"),
+                pytest.raises(UserError, match=rf"process {holder.pid} on \S+"),
                 only_trainer(workdir),
             ):
                 pass
@@ -113,9 +113,9 @@ def test_a_lock_of_the_same_process_counts_too(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file: name a folder"):
+    with pytest.raises(UserError, match=r"--out .*file is a file"):
         make_writable(tmp_path / "file", "--out")
-    with pytest.raises(UserError, match=r"--out .*below: .*: name a folder that can be written to"):
+    with pytest.raises(UserError, match=r"--out .*below: "):
         make_writable(tmp_path / "file" / "below", "--out")
     make_writable(tmp_path / "new" / "folder", "--out")
     assert list(tmp_path.rglob("*/*")) == [tmp_path / "new" / "folder"]
