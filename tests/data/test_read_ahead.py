@@ -107,6 +107,19 @@ def test_a_source_that_hangs_is_said_soon_an_error_later_and_left_behind(clock, 
     assert not module.LEFT_BEHIND[0].is_alive()
 
 
+def test_batches_in_shared_memory_are_copied_before_it_is_used_again():
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        memory = {"image": np.zeros(3, np.uint8), "label": np.zeros(1, np.int32)}
+        for i in range(4):
+            for array in memory.values():
+                array[:] = i
+            yield memory
+
+    kept = list(watched(source, 600.0, shared=True))
+    for name in ("image", "label"):
+        assert [int(batch[name][0]) for batch in kept] == [0, 1, 2, 3]
+
+
 def rows(index: int) -> dict[str, np.ndarray]:
     return {"image": np.full((4, 4), index % 256, np.uint8)}
 
