@@ -53,8 +53,16 @@ def test_all_come_in_order_and_the_source_is_closed_in_its_thread():
 
 
 def test_a_consumer_that_ends_early_closes_the_source():
-    closed: list[str] = []
-    batches: Any = watched(lambda: numbers(closed), 60)
+    closed = []
+
+    class Endless:  # No generator: that would close itself once it is forgotten.
+        def __next__(self) -> int:
+            return 0
+
+        def close(self) -> None:
+            closed.append(threading.current_thread().name)
+
+    batches: Any = watched(Endless, 60)
     assert next(batches) == 0
     batches.close()
     assert closed == ["jaxcnn-data"]
