@@ -184,27 +184,28 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
     assert_same(tmp_path, two[0])
 
 
-SLOW_EVALUATION = """
+ENDLESS_EVALUATION = """
 
 import os, time
 from jaxcnn.data.dataset import Dataset
 
-def slowly(self, fast=Dataset.eval_batches):
+def endlessly(self, batches=Dataset.eval_batches):
     os.write(2, b"evaluating\\n")
-    for batch in fast(self):
-        time.sleep(1)
-        yield batch
+    while True:
+        for batch in list(batches(self)):
+            time.sleep(0.1)
+            yield batch
 
-if "SLOW_EVALUATION" in os.environ:
-    Dataset.eval_batches = slowly
+if "ENDLESS_EVALUATION" in os.environ:
+    Dataset.eval_batches = endlessly
 """
 
 
 def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(experiment, two, tmp_path):
     words = train(experiment, tmp_path / "run")
-    words[2] = str(tmp_path / "slow.py")
-    Path(words[2]).write_text(EXPERIMENT + SLOW_EVALUATION)
-    code, err = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"SLOW_EVALUATION": "1"})
+    words[2] = str(tmp_path / "endless.py")
+    Path(words[2]).write_text(EXPERIMENT + ENDLESS_EVALUATION)
+    code, err = signalled(2, words, 1, signal.SIGTERM, "evaluating", env=os.environ | {"ENDLESS_EVALUATION": "1"})
     assert code == 143, err
     assert "SIGTERM: stopped at step 25 of" in err
     assert not [line for line in log(tmp_path / "run") if "eval/loss" in line]
