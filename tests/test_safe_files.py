@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_a_file_of_just_the_bound_is_read_and_one_of_more_is_not(tmp_path):
     assert read_bytes(path, 4) == b"1234"
     with pytest.raises(ValueError, match="more than 3"):
         read_bytes(path, 3)
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(read_bytes, path, 9)
+        try:
+            assert isinstance(reading.exception(timeout=60), ValueError)
+        finally:
+            os.close(os.open(path, os.O_RDWR))  # lets go of a reader that waits
 
 
 def test_a_second_trainer_is_refused_with_the_process_that_is_there_and_death_lets_go_of_the_folder(tmp_path):
