@@ -30,6 +30,18 @@ Tree = Any
 FORMAT = 1  # of a checkpoint; every later version reads this one
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the loop to ask whether the processes stop.
+
+    JAX compares the numbers that it is asked with, and takes the last for where this process is: Orbax's steps would
+    be mixed with the points of `distributed.interrupt.Preemption`, and the one where all stop would be missed.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: the run saves where it stops."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints under `workdir/checkpoints`.
 
@@ -72,7 +84,7 @@ class Checkpoints:
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
         try:
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            self.manager = _Manager(self.folder, options=options, item_handlers=handlers)
         except Exception as error:  # Orbax reads the metadata and the scores of all checkpoints at once
             raise UserError(
                 f"a file of metadata, STEP/_CHECKPOINT_METADATA, or of scores, {self.folder}/STEP/metrics/metrics, "

@@ -78,9 +78,7 @@ class TestPack:
         assert data.main(["check", f"packed:{out}", "--out", str(tmp_path / "x.png")]) == 0
         assert f"packed:{out}, test: 7 examples" in capsys.readouterr().out
         (out / "test-00001-of-00002.array_record").write_bytes(b"x")
-        with pytest.raises(
-            UserError, match=r"damaged shards, .*: test-00001-of-00002\.array_record has another checksum"
-        ):
+        with pytest.raises(UserError, match=r"test-00001-of-00002\.array_record"):
             data.main(["check", f"packed:{out}", "--out", str(tmp_path / "x.png")])
 
     def test_lists_what_is_left_out(self, tmp_path, capsys):
@@ -92,7 +90,7 @@ class TestPack:
         argv = ["pack", f"folder:{tmp_path}/images", str(tmp_path / "out")]
         with pytest.raises(UserError, match=r"example 1 \(.*images/train/cat/1.png\) cannot be read"):
             data.main(argv)
-        with pytest.raises(UserError, match="half of another pack, or of one with other options: delete it"):
+        with pytest.raises(UserError, match="delete it"):
             data.main([*argv, "--on-error", "skip"])
         assert data.main([*argv[:2], str(tmp_path / "out2"), "--on-error", "skip"]) == 0
         told, progress = capsys.readouterr()

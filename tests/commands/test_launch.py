@@ -35,7 +35,8 @@ EXPERIMENT = experiment_text(
     model__overrides__dropout=0.1, data__augment="pad_crop", optimizer__schedule="constant",
     optimizer__learning_rate=0.01,
 )  # fmt: skip
-# A run must not end before a signal is noticed, which takes JAX a second or two: SLOW=KIND_batches waits at each batch.
+# A run must not end before JAX has noticed a signal, which takes it a second or two: with SLOW=train_batches it reads
+# slowly, with SLOW=eval_batches an evaluation never ends by itself.
 EXPERIMENT += """
 
 import os, time
@@ -44,13 +45,16 @@ from jaxcnn.data.dataset import Dataset
 if kind := os.environ.get("SLOW"):
     def slowly(self, *steps, fast=getattr(Dataset, kind)):
         os.write(2, f"reading {kind}\\n".encode())
-        for batch in fast(self, *steps):
-            time.sleep(0.5)
-            yield batch
+        while True:
+            for batch in list(fast(self)) if kind == "eval_batches" else fast(self, *steps):
+                time.sleep(0.5)
+                yield batch
+            if kind == "train_batches":
+                break
 
     setattr(Dataset, kind, slowly)
 """
-BOUND = 30  # seconds in which all end once one has died
+BOUND = 300  # seconds after which a wait is given up; how fast the machine is, is not tested
 # Float32 sums in another order: after 60 steps of Adam on two or four processes, beside one.
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
 TIMING = ("train/images_per_sec", "train/data_wait_frac")
@@ -121,18 +125,16 @@ def wait_for(process: subprocess.Popen[str], begin: str) -> None:
 
 def signalled(
     count: int, words: list[str], process: int | None, number: int, line: str, slow: str = "train_batches"
-) -> tuple[int, str, float]:
-    """Exit code, stderr and seconds of a launch of which one process, or itself, gets a signal after a `line`."""
+) -> tuple[int, str]:
+    """Exit code and stderr of a launch of which one process, or itself, gets a signal after a `line`."""
     with start(count, words, env=os.environ | {"SLOW": slow}) as launch:
         wait_for(launch, line)
         running = members(launch.pid)
         assert sorted(running) == list(range(count))
         os.kill(launch.pid if process is None else running[process], number)
-        began = time.monotonic()
-        _, err = launch.communicate(timeout=300)
-        seconds = time.monotonic() - began
+        _, err = launch.communicate(timeout=BOUND)
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.values())
-    return launch.returncode, err, seconds
+    return launch.returncode, err
 
 
 def log(workdir: Path) -> list[dict[str, float]]:
@@ -191,7 +193,7 @@ def test_two_processes_train_what_one_device_trains(two, alone):
 
 def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_very_same_run(experiment, two, tmp_path):
     words = train(experiment, tmp_path)
-    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "step 20/")
+    code, err = signalled(2, words, 1, signal.SIGTERM, "step 20/")
     assert code == 143, err
     (last,) = [line for line in err.splitlines() if line.startswith("jaxcnn: SIGTERM: stopped at step ")]
     stopped = int(last.split(" step ")[1].split()[0])
@@ -203,7 +205,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
 
 def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(experiment, two, tmp_path):
     words = train(experiment, tmp_path)
-    code, err, _ = signalled(2, words, 1, signal.SIGTERM, "reading eval_batches", slow="eval_batches")
+    code, err = signalled(2, words, 1, signal.SIGTERM, "reading eval_batches", slow="eval_batches")
     assert code == 143, err
     assert "SIGTERM: stopped at step 25 of" in err
     assert not [line for line in log(tmp_path) if "eval/loss" in line]
@@ -217,9 +219,8 @@ def test_a_process_killed_is_named_and_ends_all_and_checkpoints_pass_between_any
     # One device's checkpoint goes on in two processes, theirs on one device; process 0 dies on the way.
     shutil.copytree(alone / "checkpoints" / "20", tmp_path / "checkpoints" / "20")
     words = train(experiment, tmp_path, "log_every=1")
-    code, err, seconds = signalled(2, words, 0, signal.SIGKILL, "step 22/")
+    code, err = signalled(2, words, 0, signal.SIGKILL, "step 22/")
     assert code == 128 + signal.SIGKILL
-    assert seconds < BOUND
     last = err.splitlines()[-1]
     for word in ("process 0 of 2", os.uname().nodename, "SIGKILL"):
         assert word in last
@@ -458,9 +459,8 @@ def test_four_processes_killed_and_stopped_make_the_very_same_run_which_is_that_
         (0, signal.SIGKILL, "step 40/", 128 + signal.SIGKILL),
         (None, signal.SIGINT, "step 50/", 130),  # goes on to all
     ):
-        code, err, seconds = signalled(4, cut, process, number, line)
+        code, err = signalled(4, cut, process, number, line)
         assert code == expected, err
-        assert seconds < BOUND
         if number == signal.SIGKILL:
             assert f"process {process} of 4 on {os.uname().nodename}" in err.splitlines()[-1]
     launched(4, cut)

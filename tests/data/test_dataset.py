@@ -257,3 +257,26 @@ def test_a_task_is_given_its_targets_or_told_what_is_missing(folder):
         dataset(folder, targets=no_targets, data__image_size="16", data__augment="mixup(0.2)")
     with pytest.raises(UserError, match=r"needs 'boxes', which folder:"):
         dataset(folder, targets=lambda _: {"boxes": Spec((4, 4), np.float32)}, data__image_size="16")
+
+
+def test_what_the_device_draws_is_a_function_of_seed_epoch_and_example(folder):
+    data = dataset(folder, data__image_size="24,32", data__augment="pad_crop_flip")
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+    def changed(seed: int | None, epoch: int, examples: list[int]) -> np.ndarray:
+        rows: Any = {"image": np.stack([image] * len(examples)), "epoch": np.full(len(examples), epoch)}
+        found = data.preprocess(rows | {"example": np.array(examples)}, None if seed is None else np.uint32(seed))  # type: ignore[arg-type]
+        return np.asarray(found["image"])
+
+    examples = list(range(8))
+    rows = changed(0, 1, examples)
+    assert len({row.tobytes() for row in rows}) > 5
+    np.testing.assert_array_equal(changed(0, 1, examples[::-1]), rows[::-1])
+    for seed, epoch in ((1, 1), (0, 2)):
+        assert (changed(seed, epoch, examples) != rows).any((1, 2, 3)).sum() > 5
+    assert len({row.tobytes() for row in changed(None, 1, examples)}) == 1
+
+
+def test_a_deviation_of_zero_is_refused(folder):
+    with pytest.raises(UserError, match=r"data\.std"):
+        dataset(folder, data__image_size="24,32", data__std="(0.5, 0.0, 0.5)")

@@ -17,6 +17,24 @@ from jaxcnn.data import batches as module
 from jaxcnn.data.batches import ReadingFault, on_devices, read_ahead, watched
 
 
+class Clock:
+    """Stands in for `time`: 100 s pass between two looks at it once it `hurries`."""
+
+    def __init__(self) -> None:
+        self.hurries, self.ahead = False, 0.0
+
+    def monotonic(self) -> float:
+        self.ahead += 100 * self.hurries
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
 def numbers(closed: list[str], hang: threading.Event | None = None, error: Exception | None = None) -> Iterator[int]:
     try:
         yield from range(3)
@@ -35,8 +53,16 @@ def test_all_come_in_order_and_the_source_is_closed_in_its_thread():
 
 
 def test_a_consumer_that_ends_early_closes_the_source():
-    closed: list[str] = []
-    batches: Any = watched(lambda: numbers(closed), 60)
+    closed = []
+
+    class Endless:  # No generator: that would close itself once it is forgotten.
+        def __next__(self) -> int:
+            return 0
+
+        def close(self) -> None:
+            closed.append(threading.current_thread().name)
+
+    batches: Any = watched(Endless, 60)
     assert next(batches) == 0
     batches.close()
     assert closed == ["jaxcnn-data"]
@@ -72,36 +98,51 @@ def test_an_error_of_the_source_is_the_consumers():
         list(batches)
 
 
-def test_a_source_that_hangs_is_said_soon_an_error_later_and_left_behind(monkeypatch, capsys):
+def test_a_source_that_hangs_is_said_soon_an_error_later_and_left_behind(clock, monkeypatch, capsys):
     monkeypatch.setattr(module, "_CLOSING", 0.1)
     monkeypatch.setattr(module, "LEFT_BEHIND", [])
-    batches, hang = [], threading.Event()
-    with pytest.raises(ReadingFault, match=r"^no batch for 1 s, which is config\.data\.timeout: ") as caught:
-        batches.extend(watched(lambda: numbers([], hang), 1.0))
+    hang = threading.Event()
+    batches = watched(lambda: numbers([], hang), 600.0)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    clock.hurries = True
+    with pytest.raises(ReadingFault, match=r"no batch for 600 s, .*config\.data\.timeout") as caught:
+        next(batches)
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "waiting    no batch for 0.1 s\n"
+    assert capsys.readouterr().err == "waiting    no batch for 60 s\n"
     assert len(module.LEFT_BEHIND) == 1
     hang.set()
     module.LEFT_BEHIND[0].join(30)
     assert not module.LEFT_BEHIND[0].is_alive()
 
 
+def test_batches_in_shared_memory_are_copied_before_it_is_used_again():
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        memory = {"image": np.zeros(3, np.uint8), "label": np.zeros(1, np.int32)}
+        for i in range(4):
+            for array in memory.values():
+                array[:] = i
+            yield memory
+
+    kept = list(watched(source, 600.0, shared=True))
+    for name in ("image", "label"):
+        assert [int(batch[name][0]) for batch in kept] == [0, 1, 2, 3]
+
+
 def rows(index: int) -> dict[str, np.ndarray]:
     return {"image": np.full((4, 4), index % 256, np.uint8)}
 
 
-@pytest.mark.parametrize(
-    ("number", "words", "timeout"), [(signal.SIGKILL, "ended by SIGKILL", 60.0), (signal.SIGSTOP, "for 9 s", 9.0)]
-)
-def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, words, timeout, monkeypatch):
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, r"config\.data\.timeout")])
+def test_a_worker_process_that_dies_or_stops_is_named_and_none_is_left(number, words, clock, monkeypatch):
     monkeypatch.setattr(module, "_CLOSING", 1.0)
     before = set(multiprocessing.active_children())
-    batches = read_ahead(grain.MapDataset.range(100_000).map(rows), workers=2, prefetch=2, timeout=timeout)
+    batches = read_ahead(grain.MapDataset.range(100_000).map(rows), workers=2, prefetch=2, timeout=600.0)
     for _ in range(4):
         next(batches)
     workers = set(multiprocessing.active_children()) - before
     victim = sorted(workers, key=lambda worker: worker.pid or 0)[-1]
     os.kill(victim.pid or 0, number)
+    clock.hurries = number == signal.SIGSTOP
     with pytest.raises(ReadingFault, match=words) as caught:
         for _ in batches:
             pass
@@ -121,8 +162,6 @@ def test_a_worker_that_dies_before_its_first_batch_is_noticed():
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
-    began = time.monotonic()
-    with pytest.raises(ReadingFault, match=r"that reads? the data, was ended by SIGKILL"):
+    with pytest.raises(ReadingFault, match="SIGKILL"):
         list(read_ahead(grain.MapDataset.range(10**6).map(rows), workers=2, prefetch=2, timeout=600.0))
-    assert time.monotonic() - began < 60
     killer.join()

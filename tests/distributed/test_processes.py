@@ -11,7 +11,7 @@ import pytest
 
 from jaxcnn import UserError
 from jaxcnn.distributed import processes
-from jaxcnn.distributed.processes import Team, by_flags, by_surroundings, joined
+from jaxcnn.distributed.processes import Team, _may_follow, by_flags, by_surroundings, joined
 
 SLURM = {
     "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[07-08],other1", "SLURM_NTASKS": "5",
@@ -151,3 +151,25 @@ def test_a_slice_of_one_process_keeps_its_signals():
         port = server.getsockname()[1]
     done = subprocess.run([sys.executable, "-c", ALONE.format(port=port)], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["1", "SIGTERM", "False"], done.stderr
+
+
+def test_a_process_alone_shares_with_itself():
+    assert Team().share({"a": [1]}) == {"a": [1]}
+
+
+def test_an_error_that_came_of_a_failed_collective_may_follow_another_processs_death():
+    def raised(cause: BaseException, explicit: bool) -> BaseException:
+        try:
+            try:
+                raise cause
+            except type(cause) as error:
+                if explicit:
+                    raise UserError("evaluation failed") from error
+                raise UserError("evaluation failed")  # noqa: B904
+        except UserError as error:
+            return error
+
+    for explicit in (True, False):
+        assert _may_follow(raised(ValueError("Gloo: connection closed"), explicit))
+        assert _may_follow(raised(jax.errors.JaxRuntimeError("INTERNAL"), explicit))
+        assert not _may_follow(raised(ValueError("a bad label"), explicit))

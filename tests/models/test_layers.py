@@ -213,3 +213,10 @@ def test_an_endpoint_is_an_identity_without_parameters():
 @pytest.mark.parametrize(("channels", "width", "expected"), [(96, 1, 96), (96, 0.25, 24), (16, 0.125, 8), (64, 2, 128)])
 def test_widths_are_multiples_of_eight_and_never_zero(channels, width, expected):
     assert layers.widen(channels, width) == expected
+
+
+def test_logits_of_a_network_in_bfloat16_are_not_rounded_to_it():
+    x = jax.random.normal(jax.random.key(0), (8, 64), jnp.bfloat16)
+    logits: Any = layers.Classifier(16, jnp.bfloat16).init_with_output(jax.random.key(1), x)[0]
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.5

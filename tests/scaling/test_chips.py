@@ -101,6 +101,7 @@ def test_a_number_of_chips_is_a_compact_slice_of_so_many(version, power):
         ("tpu:v5e:2x2x2", "2 dimensions"),
         ("tpu:v4:8x8", "3 dimensions"),
         ("tpu:v5e:3x4", "even"),
+        ("tpu:v5e:1x4", "even"),
         ("tpu:v5e:512", "a pod of v5e has 256 chips"),
         ("tpu:v5e:32x32", "a pod of v5e has 256 chips"),
         ("tpu:v5e:4x4:0", "is no number"),

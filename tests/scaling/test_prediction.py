@@ -237,7 +237,7 @@ def test_the_steps_worked_by_hand(name, shape, kind, group, microseconds):
 
 
 def test_a_group_that_does_not_divide_the_slice_is_refused():
-    with pytest.raises(ValueError, match=r"groups of 3 devices do not divide a slice of \(2, 2\) TPU v5e"):
+    with pytest.raises(ValueError, match=r"groups of 3 "):
         collective_seconds(CHIPS["v5e"], (2, 2), "all-reduce", 1, 3)
 
 

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from scaling_rows import product_types
+from tiny import build, tiny_config
 
-from jaxcnn.scaling.program_costs import activations, bytes_accessed, flops_of, product_flops
+from jaxcnn.scaling.chips import parse_topology
+from jaxcnn.scaling.program_costs import activations, bytes_accessed, compiled_part, flops_of, product_flops
 from jaxcnn.training.hlo import Module
 
 
@@ -120,3 +122,20 @@ def test_activations_are_what_the_backward_pass_reads():
     one = 128 * 64 * 4
     assert one <= kept <= 3 * one  # tanh's result, and of sin its argument or its derivative
     assert activations(Module(compile_(loss, (64, 64), (128, 64)).as_text() or "")) == 0
+
+
+def test_what_memory_a_program_takes_and_whether_that_is_there():
+    program, sizes = build(tiny_config()), {"argument": 10**6, "alias": 900, "generated_code": 0}
+    step = compile_(lambda x, y: x @ y, (8, 8), (8, 8))
+    limit = round(parse_topology("gpu:h100:1").chip.memory.value * 0.75)
+
+    def row(output: int, temp: int) -> dict:
+        memory = sizes | {"output": output, "temp": temp}
+        found = {"seconds": 1.0, "cached": False, "text": step.as_text(), "cost": {}, "memory": memory}
+        return compiled_part(found, program, parse_topology("gpu:h100:1"))
+
+    # The part of the output that is no alias of an argument takes memory of its own.
+    assert row(1000, 50)["hbm_bytes"] == sum(row(1000, 50)["memory"].values()) == 10**6 + 100 + 50
+    assert row(800, 50)["hbm_bytes"] == 10**6 + 50
+    assert row(900, limit - 10**6)["fits"]
+    assert not row(900, limit - 10**6 + 1)["fits"]

@@ -176,3 +176,19 @@ def test_a_row_of_an_example_is_correct_where_top1_counts_it():
     assert rows["class_probability"][2] == pytest.approx(1 / (2 * np.e + 1), rel=1e-6)
     table = task_of().class_table(rows, ["a", "b", "c", "d"])
     assert table["accuracy"] == [1.0, 2 / 3, 0.0, ""]
+    assert table["precision"] == [0.5, 2 / 3, "", ""]
+
+
+def test_kernels_alone_decay_and_a_score_of_nothing_is_left_out():
+    paths = ("head/kernel", "head/bias", "norm/scale", "kernel/bias")
+    assert [task_of().parameters(path).decay for path in paths] == [True, False, False, False]
+    sums = {"loss": (np.float64(3), np.float64(2)), "top1": (np.float64(0), np.float64(0))}
+    assert task_of().scores(sums, {}) == {"loss": 1.5}
+
+
+def test_the_five_likeliest_classes_are_described_likeliest_first():
+    probabilities = np.array([0.1, 0.4, 0.05, 0.25, 0.15, 0.05], np.float32)
+    found, words = task_of().describe({"probabilities": probabilities}, list("abcdef"))
+    assert [row["class"] for row in found["top5"]] == list("bdeac")
+    assert [row["index"] for row in found["top5"]] == [1, 3, 4, 0, 2]
+    assert words.startswith("b 40.0%, d 25.0%")

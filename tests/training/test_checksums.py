@@ -89,7 +89,7 @@ def test_where_all_are_damaged_none_is_moved(tmp_path):
     for step in (3, 6):
         flip(checkpoint(tmp_path / str(step)) / "info" / "metadata")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(of the newest, 6, info/metadata has"):
+        with pytest.raises(UserError, match=r"6, info/metadata"):
             put_in_order(tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "6"]
 

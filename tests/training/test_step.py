@@ -10,6 +10,9 @@ import pytest
 from tiny import Blobs, Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn.data.batches import on_devices
+from jaxcnn.tasks.base import Task
+from jaxcnn.training.sharding import make_mesh
+from jaxcnn.training.step import make_eval_step
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1}
 
@@ -212,6 +215,30 @@ def test_weights_that_are_no_longer_finite_are_a_fault_of_the_step_that_made_the
     assert np.isfinite(losses).all()
     assert np.isfinite(state.fault["grad_norm"])
     assert int(state.fault["step"]) == 0
+
+
+def test_a_batch_of_padding_alone_has_loss_zero_and_is_no_fault(plain):
+    rows = Blobs().rows(0, 16) | {"mask": np.zeros(16, np.float32)}
+    state, loss = plain.train_step(plain.init(), next(on_devices(iter([rows]), plain.mesh)))
+    assert float(loss) == 0
+    assert int(state.fault["step"]) == -1
+
+
+def test_an_example_draws_for_itself_in_evaluation_and_not_what_a_step_of_training_draws():
+    class Keys(Task):
+        def forward(self, model: Any, variables: Any, batch: Any, rngs: Any, train: bool) -> Any:
+            return jax.random.key_data(rngs["example"]), {}
+
+        def measure(self, outputs: Any, batch: Any) -> Any:
+            return {}
+
+        def collect(self, outputs: Any, batch: Any) -> Any:
+            return {"key": outputs}
+
+    step: Any = make_eval_step(Tiny(), Keys(), lambda batch, _: batch, 3, make_mesh(1))
+    rows = jax.jit(step)({}, {"example": jnp.arange(4), "mask": jnp.ones(4)})["rows"]["key"][0]
+    trained = [jax.random.key_data(jax.random.fold_in(jax.random.key(3), step)) for step in range(4)]
+    assert len({tuple(key) for key in np.concatenate([rows, trained]).tolist()}) == 8
 
 
 def test_every_leaf_of_the_state_is_an_array_of_its_own(plain):

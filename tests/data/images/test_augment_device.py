@@ -141,3 +141,21 @@ def test_normalisation_is_per_channel_of_pixels_in_0_to_1(dtype):
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     expected = (IMAGES / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(normalize(jnp.asarray(IMAGES, dtype), mean, std), expected, atol=1e-6)
+
+
+def test_the_largest_rectangle_of_cutmix_has_the_share_that_was_drawn():
+    images = np.zeros((64, 32, 32, 1), np.uint8)
+    share = cutmix(KEYS, images, LABELS, 1e4)[2]  # draws of about a half; less where the image cuts it off
+    assert 1 - share.min() == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_an_image_is_mixed_by_does_not_follow_from_whether_it_is_flipped():
+    images = np.zeros((64, 8, 8, 1), np.uint8)
+    images[:, :, :4] = 200
+    batch = {"image": images, "label": LABELS}
+    flipped = np.asarray(augment_all(parse("flip").device, 4, KEYS, batch)["image"][:, 0, 0, 0] == 0)
+    share = np.asarray(augment_all(parse("flip,mixup(1),cutmix(1)").device, 4, KEYS, batch)["share"])
+    blended = share * 64 % 1 != 0  # cutmix keeps whole pixels of 64
+    assert set(zip(flipped[::2].tolist(), blended[::2].tolist(), strict=True)) == {
+        (flip, blend) for flip in (False, True) for blend in (False, True)
+    }

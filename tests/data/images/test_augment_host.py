@@ -275,3 +275,26 @@ def test_what_is_wrong_is_said_in_one_line(text, message):
 
 def test_a_name_is_an_operation_or_a_preset():
     assert not OPS.keys() & PRESETS.keys()
+
+
+def test_the_colour_shift_ends_at_black_and_white():
+    for value in (0, 255):
+        image = np.full((2, 2, 3), value, np.uint8)
+        for seed in range(20):
+            assert np.abs(change("pca", image, seed).astype(int) - value).max() < 128, "it went round"
+
+
+@pytest.mark.parametrize("number", [3, 4])  # solarize and posterize
+def test_operations_that_have_no_sign_are_the_same_at_either(number):
+    operation, image = augment_host._OPERATIONS[number], Image.fromarray(RAMP)
+    np.testing.assert_array_equal(operation(image, -0.6), operation(image, 0.6))
+    assert (np.asarray(operation(image, 0.6)) != RAMP).any()
+
+
+def test_a_crop_at_a_fixed_scale_is_of_the_central_square():
+    top, left, height, width = boxes_of("fixed_scale(256)", 300, 100)
+    assert top.min() >= 100
+    assert (top + height).max() <= 200
+    assert (top.max() - top.min(), left.max() - left.min()) == pytest.approx((12.5, 12.5), abs=1)
+    assert left.min() >= 0
+    assert (left + width).max() <= 100

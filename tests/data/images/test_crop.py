@@ -85,3 +85,8 @@ def test_drawn_crops_have_the_shape_of_the_result_and_are_inside(text, height, w
     assert box.left + box.width <= width + 1e-9
     if min(box.height, box.width) > 1:  # no side is below a pixel
         assert box.height * size[1] == pytest.approx(box.width * size[0])
+
+
+def test_a_rounded_box_has_a_pixel_at_least():
+    assert Box(3.1, 7.2, 0.2, 0.1).rounded() == (3, 7, 1, 1)
+    assert Box(2.6, 1.4, 2.8, 3.0).rounded() == (3, 1, 2, 3)

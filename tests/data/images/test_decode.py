@@ -136,7 +136,7 @@ def test_the_longer_side_is_rounded_down_and_kept_within_bounds(tmp_path, monkey
     assert decode.cover((427, 640), (256, 256)) == (256, 383)
     monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     Image.new("RGB", (1, 5000)).save(tmp_path / "long.png")
-    with pytest.raises(UserError, match="1×5000 would be resized to 256×1280000 pixels: more than 1,000,000 are"):
+    with pytest.raises(UserError, match=r"1×5000 .*256×1280000"):
         read_image(tmp_path / "long.png", (224, 224, 3), resize=256)
 
 

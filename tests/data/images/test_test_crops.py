@@ -233,14 +233,14 @@ def test_a_broken_example_is_an_error_that_names_it(protocol):
 def test_an_endless_strip_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "MAX_PIXELS", 10_000)
     source, views = Mixed(1, sides=((1, 300),)), make_views("10crop", (8, 8, 3))
-    with pytest.raises(UserError, match=r"example 0 of 1×300 pixels has too many with 9 along the .*: leave it out"):
+    with pytest.raises(UserError, match=r"example 0 .*1×300"):
         list(view_batches(source, views, plan(source, views, 64)))
-    with pytest.raises(UserError, match=r"example 0 of 1×300 .* too many with 18 along .*: take smaller --scales"):
+    with pytest.raises(UserError, match=r"example 0 .*1×300.*--scales"):
         plan(source, make_views("dense", (8, 8, 3)), 64)  # before anything is compiled
 
 
 def test_what_does_not_fit_the_network_is_refused():
-    with pytest.raises(UserError, match=r"dense at scale 200: the network sees 224×224 pixels, take scales of 224 or"):
+    with pytest.raises(UserError, match=r"dense .*200.* 224"):
         make_views("dense", (224, 224, 3), scales=(256, 200))
     assert make_views("dense", (224, 224, 3), scales=(224,)).scales == (224,)
     assert make_views("144crop", (224, 224, 3), resize=300).scales == (256, 288, 320, 352)
