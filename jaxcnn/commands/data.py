@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     command.set_defaults(run=_list)
     command = commands.add_parser("prepare", parents=[folder], help="build a TFDS data set; needs TensorFlow")
     command.add_argument("name", metavar="NAME", help="its name in TFDS, such as fashion_mnist")
-    words = "folder with the four IDX files of fashion_mnist, mnist or kmnist, instead of a download"
+    words = "folder with the files of cifar10, mnist, fashion_mnist or kmnist as their makers publish them: no download"
     command.add_argument("--from", dest="source_dir", metavar="DIR", help=words)
     words = "folder with the archives of a data set that cannot be downloaded, such as imagenet2012"
     command.add_argument("--manual-dir", metavar="DIR", help=words)

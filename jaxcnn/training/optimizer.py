@@ -70,7 +70,7 @@ def _warmup(config: Config, steps_per_epoch: Fraction | int) -> int:
 
 
 def _decay_points(config: Config, steps_per_epoch: Fraction | int) -> list[int]:
-    """Return the steps at which schedule=step multiplies the rate; () for the other schedules."""
+    """Return the steps at which schedule=step multiplies the rate; [] for the other schedules."""
     steps, epochs = config.optimizer.decay_steps, config.optimizer.decay_epochs
     return [round(step) for step in steps] or [round(epoch * float(steps_per_epoch)) for epoch in epochs]
 
@@ -100,7 +100,7 @@ def missed_rates(config: Config, steps_per_epoch: Fraction | int) -> list[str]:
         )
     if late := [step for step in points if step >= total]:
         missed.append(
-            f"the rate does not decay at step {late[0]:,}, as training ends at {total:,}: train longer, or decay earlier"
+            f"the rate does not decay at step {late[0]:,}: training ends at {total:,}; train longer, or decay earlier"
         )
     return missed
 

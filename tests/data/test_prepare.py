@@ -96,7 +96,7 @@ class TestBuild:
         code = f"""
 import os, sys
 from jaxcnn.data.prepare import tfds
-def stop(images, labels):
+def stop(images, *_):
     yield 0, {{"image": images[0], "label": 0}}
     {{"error": lambda: 1 / 0, "kill": lambda: os.kill(os.getpid(), 9)}}[sys.argv[1]]()
 tfds._examples = stop
@@ -244,9 +244,9 @@ class TestIdxErrors:
 
 
 class TestErrors:
-    def test_only_idx_sets_come_from_files(self, folder, tmp_path):
-        with pytest.raises(UserError, match="--from reads IDX files, of fashion_mnist, kmnist, mnist; 'cifar10' is"):
-            prepare("cifar10", str(tmp_path), folder)
+    def test_only_known_sets_come_from_files(self, folder, tmp_path):
+        with pytest.raises(UserError, match=r"--from reads the files of .*; 'cifar100' is"):
+            prepare("cifar100", str(tmp_path), folder)
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -286,7 +286,8 @@ class TestErrors:
         ("name", "ends"),
         [
             ("fashion_mnist", "check the network, or give its four IDX files with --from DIR"),
-            ("cifar10", "the network"),
+            ("cifar10", "check the network, or give its binary or Python batches with --from DIR"),
+            ("cifar100", "the network"),
         ],
     )
     def test_without_network(self, tmp_path, monkeypatch, name, ends):
