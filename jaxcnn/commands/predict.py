@@ -103,7 +103,8 @@ def _write_features(network: Any, arguments: argparse.Namespace) -> int:
             print(f"jaxcnn: {printable(prediction.error)}", file=sys.stderr)
     if not good:
         raise UserError(f"no image could be read: {arguments.out} is not written")
-    rows = np.full((len(found), *found[good[0]].outputs["features"].shape), np.nan, np.float32)
+    width = len(found[good[0]].outputs["features"])
+    rows = np.full((len(found), width), np.nan, np.float32)
     rows[good] = [found[row].outputs["features"] for row in good]
     file = io.BytesIO()
     errors = np.array([prediction.error for prediction in found])
@@ -111,9 +112,7 @@ def _write_features(network: Any, arguments: argparse.Namespace) -> int:
     np.savez(file, features=rows, names=names, errors=errors, endpoint=arguments.features)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.out, file.getvalue())
-    print(
-        f"features: {arguments.out} ({len(good):,} of {len(found):,} images, {rows.shape[1]:,} of {arguments.features})"
-    )
+    print(f"features: {arguments.out} ({len(good):,} of {len(found):,} images, {width:,} of {arguments.features})")
     return 0 if len(good) == len(found) else 2
 
 

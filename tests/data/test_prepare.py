@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxcnn import UserError
 from jaxcnn.data.prepare import tfds as prepare_module
+from jaxcnn.data.prepare.idx import read_splits
 from jaxcnn.data.prepare.tfds import prepare
 from jaxcnn.data.sources import eval_split, imagenet, make_source, split_sizes
 
@@ -216,6 +217,11 @@ class TestIdxErrors:
         path = folder / "train-images-idx3-ubyte.gz"
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"<html>not found</html>")
         self.fails(folder, tmp_path, f"{path} cannot be read .*: get the file again")
+
+    def test_names_with_a_dot_are_read(self, folder):
+        for path in list(folder.iterdir()):
+            path.rename(folder / path.name.replace("-idx", ".idx"))
+        assert {split: len(labels) for split, (_, labels) in read_splits(folder).items()} == {"train": 30, "test": 20}
 
     def test_magic(self, folder, tmp_path, arrays, write_idx):
         path = folder / "train-labels-idx1-ubyte.gz"
