@@ -19,7 +19,7 @@ ARGUMENTS = {
 def get_config(name):
     config = base_config()
     config.epochs = 10
-    config.global_batch_size = 32
+    config.global_batch_size = 16
     config.init_from = "runs/resnet18"
     config.reset_head = True
     config.data.name = "folder:photos"

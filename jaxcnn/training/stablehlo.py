@@ -16,7 +16,7 @@ from jaxcnn.training.trained import TrainedModel
 
 
 def write_program(network: TrainedModel, file: Path, platforms: Sequence[str]) -> Path:
-    """Write `network` to `file`, and beside it, as .json, what is needed to use it; return the path of the latter.
+    """Write `network` to `file`, and beside it FILE.json with what is needed to use it; return the latter's path.
 
     The program takes uint8 images (n, H, W, C), n being any number, and returns the arrays of `TrainedModel.outputs`.
 
@@ -38,7 +38,7 @@ def write_program(network: TrainedModel, file: Path, platforms: Sequence[str]) -
             f"{network.config.model.name} cannot be exported for any number of images ({reason}): in the network, take "
             "x.shape[0] or -1 for it, and no len(x)"
         ) from error
-    about = file.with_suffix(".json")
+    about = file.with_name(f"{file.name}.json")  # a run's own files have other names
     write_atomically(file, bytes(exported.serialize()))
     write_atomically(about, json.dumps(_about(network, exported), indent=1) + "\n")
     return about

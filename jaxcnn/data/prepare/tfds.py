@@ -68,7 +68,8 @@ def prepare(
         arrays = OF_FILES[name][0](Path(source_dir))
         # Keys and values are those of the standard generator, and so are the records and their order.
         ids = "id" in builder.info.features
-        compat.take_splits(builder, {split: _examples(*arrays[split], split, ids) for split in arrays})
+        examples = {split: _examples(images, labels, split, ids) for split, (images, labels) in arrays.items()}
+        compat.take_splits(builder, examples)
         if name == "cifar10":  # TFDS reads these names from a file beside the batches
             builder.info.features["label"].names = list(cifar.CLASSES)
     _build(name, builder, manual_dir, downloads=source_dir is None)
