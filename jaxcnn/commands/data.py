@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import shlex
 import sys
@@ -261,31 +260,10 @@ def _report(source: "Source", tally: _Tally) -> None:
         few, many = int(np.argmin(counts)), int(np.argmax(counts))
         least, most = (f"{counts[n]:,} ({class_title(n, source.class_names)})" for n in (few, many))
         print(f"  each of {len(counts):,} classes has {least} to {most} examples, the median {np.median(counts):,.0f}")
-    if others := _files_left_out(source):
-        kinds = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in others.most_common(5))
-        print(f"  {others.total():>9,}  files left out: {kinds}{', …' if len(others) > 5 else ''}")
     if tally.bad:
         print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
         for error in list(tally.bad.values())[:_LISTED_BAD]:
             print(f"             {printable(error)}")
-
-
-def _files_left_out(source: "Source") -> Counter[str]:
-    """Return how many files of a split of `folder:` are no examples, by their ending; hidden ones do not count."""
-    from jaxcnn.data.sources import path_of
-    from jaxcnn.data.sources.folder import EXTENSIONS
-    from jaxcnn.safe_files import printable
-
-    found: Counter[str] = Counter()
-    if not source.name.startswith("folder:"):
-        return found
-    root = path_of(source.name) / source.split
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        endings = [Path(name).suffix.lower() for name in files if not name.startswith(".")]
-        # A file beside the folders of the classes has no class, whatever its ending.
-        found.update(printable(e) for e in endings if e not in EXTENSIONS or Path(folder) == root)
-    return found
 
 
 def _ranges(indices: Iterable[int]) -> str:

@@ -212,21 +212,7 @@ def test_wrong_use(argv, capsys):
     assert told.count("\n") == 1
 
 
-class TestFilesLeftOut:
-    def test_they_are_counted_by_their_ending(self, tmp_path, capsys):
-        for split in ("train", "val"):
-            for name in ("a", "b"):
-                (folder := tmp_path / "set" / split / name).mkdir(parents=True)
-                Image.new("RGB", (8, 8)).save(folder / "0.png")
-        for name in ("a/1.heic", "a/2.HEIC", "a/.hidden", "b/Thumbs.db", "b/noending", "loose.png"):
-            (tmp_path / "set" / "train" / name).touch()
-        assert data.main(["check", f"folder:{tmp_path / 'set'}", "--out", str(tmp_path / "s.png")]) == 0
-        train, val = capsys.readouterr().out.split("val: 2 examples")
-        (line,) = [line for line in train.splitlines() if "left out" in line]
-        assert line.split()[0] == "5"
-        assert all(words in line for words in ("2 .heic", "1 .db", "1 without ending", "1 .png"))
-        assert "left out" not in val
-
+class TestLeftOut:
     def test_a_pack_says_how_many_it_left_out(self, tmp_path, capsys):
         for name in ("a", "b"):
             (folder := tmp_path / "set" / "train" / name).mkdir(parents=True)
