@@ -698,6 +698,7 @@ DATA = {
     "tfds:fashion_mnist": (10, (28, 28, 1), 60_000),
     "tfds:cifar10": (10, (32, 32, 3), 50_000),
     "tfds:imagenet2012": (1000, (None, None, 3), 1_281_167),
+    "folder:photos": (2, (None, None, 3), 200),
     "folder:data/fashion_mnist_jpeg": (10, (None, None, 3), 60_000),
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
 }

@@ -1,9 +1,9 @@
 """ResNet-20 on CIFAR-10 by the recipe of the ResNet paper, section 4.2; its Table 6 gives 8.75 % test error.
 
-    jaxcnn data prepare cifar10
+    jaxcnn data prepare cifar10            # or, without the internet: --from DIR, of its makers' files
     jaxcnn train --config experiments/cifar10/resnet20.py --workdir runs/cifar10
 
-Not yet run here: CIFAR-10 could not be downloaded. Two details differ from the paper: mean and standard deviation are
+Not yet run here. Two details differ from the paper: mean and standard deviation are
 per channel, where it subtracts a mean per pixel, and weight decay leaves norms and biases alone. Table 6's other
 networks: --config.model.name=resnet56 and so on (the paper warms up resnet110 at a rate of 0.01).
 """

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     command.set_defaults(run=_list)
     command = commands.add_parser("prepare", parents=[folder], help="build a TFDS data set; needs TensorFlow")
     command.add_argument("name", metavar="NAME", help="its name in TFDS, such as fashion_mnist")
-    words = "folder with the four IDX files of fashion_mnist, mnist or kmnist, instead of a download"
+    words = "folder with the files of cifar10, mnist, fashion_mnist or kmnist as their makers publish them: no download"
     command.add_argument("--from", dest="source_dir", metavar="DIR", help=words)
     words = "folder with the archives of a data set that cannot be downloaded, such as imagenet2012"
     command.add_argument("--manual-dir", metavar="DIR", help=words)
@@ -118,7 +118,9 @@ def _pack(arguments: argparse.Namespace) -> None:
     print(f"{'packed' if built else 'already packed, nothing to do:'} {out}")
     for split, about in manifest["splits"].items():
         size = sum(shard["bytes"] for shard in about["shards"])
-        print(f"  {split}: {about['examples']:,} examples, {size / 1e6:,.1f} MB in {len(about['shards'])} files")
+        left_out = f", {len(about['skipped']):,} images left out" if about["skipped"] else ""
+        files = f"{len(about['shards'])} files{left_out}"
+        print(f"  {split}: {about['examples']:,} examples, {size / 1e6:,.1f} MB in {files}")
         for skipped in about["skipped"]:
             print(f"left out: {skipped['error']}", file=sys.stderr)
     print(f"look at it with: jaxcnn data check {shlex.quote(f'packed:{out}')}")

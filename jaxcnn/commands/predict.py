@@ -1,6 +1,7 @@
 """`jaxcnn predict`: what images show, by a run's network or by published weights."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, picture, save, set_up_jax
-from jaxcnn.safe_files import printable
+from jaxcnn.safe_files import printable, write_atomically
 
 _DRAWN = 36  # images in a picture
 
@@ -30,11 +31,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line, of broken images too")
     parser.add_argument("--save", metavar="PNG", type=picture, help="draw the images with what they show")
     parser.add_argument("--explain", metavar="PNG", type=picture, help="draw where the first class is seen (Grad-CAM)")
+    words = "write features of the images instead: an endpoint's mean over space, such as stage4; needs --out"
+    parser.add_argument("--features", metavar="ENDPOINT", help=words)
+    words = "--features: features float32 (N, C), NaN of a broken image; names and errors (N,)"
+    parser.add_argument("--out", metavar="NPZ", type=_npz, help=words)
     arguments, overrides = parse(parser, argv)
     _check(arguments, overrides)
 
     set_up_jax()
     network = _open(arguments, overrides)
+    if arguments.features:
+        return _write_features(network, arguments)
     drawn, shown = [], 0
     for prediction in network.predictions(arguments.images):
         _print(prediction, arguments.json)
@@ -61,7 +68,11 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
         raise UserError("--model NAME goes with --weights FILE: a run's folder knows its network")
     if weights and arguments.checkpoint:
         raise UserError("--checkpoint goes with --workdir DIR: --weights has but one set of weights")
-    pictures = [out.resolve() for out in (arguments.save, arguments.explain) if out]
+    if (arguments.features is None) != (arguments.out is None):
+        raise UserError("--features ENDPOINT and --out NPZ go together: give both, or neither")
+    if arguments.features and (arguments.json or arguments.save or arguments.explain):
+        raise UserError("--features writes features alone: leave --json, --save and --explain out")
+    pictures = [out.resolve() for out in (arguments.save, arguments.explain, arguments.out) if out]
     if len(set(pictures)) < len(pictures):
         raise UserError(f"--save and --explain would both write {arguments.save}")
     for path in arguments.images:
@@ -73,6 +84,36 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
         raise UserError("--weights FILE needs --model NAME, such as resnet50_tv: the file does not say")
     elif weights and overrides:
         raise UserError(f"--config.{overrides[0][0]} goes with --workdir DIR: --weights FILE has no config")
+
+
+def _npz(text: str) -> Path:
+    """Return the path of an .npz to write, for argparse."""
+    path = Path(text)
+    if path.suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"{text}: arrays are written as NPZ, name it {path.with_suffix('.npz')}")
+    return path
+
+
+def _write_features(network: Any, arguments: argparse.Namespace) -> int:
+    """Write a row for each image, in their order: of one that cannot be read NaN, and why. 2 if there is such a one."""
+    found = list(network.features(arguments.images, arguments.features))
+    good = [row for row, prediction in enumerate(found) if not prediction.error]
+    for prediction in found:
+        if prediction.error:
+            print(f"jaxcnn: {printable(prediction.error)}", file=sys.stderr)
+    if not good:
+        raise UserError(f"no image could be read: {arguments.out} is not written")
+    width = len(found[good[0]].outputs["features"])
+    rows = np.full((len(found), width), np.nan, np.float32)
+    rows[good] = [found[row].outputs["features"] for row in good]
+    file = io.BytesIO()
+    errors = np.array([prediction.error for prediction in found])
+    names = np.array([prediction.name for prediction in found])
+    np.savez(file, features=rows, names=names, errors=errors, endpoint=arguments.features)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.out, file.getvalue())
+    print(f"features: {arguments.out} ({len(good):,} of {len(found):,} images, {width:,} of {arguments.features})")
+    return 0 if len(good) == len(found) else 2
 
 
 def _open(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:

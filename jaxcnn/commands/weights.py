@@ -13,6 +13,7 @@ from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
 
 Overrides = list[tuple[str, str]]
+_PLATFORMS = ("cpu", "cuda", "tpu", "rocm")  # that jax.export knows
 
 
 def main(argv: list[str]) -> int:
@@ -28,10 +29,14 @@ def main(argv: list[str]) -> int:
     command.add_argument("out", metavar="OUT", type=Path, help="new folder: evaluate, predict and init_from take it")
     command.set_defaults(do=_import)
 
-    words = "weights of a run's checkpoint, as evaluation uses them, as safetensors"
+    words = "weights of a run's checkpoint, as evaluation uses them, as safetensors or as a program that runs by itself"
     command = commands.add_parser("export", help=words, description=words)
     command.add_argument("workdir", metavar="RUN", type=Path, help="folder of the run")
-    command.add_argument("file", metavar="FILE", type=Path, help="where to write, NAME.safetensors")
+    command.add_argument("file", metavar="FILE", type=Path, help="where to write, NAME.safetensors or NAME.stablehlo")
+    words = "safetensors (default), or stablehlo: network, weights and normalisation as a program of jax.export"
+    command.add_argument("--format", choices=("safetensors", "stablehlo"), default="safetensors", help=words)
+    words = "stablehlo: what the program is for, of cpu, cuda, tpu and rocm, joined by commas (default: cpu,cuda,tpu)"
+    command.add_argument("--platforms", metavar="NAME,…", type=_platforms, help=words)
     command.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
     command.set_defaults(do=_export)
 
@@ -78,10 +83,23 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _platforms(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(_PLATFORMS) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: write some of {','.join(_PLATFORMS)}, each once")
+    return names
+
+
 def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     file: Path = arguments.file
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file}: safetensors is what is written, name it {file.with_suffix('.safetensors')}")
+    if file.suffix != f".{arguments.format}":
+        name = file.with_suffix(f".{arguments.format}")
+        raise UserError(f"{file}: {arguments.format} is what is written, name it {name} or choose another --format")
+    if arguments.format == "stablehlo":
+        _export_program(arguments, overrides)
+        return
+    if arguments.platforms:
+        raise UserError("--platforms goes with --format stablehlo: weights alone are of no platform")
     set_up_jax()
     import jax
 
@@ -101,3 +119,21 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     about = {"model": name, "format": kind, "num_classes": classes}
     write_safetensors(file, arrays, about | {"config": to_json(run.config), "input": json.dumps(run.input)})
     print(f"exported: {file} ({name}, step {run.step}, {classes} classes, names of {kind})")
+
+
+def _export_program(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    """Write the network as a program; of a config only what changes its arithmetic can be overridden."""
+    for key, _ in overrides:
+        if key != "dtype" and not key.startswith("model.overrides."):
+            raise UserError(
+                f"config.{key} is no part of an exported program: leave it out; dtype and model.overrides are"
+            )
+    set_up_jax()
+    from jaxcnn.training.stablehlo import write_program
+    from jaxcnn.training.trained import open_run
+
+    run = open_run(arguments.workdir, arguments.checkpoint, overrides)
+    platforms = arguments.platforms or ["cpu", "cuda", "tpu"]
+    about = write_program(run, arguments.file, platforms)
+    what = f"{run.config.model.name}, step {run.step}, {run.config.dtype}, for {', '.join(platforms)}"
+    print(f"exported: {arguments.file} ({what}), described in {about}")

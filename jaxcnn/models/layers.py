@@ -230,7 +230,7 @@ class FullyConnected(nn.Module):
             return _convolve(x, self.variables.get("params", {}), self.dtype)
         kernel, bias = _kernel_and_bias(self, (*x.shape[1:], self.features))
         fan_in = math.prod(x.shape[1:])
-        flat = x.astype(self.dtype).reshape(len(x), fan_in)
+        flat = x.astype(self.dtype).reshape(x.shape[0], fan_in)  # of an export the number is a symbol
         kernel, bias = kernel.astype(self.dtype).reshape(fan_in, self.features), bias.astype(self.dtype)
         return _model_parallel(lambda rows: rows @ kernel + bias, flat, self.features)
 

@@ -6,6 +6,7 @@ over it.
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -44,23 +45,64 @@ def peak_rate(config: Config) -> float:
 def make_schedule(config: Config, steps_per_epoch: Fraction | int) -> optax.Schedule:
     """Return the learning rate as a function of the step: linear warm-up from 0, then `optimizer.schedule`."""
     optimizer, peak = config.optimizer, peak_rate(config)
-    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * float(steps_per_epoch))
+    warmup = _warmup(config, steps_per_epoch)
     rest = max(1, total_steps(config, steps_per_epoch) - warmup)
     if optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=optimizer.final_scale)
     elif optimizer.schedule == "polynomial":
         after = optax.polynomial_schedule(peak, peak * optimizer.final_scale, optimizer.power, rest)
     elif optimizer.schedule == "step":
-        steps = [round(s) for s in optimizer.decay_steps] or [
-            round(e * float(steps_per_epoch)) for e in optimizer.decay_epochs
-        ]
-        # Boundaries count from the start of training, as papers give them, not from the end of the warm-up.
-        after = optax.piecewise_constant_schedule(peak, {s - warmup: optimizer.decay_factor for s in steps})
+        # Boundaries count from the start of training, as papers give them, not from the end of the warm-up. Two points
+        # may round to one step: each multiplies.
+        points = Counter(_decay_points(config, steps_per_epoch))
+        scales = {step - warmup: optimizer.decay_factor**count for step, count in points.items()}
+        after = optax.piecewise_constant_schedule(peak, scales)
     else:
         after = optax.constant_schedule(peak)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _warmup(config: Config, steps_per_epoch: Fraction | int) -> int:
+    """Return the steps of the warm-up."""
+    return config.optimizer.warmup_steps or round(config.optimizer.warmup_epochs * float(steps_per_epoch))
+
+
+def _decay_points(config: Config, steps_per_epoch: Fraction | int) -> list[int]:
+    """Return the steps at which schedule=step multiplies the rate; [] for the other schedules."""
+    steps, epochs = config.optimizer.decay_steps, config.optimizer.decay_epochs
+    return [round(step) for step in steps] or [round(epoch * float(steps_per_epoch)) for epoch in epochs]
+
+
+def missed_rates(config: Config, steps_per_epoch: Fraction | int) -> list[str]:
+    """Return a sentence for each part of the schedule that this run is too short to reach, or too coarse to have.
+
+    Such a run is no mistake where it is a trial, cut by --config.steps; a score of it says nothing of the schedule.
+    """
+    optimizer, total = config.optimizer, total_steps(config, steps_per_epoch)
+    warmup, points = _warmup(config, steps_per_epoch), _decay_points(config, steps_per_epoch)
+    missed = []
+    if warmup >= total:
+        missed.append(
+            f"the warm-up of {warmup:,} steps is as long as the training of {total:,} or longer, so the rate never "
+            f"reaches {peak_rate(config):g}: shorten optimizer.warmup_epochs or .warmup_steps"
+        )
+    elif optimizer.warmup_epochs and not warmup:
+        missed.append(
+            f"optimizer.warmup_epochs={optimizer.warmup_epochs:g} is less than half a step, so there is no warm-up: "
+            "lengthen it, or set it to 0"
+        )
+    if early := [step for step in points if step < warmup]:
+        missed.append(
+            f"the rate decays at step {early[0]:,}, within the warm-up of {warmup:,} steps, and never reaches "
+            f"{peak_rate(config):g}: decay later, or shorten the warm-up"
+        )
+    if late := [step for step in points if step >= total]:
+        missed.append(
+            f"the rate does not decay at step {late[0]:,}: training ends at {total:,}; train longer, or decay earlier"
+        )
+    return missed
 
 
 def groups(config: Config, params: Tree, task: Any) -> dict[str, Group]:

@@ -31,7 +31,7 @@ from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.safe_files import not_written, read_bytes, write_atomically
 from jaxcnn.tasks.base import Headline
 from jaxcnn.training.hlo import collectives
-from jaxcnn.training.optimizer import describe_groups, peak_rate
+from jaxcnn.training.optimizer import describe_groups, missed_rates, peak_rate
 from jaxcnn.training.program import ByBucket, Data, Program
 from jaxcnn.training.sharding import describe
 from jaxcnn.training.state import count_params, path_name, shapes_of
@@ -297,9 +297,23 @@ def start_lines(config: Config, program: Program, data: Data, start: int) -> str
         f"optimizer  {describe_groups(program.groups, program.state.params)}; weight decay "
         f"{optimizer.weight_decay:g} on {_decayed(program):,}",
     ]
+    lines += [f"note       {words}" for words in [*missed_rates(config, every), *_surprises(program, data)]]
     if start:
         lines.append(f"resuming   from the checkpoint of step {start:,}")
     return "\n".join(lines)
+
+
+def _surprises(program: Program, data: Data) -> list[str]:
+    """Return a sentence for what a run does that its config does not say."""
+    found = []
+    frozen = {path.rpartition("/")[0] for path, group in program.groups.items() if group.frozen}
+    if frozen & {path.rpartition("/")[0] for path in shapes_of(program.state.batch_stats)}:
+        found.append(
+            "BatchNorm's statistics in frozen layers go on changing: model.overrides.frozen_norm=True fixes them"
+        )
+    if data.num_classes == 1:
+        found.append("there is one class, so every score is perfect: the data set needs two or more")
+    return found
 
 
 def _decayed(program: Program) -> int:

@@ -35,7 +35,7 @@ from jaxcnn.distributed.interrupt import Interrupt, Preemption
 from jaxcnn.distributed.processes import Team, check_devices
 from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
-from jaxcnn.safe_files import only_trainer
+from jaxcnn.safe_files import only_trainer, shown
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
@@ -255,24 +255,60 @@ class TrainedModel:
 
     def predictions(self, images: Iterable[Any]) -> Iterator[Prediction]:
         """Yield the predictions of `images` in their order, read in chunks; one that fails has an `error`."""
-        images, names = list(images), self.input["class_names"]
+        for prediction in self._through(self.outputs, images):
+            if prediction.error:
+                yield prediction
+            else:
+                summary, text = self.task.describe(dict(prediction.outputs), self.input["class_names"])
+                yield prediction._replace(summary=summary, text=text)
+
+    def features(self, images: Iterable[Any], endpoint: str) -> Iterator[Prediction]:
+        """Yield, for each of `images` in their order, an endpoint's mean over space; one that fails has an `error`.
+
+        The `outputs` are {"features": float32 (C,)}, of an endpoint without height and width all of it.
+
+        Args:
+          images: as `predict` takes several.
+          endpoint: a name of the module's outputs, such as "stage4".
+
+        Raises:
+          UserError: there is no such endpoint; before any image is read.
+        """
+        shape = (1, *self.input["image_shape"])
+        found = jax.eval_shape(lambda x: self.model.apply(self.variables, x), jax.ShapeDtypeStruct(shape, jnp.float32))
+        names = [name for name, x in dict(found).items() if getattr(x, "ndim", 0) in (2, 4)]
+        if endpoint not in names:
+            raise UserError(
+                f"{self.config.model.name} has no endpoint {shown(endpoint)}: take one of {', '.join(names)}"
+            )
+
+        def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            x: Any = self.model.apply(variables, self.normalize(images))
+            x = x[endpoint].astype(jnp.float32)
+            return {"features": x.mean((1, 2)) if x.ndim == 4 else x}
+
+        compiled = jax.jit(program, compiler_options=compiler_options(self.config))
+        return self._through(lambda batch: jax.device_get(compiled(self._weights, batch)), images)
+
+    def _through(self, outputs: Callable[[np.ndarray], dict[str, np.ndarray]], images: Iterable[Any]) -> Any:
+        """Yield a `Prediction` with `outputs` of each image, read in chunks; one that fails has an `error`."""
+        images = list(images)
         size = min(len(images), _CHUNK)  # All chunks have one size, so that one program is compiled.
         for start in range(0, len(images), size or 1):
             found = [self._read(image, start + i) for i, image in enumerate(images[start : start + size])]
             batch = np.zeros((size, *self.input["image_shape"]), np.uint8)  # Rows without an image stay zero.
             if good := [row for row, prediction in enumerate(found) if not prediction.error]:
                 batch[good] = [found[row].image for row in good]
-            outputs = self.outputs(batch) if good else {}
+            values = outputs(batch) if good else {}
             for i, prediction in enumerate(found):
-                mine = {key: value[i] for key, value in outputs.items()}
+                mine = {key: value[i] for key, value in values.items()}
                 if prediction.error:
                     yield prediction
                 elif not all(np.isfinite(value).all() for value in mine.values()):
                     error = f"the network's output for {prediction.name} is not finite: check its weights"
                     yield prediction._replace(error=error)
                 else:
-                    summary, text = self.task.describe(mine, names)
-                    yield prediction._replace(outputs=mine, summary=summary, text=text)
+                    yield prediction._replace(outputs=mine)
 
     def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each."""
@@ -298,14 +334,15 @@ class TrainedModel:
         # One device does: the variables of a run are on all, and each would compute the same.
         return jax.device_put(self.variables, jax.local_devices()[0])
 
+    def forward(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
+        rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
+        outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
+        return self.task.predict(outputs)
+
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
-        def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            rngs = {"example": jax.random.split(jax.random.key(self.config.seed), len(images))}
-            outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
-            return self.task.predict(outputs)
-
-        return partial(jax.jit(program, compiler_options=compiler_options(self.config)), self._weights)
+        return partial(jax.jit(self.forward, compiler_options=compiler_options(self.config)), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])
@@ -363,6 +400,9 @@ class TrainedModel:
             step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
         )  # fmt: skip
+        if not scores["eval/examples"]:
+            first = next(iter(data.complaints(0)), "it is empty")
+            raise UserError(f"nothing of {config.data.name} was scored: {first}: replace the files")
         for words in data.complaints(0):
             print(words, file=sys.stderr)
         return Evaluation(about | scores, rows, program.task, data, self.input["class_names"])

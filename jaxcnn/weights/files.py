@@ -24,7 +24,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
 from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes, write_atomically
-from jaxcnn.weights.pickled import DTYPES_READ, STORAGES, RefusedError, Storage, Tensor, shown, unpickle
+from jaxcnn.safe_pickle import RefusedError, shown
+from jaxcnn.weights.pickled import DTYPES_READ, STORAGES, Storage, Tensor, unpickle
 
 Shape = tuple[int, ...]
 _NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # safetensors', as in STORAGES

@@ -208,3 +208,14 @@ def test_wrong_use(argv, capsys):
     told = capsys.readouterr().err
     assert told.startswith("jaxcnn: data")
     assert told.count("\n") == 1
+
+
+class TestLeftOut:
+    def test_a_pack_says_how_many_it_left_out(self, tmp_path, capsys):
+        for name in ("a", "b"):
+            (folder := tmp_path / "set" / "train" / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "0.png")
+        (tmp_path / "set/train/a/1.png").touch()
+        words = ["pack", f"folder:{tmp_path / 'set'}", str(tmp_path / "out"), "--on-error", "skip"]
+        assert data.main(words) == 0
+        assert "in 1 files, 1 images left out" in capsys.readouterr().out

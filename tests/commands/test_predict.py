@@ -273,3 +273,66 @@ def test_classes_without_names_are_numbers_and_sixteen_bits_are_widened(state_di
     assert network.input["class_names"] == tuple("0123456")
     assert (model.num_classes, model.dtype) == (7, jax.numpy.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(network.variables)} == {np.dtype(np.float32)}
+
+
+class TestFeatures:
+    def test_they_are_the_means_of_the_endpoint_in_the_order_of_the_images(self, tmp_path):
+        network = drawn_resnet(tmp_path)
+        pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)  # more than a chunk
+        paths = [str(tmp_path / f"{70 - i}.png") for i in range(70)]
+        for path, image in zip(paths, pixels, strict=True):
+            Image.fromarray(image).save(path)
+        words = ["--weights", network, "--model", "resnet20", "--features", "stage3", "--out", str(tmp_path / "f.npz")]
+        assert cli.main(["predict", *words, *paths]) == 0
+        saved = np.load(tmp_path / "f.npz")
+        opened = TrainedModel.from_weights("resnet20", network)
+        stage3 = opened.model.apply(opened.variables, opened.normalize(pixels))["stage3"]  # type: ignore[index]
+        assert saved["names"].tolist() == paths
+        assert saved["features"].dtype == np.float32
+        np.testing.assert_allclose(saved["features"], np.asarray(stage3).mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+    def test_a_broken_image_keeps_its_row(self, workdir, digit, tmp_path, capsys):
+        (broken := tmp_path / "broken.png").write_text("no image")
+        paths, out = [digit(0), str(broken), digit(1)], tmp_path / "new" / "f.npz"
+        assert cli.main(["predict", "--workdir", str(workdir), "--features", "logits", "--out", str(out), *paths]) == 2
+        assert str(broken) in capsys.readouterr().err
+        saved = np.load(out)
+        assert np.isnan(saved["features"]).all(1).tolist() == [False, True, False]
+        assert [bool(error) for error in saved["errors"]] == [False, True, False]
+        assert saved["names"].tolist() == paths
+
+    def test_an_unknown_endpoint_lists_them(self, tmp_path, digit, capsys):
+        words = ["--weights", drawn_resnet(tmp_path), "--model", "resnet20", "--features", "stage9"]
+        assert cli.main(["predict", *words, "--out", str(tmp_path / "f.npz"), "none.png"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(name in line for name in ("stage9", "stem", "stage1", "stage2", "stage3", "logits"))
+        assert not (tmp_path / "f.npz").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "named"),
+        [
+            (["--features", "stem"], "--out"),
+            (["--out", "f.npz"], "--features"),
+            (["--features", "stem", "--out", "f.csv"], "f.npz"),
+            (["--features", "stem", "--out", "f.npz", "--json"], "--json"),
+            (["--features", "stem", "--out", "f.npz", "--save", "a.png"], "--save"),
+        ],
+    )
+    def test_what_does_not_go_together(self, workdir, words, named, capsys):
+        assert cli.main(["predict", "--workdir", str(workdir), "a.png", *words]) == 2
+        assert named in capsys.readouterr().err
+
+    def test_nothing_readable_writes_nothing(self, workdir, tmp_path, capsys):
+        words = ["--workdir", str(workdir), "--features", "logits", "--out", str(tmp_path / "f.npz"), "none.png"]
+        assert cli.main(["predict", *words]) == 2
+        assert "none.png" in capsys.readouterr().err
+        assert not (tmp_path / "f.npz").exists()
+
+
+def drawn_resnet(folder: Path) -> str:
+    """Return a file of random weights of ResNet-20 for ten classes."""
+    shapes: Any = jax.eval_shape(create_model("resnet20", 10).init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32), shapes)
+    write_safetensors(folder / "resnet20.safetensors", to_state_dict("resnet20", variables))
+    return str(folder / "resnet20.safetensors")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxcnn import UserError
 from jaxcnn.data.prepare import tfds as prepare_module
+from jaxcnn.data.prepare.idx import read_splits
 from jaxcnn.data.prepare.tfds import prepare
 from jaxcnn.data.sources import eval_split, imagenet, make_source, split_sizes
 
@@ -96,7 +97,7 @@ class TestBuild:
         code = f"""
 import os, sys
 from jaxcnn.data.prepare import tfds
-def stop(images, labels):
+def stop(images, *_):
     yield 0, {{"image": images[0], "label": 0}}
     {{"error": lambda: 1 / 0, "kill": lambda: os.kill(os.getpid(), 9)}}[sys.argv[1]]()
 tfds._examples = stop
@@ -218,6 +219,11 @@ class TestIdxErrors:
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"<html>not found</html>")
         self.fails(folder, tmp_path, f"{path} cannot be read .*: get the file again")
 
+    def test_names_with_a_dot_are_read(self, folder):
+        for path in list(folder.iterdir()):
+            path.rename(folder / path.name.replace("-idx", ".idx"))
+        assert {split: len(labels) for split, (_, labels) in read_splits(folder).items()} == {"train": 30, "test": 20}
+
     def test_magic(self, folder, tmp_path, arrays, write_idx):
         path = folder / "train-labels-idx1-ubyte.gz"
         write_idx(path, arrays["train"][0])  # images under the name of labels
@@ -245,9 +251,9 @@ class TestIdxErrors:
 
 
 class TestErrors:
-    def test_only_idx_sets_come_from_files(self, folder, tmp_path):
-        with pytest.raises(UserError, match="--from reads IDX files, of fashion_mnist, kmnist, mnist; 'cifar10' is"):
-            prepare("cifar10", str(tmp_path), folder)
+    def test_only_known_sets_come_from_files(self, folder, tmp_path):
+        with pytest.raises(UserError, match=r"--from reads the files of .*; 'cifar100' is"):
+            prepare("cifar100", str(tmp_path), folder)
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -287,7 +293,8 @@ class TestErrors:
         ("name", "ends"),
         [
             ("fashion_mnist", "check the network, or give its four IDX files with --from DIR"),
-            ("cifar10", "the network"),
+            ("cifar10", "check the network, or give its binary or Python batches with --from DIR"),
+            ("cifar100", "the network"),
         ],
     )
     def test_without_network(self, tmp_path, monkeypatch, name, ends):

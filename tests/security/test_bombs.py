@@ -20,7 +20,8 @@ from PIL import Image
 from jaxcnn import UserError
 from jaxcnn.configfile import from_json
 from jaxcnn.data.images.decode import decode, read_image
-from jaxcnn.data.prepare.tfds import _check_archives, read_idx
+from jaxcnn.data.prepare.idx import read_idx
+from jaxcnn.data.prepare.tfds import _check_archives
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.safe_files import MAX_JSON, read_json
 from jaxcnn.training.run_log import read_metrics

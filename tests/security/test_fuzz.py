@@ -1,6 +1,7 @@
 """Whatever is in a file of someone else, its reader gives what it promises or a UserError, and no other exception."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ from jaxcnn import UserError, cli, models
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, read_header, read_image, size_of
-from jaxcnn.data.prepare.tfds import read_idx
+from jaxcnn.data.prepare import cifar
+from jaxcnn.data.prepare.idx import read_idx
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.data.sources.tfds import _check_names
 from jaxcnn.training.checkpoint import Checkpoints
@@ -120,6 +122,15 @@ def test_idx(folder, data):
     seeds.write(folder / "t-images-idx3-ubyte", data)
     seeds.write(folder / "t-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\2\1\2")
     value_of(lambda: read_idx(folder, "t"))
+
+
+@few
+@given(data=damaged(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 2]}, 2)))
+def test_cifar(folder, data):
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        seeds.write(folder / name, data)
+    for images, labels in (value_of(lambda: cifar.read_splits(folder)) or {}).values():
+        assert images.shape == (len(labels), 32, 32, 3)
 
 
 FEATURES = {

@@ -17,6 +17,7 @@ from jaxcnn.training.optimizer import (
     make_optimizer,
     make_schedule,
     merge_params,
+    missed_rates,
     split_params,
     total_steps,
 )
@@ -53,6 +54,32 @@ def test_step_multiplies_at_steps_counted_from_the_start_of_training_warm_up_or_
     at = rates([119, 120, 179, 180, 199], schedule="step", decay_steps=(120, 180), warmup_steps=warmup)
     first = RATE if warmup < 120 else RATE * 119 / 120
     assert at == pytest.approx([first, RATE / 10, RATE / 10, RATE / 100, RATE / 100])
+
+
+def test_decay_points_that_round_to_one_step_all_count():
+    at = rates([99, 100, 199], schedule="step", decay_epochs=(1.995, 2.0, 2.005))
+    assert at == pytest.approx([RATE, RATE / 1000, RATE / 1000])
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"warmup_steps": 199}, []),  # the last step has the peak
+        ({"warmup_steps": 200}, ["warmup_steps"]),
+        ({"warmup_epochs": 4.0}, ["warmup_epochs"]),
+        ({"warmup_epochs": 0.01}, ["warmup_epochs=0.01"]),
+        ({"warmup_epochs": 0.02}, []),
+        ({"schedule": "step", "decay_steps": (50, 150), "warmup_steps": 50}, []),
+        ({"schedule": "step", "decay_steps": (49, 150), "warmup_steps": 50}, ["step 49"]),
+        ({"schedule": "step", "decay_steps": (150, 200)}, ["step 200"]),
+        ({"schedule": "step", "decay_epochs": (1.0, 3.0), "warmup_epochs": 5.0}, ["warmup_epochs", "step 50"]),
+    ],
+)
+def test_what_the_rate_never_reaches_is_said(keys, named):
+    config = tiny_config(steps=0, epochs=4.0, **{f"optimizer__{key}": value for key, value in keys.items()})
+    missed = missed_rates(config, SPE)
+    assert len(missed) == len(named)
+    assert all(name in words for name, words in zip(named, missed, strict=True))
 
 
 def test_step_has_its_own_factor():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Blobs, build, tiny_config
+from tiny import Blobs, Tiny, build, tiny_config
 
 import jaxcnn
 from jaxcnn.training import run_log
@@ -104,6 +104,24 @@ def test_the_plan_tells_model_types_devices_data_and_length(dtype, start):
     ):  # fmt: skip
         assert fact in text, fact
     assert ("resuming   from the checkpoint of step 1,234" in text) == (start > 0)
+
+
+def notes(config: Any, model: Any = None, data: Any = None) -> list[str]:
+    data = data or Blobs()
+    lines = run_log.start_lines(config, build(config, model, data), data, 0).splitlines()
+    return [line for line in lines if line.startswith("note")]
+
+
+def test_what_surprises_is_noted():
+    assert notes(tiny_config()) == []
+    (line,) = notes(tiny_config(optimizer__warmup_steps=12))
+    assert "warmup_steps" in line
+    (line,) = notes(tiny_config(optimizer__freeze="norm"))
+    assert "frozen_norm" in line
+    assert notes(tiny_config(optimizer__freeze="conv")) == []
+    assert notes(tiny_config(optimizer__freeze="conv"), Tiny(frozen=True)) == []
+    (line,) = notes(tiny_config(), Tiny(1), Blobs(num_classes=1))
+    assert "one class" in line
 
 
 def test_the_compiled_step_tells_its_memory():

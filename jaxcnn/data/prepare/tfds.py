@@ -7,17 +7,13 @@ interrupted is never taken for a data set.
 
 import contextlib
 import difflib
-import gzip
 import logging
-import math
 import os
 import re
-import struct
 import sys
 import tarfile
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,15 +21,18 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import UserError, compat
+from jaxcnn.data.prepare import cifar, idx
 from jaxcnn.data.sources.tfds import ARRAY_RECORD, check_format, data_root
 
 # Archives that TFDS reads out of a folder and does not download; it goes without the test images, which have no labels.
 ARCHIVES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
-IDX_SETS = ("fashion_mnist", "kmnist", "mnist")  # same files, same features but for the names of the classes
-_IDX_SPLITS = {"train": "train", "test": "t10k"}  # split: how the names of its files begin
+_IDX = (idx.read_splits, "its four IDX files")
+# Data sets that are built of their makers' files: what reads a folder of them, and what lies there.
+OF_FILES = {
+    "cifar10": (cifar.read_splits, "its binary or Python batches"),
+    "fashion_mnist": _IDX, "kmnist": _IDX, "mnist": _IDX,
+}  # fmt: skip
 _REPORT = 60  # seconds between lines on what a build has written, where TFDS's bar cannot be drawn
-_IDX_SIDE, _IDX_CLASSES = 28, 10
-_IDX_MOST = 2**27  # bytes of a file, unpacked; the largest has 47 million
 
 
 def prepare(
@@ -44,21 +43,20 @@ def prepare(
     Args:
       name: TFDS name, as in `fashion_mnist` or `NAME/CONFIG`; a leading `tfds:` is dropped.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
-      source_dir: folder with the four IDX files, gzipped or not, to build one of `IDX_SETS` from; None: TFDS
-        downloads.
+      source_dir: folder with their makers' files, to build one of `OF_FILES` from; None: TFDS downloads.
       manual_dir: folder with the archives of a data set that TFDS cannot download, such as ImageNet's.
 
     Returns:
       The data set's folder, and whether it was built now (False: it was ready).
 
     Raises:
-      UserError: the name is unknown, TensorFlow is missing, an IDX file or an archive is missing or damaged, the
+      UserError: the name is unknown, TensorFlow is missing, a file or an archive is missing or damaged, the
         download or the build fails, or the folder holds something else.
     """
     name = name.removeprefix("tfds:")
     base = re.split("[/:]", name)[0]
-    if source_dir is not None and name not in IDX_SETS:
-        raise UserError(f"--from reads IDX files, of {', '.join(IDX_SETS)}; '{name}' is downloaded: drop --from")
+    if source_dir is not None and name not in OF_FILES:
+        raise UserError(f"--from reads the files of {', '.join(OF_FILES)}; '{name}' is downloaded: drop --from")
     builder = _builder(name, data_root(data_dir))
     folder = Path(builder.data_dir)
     if folder.exists():
@@ -67,55 +65,21 @@ def prepare(
     if manual_dir is not None or base in ARCHIVES:
         _check_archives(name, manual_dir, builder)
     if source_dir is not None:
-        arrays = {split: read_idx(source_dir, stem) for split, stem in _IDX_SPLITS.items()}
+        arrays = OF_FILES[name][0](Path(source_dir))
         # Keys and values are those of the standard generator, and so are the records and their order.
-        compat.take_splits(builder, {split: _examples(*pair) for split, pair in arrays.items()})
+        ids = "id" in builder.info.features
+        examples = {split: _examples(images, labels, split, ids) for split, (images, labels) in arrays.items()}
+        compat.take_splits(builder, examples)
+        if name == "cifar10":  # TFDS reads these names from a file beside the batches
+            builder.info.features["label"].names = list(cifar.CLASSES)
     _build(name, builder, manual_dir, downloads=source_dir is None)
     return folder, True
 
 
-def read_idx(folder: str | Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28, 1) and labels uint8 (N,) of `folder`, from `STEM-images-idx3-ubyte[.gz]` and its like.
-
-    Raises:
-      UserError: a file is missing, truncated or of another kind, the two disagree, or a label is above 9.
-    """
-    images, images_path = _read_array(Path(folder), f"{stem}-images-idx3-ubyte", axes=3)
-    labels, labels_path = _read_array(Path(folder), f"{stem}-labels-idx1-ubyte", axes=1)
-    if images.shape[1:] != (_IDX_SIDE, _IDX_SIDE):
-        raise UserError(f"{images_path} holds images of {images.shape[1:]} pixels, not (28, 28): get the file again")
-    if len(images) != len(labels):
-        raise UserError(
-            f"{images_path} holds {len(images)} images but {labels_path} {len(labels)} labels: get both again"
-        )
-    if (bad := np.flatnonzero(labels >= _IDX_CLASSES)).size:
-        raise UserError(f"{labels_path}: label {labels[bad[0]]} at index {bad[0]} is not in 0 … 9: get the file again")
-    return images[..., None], labels
-
-
-def _read_array(folder: Path, name: str, axes: int) -> tuple[np.ndarray, Path]:
-    """One IDX file of unsigned bytes: a magic number that ends in the number of axes, their lengths, the values."""
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
-    if path is None:
-        raise UserError(f"{folder} has no file {name}.gz: --from wants the folder with the four IDX files")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            data = file.read(_IDX_MOST + 1)  # a thousandth of it can unpack to all memory
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): get the file again") from error
-    if len(data) > _IDX_MOST:
-        raise UserError(f"{path} holds more than {_IDX_MOST:,} bytes: get the file again")
-    magic, *shape = struct.unpack_from(f">{1 + axes}I", data.ljust(16, b"\0"))
-    if magic != 0x800 + axes:
-        raise UserError(f"{path} is no IDX file of {axes} axes (magic number not {0x800 + axes}): get the file again")
-    values = np.frombuffer(data[4 * (1 + axes) :], np.uint8)
-    if values.size != math.prod(shape) or not values.size:
-        raise UserError(f"{path} holds {values.size} values where its header says {shape}: get the file again")
-    return values.reshape(shape), path
-
-
-def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from ((i, {"image": images[i], "label": int(labels[i])}) for i in range(len(labels)))
+def _examples(images: np.ndarray, labels: np.ndarray, split: str, ids: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        named = {"id": f"{split}_{i:05}"} if ids else {}
+        yield i, {"image": image, "label": int(label)} | named
 
 
 def _builder(name: str, root: Path) -> Any:
@@ -180,7 +144,7 @@ def _build(name: str, builder: Any, manual_dir: str | Path | None, downloads: bo
             builder.download_and_prepare(file_format=ARRAY_RECORD, **options)
     except Exception as error:  # whatever the code of a data set and its tools raise
         hints = ["check the network"] if isinstance(error, requests.RequestException | DownloadError) else []
-        hints += ["give its four IDX files with --from DIR"] if downloads and name in IDX_SETS else []
+        hints += [f"give {OF_FILES[name][1]} with --from DIR"] if downloads and name in OF_FILES else []
         raise UserError(
             f"cannot build '{name}' ({_one_line(error)}){': ' if hints else ''}{', or '.join(hints)}"
         ) from error
