@@ -59,9 +59,13 @@ def composed(name: str) -> str:
 def cache_folder() -> Path | None:
     """Return where programs keep what they can make again, XDG_CACHE_HOME or ~/.cache; None for a user without a home.
 
+    None, too, where that cannot be written to, as the home of a container that is read only.
+
     A folder that all can write to, such as /tmp, is no place for it: compiled programs are executed.
     """
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given)
-    home = Path(os.path.expanduser("~"))
-    return home / ".cache" if home.is_absolute() else None
+        folder = Path(given)
+    else:
+        folder = Path(os.path.expanduser("~"), ".cache")
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
+    return folder if folder.is_absolute() and there and os.access(there, os.W_OK | os.X_OK) else None

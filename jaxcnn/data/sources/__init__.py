@@ -297,6 +297,14 @@ def path_of(name: str) -> Path:
     return Path(os.path.abspath(location(folder, f"{kind}:")))
 
 
+def missing(name: str) -> str:
+    """Return what an error adds about a folder that is not there: a relative one may be meant from elsewhere."""
+    path = name.partition(":")[2]
+    if os.path.isabs(path) or path.startswith(("~", "file:")):
+        return ""
+    return f" ('{path}' counts from the folder that this runs in; --config.data.name gives a run another)"
+
+
 def is_plain(name: str) -> bool:
     """Return whether a name that a file of someone else's gives is a file's own, and leads to no other folder."""
     return not set("/\\\0") & set(name) and name not in (".", "..")

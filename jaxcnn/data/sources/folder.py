@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_BYTES
-from jaxcnn.data.sources import Source, imagenet, path_of
+from jaxcnn.data.sources import Source, imagenet, missing, path_of
 from jaxcnn.locations import composed
 from jaxcnn.safe_files import printable, read_bytes
 
@@ -64,7 +64,9 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
     """
     root = path_of(name)
     if not root.is_dir():
-        raise UserError(f"{name}: there is no folder {root}: write folder:DIR, where DIR holds train/CLASS/…")
+        raise UserError(
+            f"{name}: there is no folder {root}{missing(name)}: write folder:DIR, where DIR holds train/CLASS/…"
+        )
     splits = [name for name, folder in sorted(_folders(root).items()) if _is_split(root / folder)]
     if "train" not in splits:
         raise UserError(f"{root} has no train/CLASS folders: images must lie in {root}/train/CLASS and …/val/CLASS")
