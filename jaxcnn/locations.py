@@ -63,9 +63,12 @@ def cache_folder() -> Path | None:
 
     A folder that all can write to, such as /tmp, is no place for it: compiled programs are executed.
     """
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        folder = Path(given)
-    else:
-        folder = Path(os.path.expanduser("~"), ".cache")
-    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
-    return folder if folder.is_absolute() and there and os.access(there, os.W_OK | os.X_OK) else None
+    given = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(given or os.path.join(os.path.expanduser("~"), ".cache"))
+    if not folder.is_absolute():
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
