@@ -210,10 +210,14 @@ def test_plot_without_a_folder_is_wrong_use(capsys):
     assert "DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["curves", "curves.pgn", "curves.jpg"])
-def test_plot_writes_a_png_under_the_very_name_it_is_given(name, tmp_path):
+@pytest.mark.parametrize(("name", "start"), [("curves", b"\x89PNG"), ("c.jpg", b"\xff\xd8"), ("c.pdf", b"%PDF")])
+def test_plot_writes_the_format_of_the_ending_under_the_very_name_it_is_given(name, start, tmp_path):
     assert exit_code("plot", run(tmp_path / "mine", LINES), "--out", str(tmp_path / name)) == 0
-    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_plot_refuses_an_ending_that_is_no_picture(tmp_path, complaint):
+    assert "curves.pgn" in complaint("plot", run(tmp_path / "mine", LINES), "--out", str(tmp_path / "curves.pgn"))
 
 
 def test_what_a_file_calls_itself_cannot_move_the_cursor(complaint, monkeypatch):

@@ -18,12 +18,13 @@ PARTS = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix =
 APART = {"figures/overlays", "figures/confusion"}
 # Part -> the other parts it may import. "" is the root package, UserError and the version; these are anyone's, and what
 # it names of the Python API for type checkers is loaded when it is asked for.
-ANYONE = {"", "compat", "config", "configfile", "safe_files", "safe_pickle", "text_table"}
+ANYONE = {"", "compat", "config", "configfile", "locations", "safe_files", "safe_pickle", "text_table"}
 ALLOWED: dict[str, set[str]] = {
     "": {"models", "training"},
     "compat": set(),
     "config": set(),
     "configfile": set(),
+    "locations": set(),
     "safe_files": set(),
     "safe_pickle": set(),
     "text_table": set(),

@@ -11,6 +11,7 @@ import jaxcnn
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash
+from jaxcnn.locations import location
 from jaxcnn.safe_files import make_writable
 
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
     parser.add_argument("--repeats", **number, default=5, help="measurements of each part, in turn (default: 5)")
     words = f"afterwards, trace {_PROFILED} steps and sum them by operation; TensorBoard and Perfetto open the trace"
-    parser.add_argument("--profile", metavar="DIR", type=Path, help=words)
+    parser.add_argument("--profile", metavar="DIR", type=location, help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     arguments, overrides = parse(parser, argv)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, picture, set_up_jax
 from jaxcnn.data.sources import KINDS
+from jaxcnn.locations import location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SOURCES = ", ".join(kind.form for kind in KINDS.values())
 _SHEET_CLASSES, _SHEET_COLUMNS = 25, 10
 _LISTED_CLASSES, _LISTED_BAD = 25, 100  # lines of a report, at most
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}  # of contact sheets
 _TILE = 112  # pixels of an image that `show` draws
 
 
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     _add_pack(commands.add_parser("pack", parents=[folder], help="write a data set as shards of small JPEGs"))
     command = commands.add_parser("check", parents=[folder], help="read every example and draw some of them")
     command.add_argument("name", metavar="NAME", help=_SOURCES)
-    command.add_argument("--out", type=Path, metavar="PNG", help="where to draw (default: NAME.png)")
+    command.add_argument("--out", type=_sheet, metavar="PNG", help="where to draw (default: NAME.png)")
     command.set_defaults(run=_check)
 
     command = commands.add_parser("show", help="draw what training sees of a config's images", epilog=OVERRIDES)
@@ -90,7 +92,7 @@ def _add_pack(command: argparse.ArgumentParser) -> None:
     command.description = """Write a data set as packed:OUT. Upright JPEGs, grey or RGB, within --max-side keep their
         bytes; all others are re-encoded. Stopped and run again with the same arguments, it goes on."""
     command.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    command.add_argument("out", type=location, metavar="OUT", help="a new folder")
     words = "shrink images whose LONGER side has more pixels (default: 400, a 3:2 photo is then 400×267; 0: keep all)"
     command.add_argument("--max-side", type=partial(count, least=0), default=400, metavar="PIXELS", help=words)
     words = "of the JPEGs that are re-encoded, 1 to 100 (default: 95)"
@@ -175,7 +177,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if tallies and tallies[0].samples:
         names, samples = sources[0].class_names, tallies[0].samples
         rows = [(class_title(label, names), samples[label]) for label in sorted(samples)[:_SHEET_CLASSES]]
-        contact_sheet(rows).save(out, format="PNG")
+        save_sheet(contact_sheet(rows), out)
         print(f"examples of {sources[0].split} are drawn in {out}")
     if bad:
         first = next(error for tally in tallies for error in tally.bad.values())
@@ -260,6 +262,9 @@ def _report(source: "Source", tally: _Tally) -> None:
         few, many = int(np.argmin(counts)), int(np.argmax(counts))
         least, most = (f"{counts[n]:,} ({class_title(n, source.class_names)})" for n in (few, many))
         print(f"  each of {len(counts):,} classes has {least} to {most} examples, the median {np.median(counts):,.0f}")
+    if source.left_out:
+        kinds = ", ".join(f"{count:,} {ending}" for ending, count in source.left_out.items())
+        print(f"  {sum(source.left_out.values()):>9,}  other files are left out: {kinds}")
     if tally.bad:
         print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
         for error in list(tally.bad.values())[:_LISTED_BAD]:
@@ -306,12 +311,24 @@ def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) ->
     return sheet
 
 
+def save_sheet(sheet: "Image", out: Path) -> None:
+    """Write a picture in the format of its ending."""
+    sheet.save(out, format=_FORMATS.get(out.suffix.lower(), "PNG"))
+
+
+def _sheet(text: str) -> Path:
+    """Return the path of a contact sheet, for argparse."""
+    return picture(text, tuple(_FORMATS))
+
+
 def _add_show(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     command.description = """Draw examples of a config's training split, a row each: what evaluation would see, then
         what training sees in epoch after epoch. The rows are one batch, so that mixing is seen too."""
     add_config(command, "config")
-    command.add_argument("--out", type=Path, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s")
+    command.add_argument(
+        "--out", type=_sheet, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s"
+    )
     command.add_argument("--examples", type=count, default=8, metavar="N", help="rows (default: %(default)s)")
     command.add_argument("--epochs", type=count, default=8, metavar="N", help="columns (default: %(default)s)")
 
@@ -331,9 +348,8 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     columns = [evaluated, *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
     labels = [data.train.read(i)["label"] for i in examples]
     titles = [class_title(label, data.class_names)[:40] for label in labels]
-    contact_sheet(list(zip(titles, map(list, zip(*columns, strict=True)), strict=True)), _TILE).save(
-        arguments.out, format="PNG"
-    )
+    rows_of = list(zip(titles, map(list, zip(*columns, strict=True)), strict=True))
+    save_sheet(contact_sheet(rows_of, _TILE), arguments.out)
     print(f"{rows} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
     print(f"drawn in {arguments.out}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, picture, save, set_up_jax, team_of
+from jaxcnn.locations import location
 from jaxcnn.safe_files import csv_text, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
@@ -55,7 +56,7 @@ def _parser() -> Parser:
     parser = Parser("jaxcnn evaluate", description=f"{__doc__} {_SEVERAL}", epilog=OVERRIDES)
     add = parser.add_argument
     words = "folder of the run, or of several"
-    add("--workdir", metavar="DIR", type=Path, nargs="+", action="extend", required=True, help=words)
+    add("--workdir", metavar="DIR", type=location, nargs="+", action="extend", required=True, help=words)
     words = "which one (default: last); several, joined by commas or each with its --checkpoint"
     add("--checkpoint", metavar="STEP|best|last", action="append", default=[], help=words)
     words = (
@@ -67,11 +68,11 @@ def _parser() -> Parser:
     add("--protocol", choices=_PROTOCOLS, help=f"{words}; default: as the run itself evaluates")
     words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224)"
     add("--scales", metavar="Q,…", type=_scales, help=words)
-    add("--predictions", metavar="CSV", type=Path, help="write a row for each example that can be read")
-    add("--per-class", metavar="CSV", type=Path, help="write a row for each class: examples, correct, accuracy …")
+    add("--predictions", metavar="CSV", type=location, help="write a row for each example that can be read")
+    add("--per-class", metavar="CSV", type=location, help="write a row for each class: examples, correct, accuracy …")
     words = "draw which classes are taken for which, and the worst mistakes"
     add("--confusion", metavar="PNG", type=picture, help=words)
-    add("--save", metavar="PNG", type=Path, help="draw a grid of predictions")
+    add("--save", metavar="PNG", type=picture, help="draw a grid of predictions")
     add_hosts(parser)
     return parser
 

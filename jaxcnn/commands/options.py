@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcnn import UserError
 from jaxcnn.distributed.interrupt import flush
+from jaxcnn.locations import cache_folder, location
 
 if TYPE_CHECKING:
     from jaxcnn.distributed.processes import Team
 
 ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of pictures
 OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
 
 
@@ -55,18 +57,18 @@ def count(text: str, most: int = 2**31 - 1, least: int = 1) -> int:
     return number
 
 
-def picture(text: str) -> Path:
-    """Return the path of a PNG to write, for argparse; its folder is made by `save`."""
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text}: pictures are written as PNG, name it {path.with_suffix('.png')}")
+def picture(text: str, endings: tuple[str, ...] = PICTURES) -> Path:
+    """Return the path of a picture to write, for argparse; its folder is made by `save`. PNG needs no ending."""
+    path = location(text, "picture")
+    if path.suffix.lower() not in ("", *endings):
+        raise argparse.ArgumentTypeError(f"{text}: the ending says the format, one of {' '.join(endings)}")
     return path
 
 
 def save(figure: Any, out: Path) -> None:
-    """Write a matplotlib figure as PNG, in a folder that is made if it must be."""
+    """Write a matplotlib figure in the format of its ending, in a folder that is made if it must be."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120, format="png")
+    figure.savefig(out, dpi=120, format=out.suffix[1:].lower() or "png")
 
 
 def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
@@ -76,7 +78,7 @@ def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
     group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed, a model MODULE:CLASS is imported"
-    group.add_argument("--config-json", metavar="FILE", type=Path, help=words)
+    group.add_argument("--config-json", metavar="FILE", type=location, help=words)
 
 
 def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:
@@ -105,9 +107,8 @@ def set_up_jax(devices: bool = True) -> None:
 
     from jaxcnn.distributed.processes import check_devices
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxcnn" / "xla"))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (cache := cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxcnn" / "xla"))
     if devices:
         check_devices()
 

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import Parser
+from jaxcnn.commands.options import Parser, picture
+from jaxcnn.locations import location
 
 
 def main(argv: list[str]) -> int:
     """Plot as `argv` says, and print a line with the best and the last score of each run."""
     parser = Parser("jaxcnn plot", description=__doc__)
-    parser.add_argument("workdir", metavar="DIR", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--out", metavar="PNG", type=Path, default=Path("curves.png"), help="default: curves.png")
+    parser.add_argument("workdir", metavar="DIR", nargs="+", type=location, help="folders of runs")
+    parser.add_argument("--out", metavar="PNG", type=picture, default=Path("curves.png"), help="default: curves.png")
     arguments = parser.parse_args(argv)
 
     from jaxcnn.figures.curves import curves

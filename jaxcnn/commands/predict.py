@@ -6,13 +6,13 @@ import json
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, picture, save, set_up_jax
+from jaxcnn.locations import location
 from jaxcnn.safe_files import printable, write_atomically
 
 _DRAWN = 36  # images in a picture
@@ -21,12 +21,12 @@ _DRAWN = 36  # images in a picture
 def main(argv: list[str]) -> int:
     """Predict as `argv` says; an unreadable image is reported, the rest go on, and the exit code is 2."""
     parser = Parser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="JPEG, PNG, WebP … files")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=location, help="JPEG, PNG, WebP … files")
+    parser.add_argument("--workdir", metavar="DIR", type=location, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", help="which one of the run (default: last)")
     parser.add_argument("--model", metavar="NAME", help="network of --weights, such as resnet50_tv")
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="torchvision's .safetensors or .pth, or a run")
-    parser.add_argument("--names", metavar="FILE", type=Path, help="names of the classes, one a line")
+    parser.add_argument("--weights", metavar="FILE", type=location, help="torchvision's .safetensors or .pth, or a run")
+    parser.add_argument("--names", metavar="FILE", type=location, help="names of the classes, one a line")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the run's or float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, of broken images too")
     parser.add_argument("--save", metavar="PNG", type=picture, help="draw the images with what they show")
@@ -142,7 +142,7 @@ def _print(prediction: Any, as_json: bool) -> None:
         about = {"error": prediction.error} if prediction.error else prediction.summary
         print(json.dumps({"image": prediction.name, **about}))
     elif not prediction.error:
-        print(f"{prediction.name}: {prediction.text}")
+        print(f"{printable(prediction.name)}: {prediction.text}")
 
 
 def _titles(drawn: list[Any]) -> list[str]:

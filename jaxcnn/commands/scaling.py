@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, config_of, count, parse, set_up_jax
+from jaxcnn.locations import location
 from jaxcnn.safe_files import make_writable
 from jaxcnn.scaling.study import Grid, Study, read_study, requests_of, sweep_of
 
@@ -40,9 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("jaxcnn scaling", description=__doc__, epilog=OVERRIDES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:ARG]", help="experiment file; it is Python and is executed")
-    what.add_argument("--config-json", metavar="FILE", type=Path, help="a config in JSON, such as a run's config.json")
+    what.add_argument(
+        "--config-json", metavar="FILE", type=location, help="a config in JSON, such as a run's config.json"
+    )
     words = "a study, such as experiments/scaling/weak.toml; the configs it names are executed"
-    what.add_argument("--study", metavar="FILE", type=Path, help=words)
+    what.add_argument("--study", metavar="FILE", type=location, help=words)
     add = parser.add_argument
     words = "tpu:v5e:4x4, tpu:v4:64, tpu:v5e:16x16:2 (two slices), gpu:h100:64; again"
     add("--topology", metavar="NAME", action="append", default=[], help=words)
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweep", metavar="KEY=V,V", action="append", default=[], help=words)
     words = "images a chip, whatever the slice: weak scaling (default: the global batch of the config, strong scaling)"
     add("--batch-per-chip", metavar="N,N", type=_counts, default=[], help=words)
-    add("--out", metavar="DIR", type=Path, required=True, help="folder of scaling.md, .csv, .json and pictures")
+    add("--out", metavar="DIR", type=location, required=True, help="folder of scaling.md, .csv, .json and pictures")
     add("--jobs", metavar="N", type=count, help="compilations at a time (default: as cores and memory allow)")
     add("--unfit", action="store_true", help="a program that does not fit is a result, and no error")
     add("--measure", action="store_true", help="run the step on this machine's devices, and compile for no other")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxcnn import UserError
 from jaxcnn.commands.children import Children
 from jaxcnn.commands.options import Parser
+from jaxcnn.locations import location
 from jaxcnn.safe_files import printable, write_atomically
 
 _INDEX = "SLURM_ARRAY_TASK_ID"
@@ -29,8 +30,8 @@ class Outcome(NamedTuple):
 def main(argv: list[str]) -> int:
     """Train what `argv` asks for and print the table; 1 or 2 where a run failed, 130 or 143 when a signal came."""
     parser = Parser("jaxcnn sweep", description=__doc__, epilog=_EPILOG)
-    parser.add_argument("file", metavar="FILE", type=Path, help="the sweep; the configs that it names are executed")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the runs' folders and tables")
+    parser.add_argument("file", metavar="FILE", type=location, help="a sweep; the configs it names are executed")
+    parser.add_argument("--out", metavar="DIR", type=location, required=True, help="folder of the runs and tables")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the runs with their numbers and states, and stop")
     what.add_argument("--task", metavar="I", type=_number, help="train the run of this number alone")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
+from jaxcnn.locations import location
 
 Overrides = list[tuple[str, str]]
 _PLATFORMS = ("cpu", "cuda", "tpu", "rocm")  # that jax.export knows
@@ -24,15 +25,19 @@ def main(argv: list[str]) -> int:
     words = "weights of torchvision or of a CIFAR ResNet's PyTorch port, or that export wrote, as a folder like a run's"
     command = commands.add_parser("import", help=words, description=words, epilog=OVERRIDES)
     command.add_argument("--model", metavar="NAME", required=True, help="network of FILE, such as resnet50_tv")
-    command.add_argument("--names", metavar="NAMES", type=Path, help="file with the names of the classes, one a line")
-    command.add_argument("file", metavar="FILE", type=Path, help="safetensors or torch's .pth; tensors only")
-    command.add_argument("out", metavar="OUT", type=Path, help="new folder: evaluate, predict and init_from take it")
+    command.add_argument("--names", metavar="NAMES", type=location, help="names of the classes, one a line")
+    command.add_argument("file", metavar="FILE", type=location, help="safetensors or torch's .pth; tensors only")
+    command.add_argument(
+        "out", metavar="OUT", type=location, help="new folder, which evaluate, predict and init_from take"
+    )
     command.set_defaults(do=_import)
 
     words = "weights of a run's checkpoint, as evaluation uses them, as safetensors or as a program that runs by itself"
     command = commands.add_parser("export", help=words, description=words)
-    command.add_argument("workdir", metavar="RUN", type=Path, help="folder of the run")
-    command.add_argument("file", metavar="FILE", type=Path, help="where to write, NAME.safetensors or NAME.stablehlo")
+    command.add_argument("workdir", metavar="RUN", type=location, help="folder of the run")
+    command.add_argument(
+        "file", metavar="FILE", type=location, help="where to write, NAME.safetensors or NAME.stablehlo"
+    )
     words = "safetensors (default), or stablehlo: network, weights and normalisation as a program of jax.export"
     command.add_argument("--format", choices=("safetensors", "stablehlo"), default="safetensors", help=words)
     words = "stablehlo: what the program is for, of cpu, cuda, tpu and rocm, joined by commas (default: cpu,cuda,tpu)"

@@ -45,6 +45,7 @@ Reader = Any  # `data.dataset.Reader`, whose module imports this one
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
 LEFT_BEHIND: list[threading.Thread] = []  # readers that still hang: Python would wait for them at exit
+_SHARED = "shared memory, /dev/shm, is too small (docker run --shm-size=2g; or fewer config.data.workers, 0 needs none)"
 _POLL = 0.1  # seconds between two looks at the workers, where there is no batch
 _GRACE = 2.0  # seconds in which the error of a worker that has died may come
 _CLOSING = 5.0  # seconds that the readers have to end by themselves, and again once their processes are killed
@@ -383,6 +384,8 @@ def _unborn() -> tuple[int, int] | None:
 
 def _named(error: BaseException, workers: set[BaseProcess]) -> BaseException:
     """Return `error`, or what it means where it is Grain's of a worker that died."""
+    if "No space left" in str(error) and workers:
+        return ReadingFault(f"a process that reads the data found no space: {_SHARED}; run the same command again")
     found = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
     if not isinstance(error, RuntimeError) or not found:
         return error
@@ -394,6 +397,8 @@ def _named(error: BaseException, workers: set[BaseProcess]) -> BaseException:
 def _died(code: int, who: str) -> ReadingFault:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     memory = ", as a system short of memory does (fewer config.data.workers need less)" if code == -9 else ""
+    if code == -signal.SIGBUS:
+        memory = f": {_SHARED}"
     return ReadingFault(f"{who} {how}{memory}; run the same command again to go on")
 
 

@@ -158,8 +158,10 @@ def check_devices() -> None:
 
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"JAX finds no device: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # JAX 0.10.2 asserts where JAX_PLATFORMS names a missing plugin.
+        named = os.environ.get("JAX_PLATFORMS", "")
+        fix = f"JAX_PLATFORMS={named} names no platform that is installed and works: unset it, or install jax[{named}]"
+        raise UserError(f"JAX finds no device: {f'{error}' or fix}") from error
 
 
 @contextmanager

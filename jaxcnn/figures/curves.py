@@ -37,5 +37,5 @@ def curves(runs: dict[str, list[dict[str, Any]]], headline: Sequence[Headline], 
             axes.set(yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="thick: evaluation, thin: training", fontsize=8, title_fontsize=8)
-    figure.savefig(out, dpi=120, format="png")
+    figure.savefig(out, dpi=120, format=out.suffix[1:].lower() or "png")
     return figure

@@ -110,7 +110,7 @@ def _shown(image: np.ndarray) -> np.ndarray:
 
 def _written(figure: Figure, out: Path | None) -> Figure:
     if out:
-        figure.savefig(out, dpi=120, format="png")
+        figure.savefig(out, dpi=120, format=out.suffix[1:].lower() or "png")
     return figure
 
 

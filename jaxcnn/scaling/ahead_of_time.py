@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from jaxcnn import UserError
+from jaxcnn import UserError, locations
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data import usable_cores
 from jaxcnn.data.dataset import Dataset
@@ -341,8 +341,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def cache_folder() -> Path:
     """Return where compiled programs are kept; JAXCNN_AOT_CACHE moves it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("JAXCNN_AOT_CACHE") or home / "jaxcnn" / "aot")
+    if given := os.environ.get("JAXCNN_AOT_CACHE"):
+        return locations.location(given, "JAXCNN_AOT_CACHE")
+    if home := locations.cache_folder():
+        return home / "jaxcnn" / "aot"
+    raise UserError("there is no home to keep compiled programs in: set JAXCNN_AOT_CACHE to a folder of yours")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from jaxcnn import UserError
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.sources import path_kind
+from jaxcnn.locations import location
 from jaxcnn.models.layers import match_norms
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
@@ -54,7 +55,9 @@ def restore_or_init(
     if config.init_from:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
-        loaded, words = load_variables(Path(config.init_from), fresh, best, data.image_shape, reset)
+        loaded, words = load_variables(
+            location(config.init_from, "config.init_from"), fresh, best, data.image_shape, reset
+        )
         if words and jax.process_index() == 0:
             print(words, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))

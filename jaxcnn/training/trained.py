@@ -33,6 +33,7 @@ from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt, Preemption
 from jaxcnn.distributed.processes import Team, check_devices
+from jaxcnn.locations import location
 from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer, shown
@@ -81,7 +82,7 @@ def train(
       UserError: the config, the data, the folder or a checkpoint do not fit together, or the loss is not finite.
       Interrupted: a signal came; what was done is saved, and the same call goes on from there.
     """
-    config, workdir, team = _recorded(config, model), Path(workdir), team or Team.here()
+    config, workdir, team = _recorded(config, model), location(workdir, "workdir"), team or Team.here()
     # Signals can be handled in the main thread alone; one that is not entered never has a signal.
     handles = interrupt is None and threading.current_thread() is threading.main_thread()
     own = Preemption() if team.processes > 1 else Interrupt()
@@ -466,7 +467,7 @@ def open_run(
     Raises:
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
-    workdir = Path(workdir)
+    workdir = location(workdir, "workdir")
     # A run opens on the devices that are here, however its training was distributed.
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
     config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])

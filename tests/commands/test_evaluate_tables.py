@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_run_is_refused_before_another_is_scored(workdir, ca
         (["--checkpoint=10,20", "--save=a.png"], "--save"),
         (["--average"], "--average"),
         (["--checkpoint=10,11"], "11"),
-        (["--confusion=a.jpg"], "a.png"),
+        (["--confusion=a.txt"], "a.txt"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words, named, workdir, capsys, monkeypatch, tmp_path):

@@ -183,7 +183,7 @@ def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
         ("--weights RUN --model resnet18", "holds tiny, not resnet18"),
         ("--workdir RUN --save a.png --explain ./b/../a.png", "would both write"),
         ("--workdir RUN --save ./image.png", "is one of the images"),
-        ("--workdir RUN --explain a.jpg", "written as PNG, name it a.png"),
+        ("--workdir RUN --explain a.txt", "a.txt"),
         ("--workdir RUN --dtype int8", "predict: argument --dtype: invalid choice"),
     ],
 )

@@ -136,6 +136,17 @@ def test_several_processes_that_jax_cannot_find_are_an_error_that_names_the_flag
     assert "300 s" in line
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no such backend"), AssertionError()])
+def test_a_platform_that_is_not_there_is_an_error_that_says_which(error, surroundings):
+    def devices():
+        raise error
+
+    surroundings.setenv("JAX_PLATFORMS", "cuda")
+    surroundings.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match="no such backend" if str(error) else "JAX_PLATFORMS=cuda"):
+        processes.check_devices()
+
+
 ALONE = """
 import os, signal
 from jaxcnn.distributed.processes import by_flags, joined

@@ -20,12 +20,13 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
+from jaxcnn.data.images.metadata import bare_png, jpeg_orientation, orientation_of, turn, upright
 from jaxcnn.safe_files import read_bytes
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
 MAX_BYTES = 2**30  # of a file: as many pixels of 16 bits in four channels take 800 MB
 # Pillow's parsers of these alone: it has forty more, some of which start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
 _warnings_lock = threading.Lock()  # Python's filters of warnings are the whole process's
 _COLOURS = {1: "GRAY", 3: "RGB"}
@@ -46,7 +47,7 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
         return pixels.reshape(*pixels.shape[:2], channels)
     header = read_header(image) if channels in (1, 3) else None
     if header:
-        return _turn(decode_jpeg(image, header, channels), header.orientation)
+        return turn(decode_jpeg(image, header, channels), header.orientation)
     pixels = np.asarray(_open(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -65,7 +66,7 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         return (header.width, header.height) if turned else (header.height, header.width)
     try:
         with _opened(image) as opened:
-            turned = opened.getexif().get(274, 1) >= 5
+            turned = orientation_of(opened) >= 5
             return (opened.width, opened.height) if turned else (opened.height, opened.width)
     except Exception as error:
         raise ValueError(_reason(image, error)) from error
@@ -82,13 +83,14 @@ def _open(data: bytes, channels: int) -> Image.Image:
     try:
         with _opened(data) as image:
             _check_pixels(image.width, image.height)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "F":
+            image.load()  # Some formats have their metadata behind the pixels.
+            turned = upright(image, orientation_of(image))
+            if turned.mode == "F":
                 raise ValueError("its pixels are fractions, whose range is not known")
-            if upright.mode.startswith("I"):  # 16 bits, in PGM as 32: Pillow would clip them at 255
-                deep = np.clip(np.asarray(upright), 0, 65535)
-                upright = Image.fromarray((deep >> 8).astype(np.uint8))
-            return upright if upright.mode == _MODES[channels] else upright.convert(_MODES[channels])
+            if turned.mode.startswith("I"):  # 16 bits, in PGM as 32: Pillow would clip them at 255
+                deep = np.clip(np.asarray(turned), 0, 65535)
+                turned = Image.fromarray((deep >> 8).astype(np.uint8))
+            return turned.convert(_MODES[channels])
     except Exception as error:  # the decoders meet damage with struct.error, IndexError, zlib.error and others
         raise ValueError(_reason(data, error)) from error
 
@@ -98,24 +100,13 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     """Open the bytes by Pillow, which warns of what it goes on without, such as a damaged EXIF block."""
     check_scans(data)
     quiet = warnings.catch_warnings(action="ignore")
-    with _warnings_lock, quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _warnings_lock, quiet, Image.open(io.BytesIO(bare_png(data)), formats=_FORMATS) as image:
         yield image
 
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width}×{height} pixels: more than {MAX_PIXELS:,} are refused")
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (H, W, C) as EXIF's orientation says."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -147,7 +138,9 @@ def read_header(data: bytes) -> Header | None:
     """Return the header of a JPEG of 8 bits, grey or YCbCr; None for all else, CMYK too: Pillow reads it."""
     if data[:2] != b"\xff\xd8":
         return None
-    at, orientation, end = 2, 1, len(data) - 9
+    at, end = 2, len(data) - 9
+    metadata: list[bytes] = []
+    size, frame, sequential = (0, 0), 0, True
     while at < end:
         if data[at] != 0xFF:
             return None
@@ -155,40 +148,38 @@ def read_header(data: bytes) -> Header | None:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
+        if marker == 0xDA and frame:  # the pixels; metadata may stand between the frame's header and them
+            break
         if marker in (0xC0, 0xC1, 0xC2):
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            if bits != 8 or components not in _COLOURS or not height or not width:
+            if bits != 8 or components not in _COLOURS or not height or not width or frame:
                 return None
-            return Header(height, width, orientation, at, marker != 0xC2)
-        if (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xD8, 0xD9, 0xDA) or length < 2:
+            size, frame, sequential = (height, width), at, marker != 0xC2
+        elif (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xD8, 0xD9, 0xDA):
             return None
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(data[at + 10 : at + 2 + length])
+        elif marker == 0xE1:
+            metadata.append(data[at + 4 : at + 2 + length])
+        if length < 2:
+            return None
         at += 2 + length
-    return None
+    if not frame:
+        return None
+    orientation = jpeg_orientation(metadata, lambda: _pillow_orientation(data)) if metadata else 1
+    return Header(*size, orientation, frame, sequential)
+
+
+def _pillow_orientation(data: bytes) -> int:
+    try:
+        with _opened(data) as image:
+            return orientation_of(image)
+    except Exception:  # whoever decodes it says what is wrong
+        return 1
 
 
 def check_scans(data: bytes) -> None:
     """Raise ValueError if `data` is a JPEG of so many scans that it is made to take minutes."""
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"it has {scans} scans: more than {_MOST_SCANS} are refused")
-
-
-def _orientation(tiff: bytes) -> int:
-    """Return tag 274 of EXIF's first directory; 1 where it is absent or damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    try:
-        if not order:
-            return 1
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(min(count, 64)):
-            tag, kind, values, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
-            if tag == 274:
-                return value if kind == 3 and values == 1 and 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
 
 
 def decode_jpeg(data: bytes, header: Header, channels: int, bottom: int = 0, scale: int = 1) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
 
 from jaxcnn import UserError
 from jaxcnn.data import usable_cores
+from jaxcnn.locations import location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,6 +180,11 @@ class Source(ABC):
         return ""
 
     @property
+    def left_out(self) -> dict[str, int]:
+        """Return how many files beside the examples are no images, by their ending; a source of files may have some."""
+        return {}
+
+    @property
     def fix(self) -> str:
         """Return what an error about one example advises."""
         return "get the data again"
@@ -288,7 +294,15 @@ def path_of(name: str) -> Path:
     kind, _, folder = name.partition(":")
     if not folder or "\0" in folder:
         raise UserError(f"cannot read the data set name {name!r}: write {KINDS[kind].form}")
-    return Path(os.path.abspath(os.path.expanduser(folder)))
+    return Path(os.path.abspath(location(folder, f"{kind}:")))
+
+
+def missing(name: str) -> str:
+    """Return what an error adds about a folder that is not there: a relative one may be meant from elsewhere."""
+    path = name.partition(":")[2]
+    if os.path.isabs(path) or path.startswith(("~", "file:")):
+        return ""
+    return f" ('{path}' counts from the folder that this runs in; --config.data.name gives a run another)"
 
 
 def is_plain(name: str) -> bool:

@@ -4,6 +4,7 @@ The files of a split stand in its order: class after class, in a class folder af
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_BYTES
-from jaxcnn.data.sources import Source, imagenet, path_of
+from jaxcnn.data.sources import Source, imagenet, missing, path_of
+from jaxcnn.locations import composed
 from jaxcnn.safe_files import printable, read_bytes
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")  # in any case
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
+    *(".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
+)  # in any case
+_NOT_OURS = ("__MACOSX",)  # macOS puts it into archives, with a file of its own for each of ours
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
@@ -31,32 +37,37 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         without = f": {root / split} has no folders, one of each class" if (root / split).is_dir() else ""
         raise UserError(f"{name} has no split '{split}'{without}: its splits are {', '.join(splits)}")
     classes = _folders(root / "train")
-    if wrong := sorted(classes ^ _folders(root / split)):
+    there = _folders(root / split)
+    if wrong := sorted(classes.keys() ^ there.keys()):
         unknown = [w for w in wrong if w not in classes]
         what = f"class '{unknown[0]}', which train has not" if unknown else f"no class '{wrong[0]}', which train has"
         raise UserError(f"{root / split} has {what}: both must have the same folders")
-    ids, files, labels = sorted(classes), [], []
-    for label, class_folder in enumerate(root / split / name for name in ids):
-        for _, paths in sorted(_walk(os.fsencode(class_folder))):
+    ids, files, labels, others = sorted(classes), [], [], Counter[str]()
+    for label, class_folder in enumerate(root / split / there[name] for name in ids):
+        for _, paths, endings in sorted(_walk(os.fsencode(class_folder))):
             files += paths
             labels += [label] * len(paths)
+            others.update(endings)
         if label not in labels[-1:]:
             kinds = " ".join(EXTENSIONS)
             raise UserError(f"{class_folder} has no image ({kinds}): add some, or remove the class from all splits")
     names = imagenet.readable(tuple(map(printable, ids)))  # to a file system a name need not be text
-    return _Folder(name, split, len(files), names, (None, None, 3), imagenet.MEAN, imagenet.STD, files, labels)
+    shape, endings = (None, None, 3), dict(others.most_common())
+    return _Folder(name, split, len(files), names, shape, imagenet.MEAN, imagenet.STD, files, labels, endings)
 
 
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
-    """Return the folders of DIR that have folders, `train` among them.
+    """Return the folders of DIR that have folders with images, `train` among them; others may hold annotations.
 
     Raises:
       UserError: DIR is missing, or has no train/CLASS.
     """
     root = path_of(name)
     if not root.is_dir():
-        raise UserError(f"{name}: there is no folder {root}: write folder:DIR, where DIR holds train/CLASS/…")
-    splits = [split for split in sorted(_folders(root)) if _folders(root / split)]
+        raise UserError(
+            f"{name}: there is no folder {root}{missing(name)}: write folder:DIR, where DIR holds train/CLASS/…"
+        )
+    splits = [name for name, folder in sorted(_folders(root).items()) if _is_split(root / folder)]
     if "train" not in splits:
         raise UserError(f"{root} has no train/CLASS folders: images must lie in {root}/train/CLASS and …/val/CLASS")
     return splits
@@ -71,12 +82,17 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 class _Folder(Source):
     files: list[bytes]  # paths; a hundred bytes each, 150 MB for all of ImageNet
     labels: list[int]
+    others: dict[str, int]
 
     def where(self, index: int) -> str:
         return f"{super().where(index)} ({self.file(index)})"
 
     def file(self, index: int) -> str:
         return os.fsdecode(self.files[index])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self.others
 
     @property
     def fix(self) -> str:
@@ -86,16 +102,32 @@ class _Folder(Source):
         return {"image": read_bytes(self.files[index], MAX_BYTES), "label": self.labels[index]}
 
 
-def _folders(path: Path) -> set[str]:
+def _folders(path: Path) -> dict[str, str]:
+    """Return the folders in a folder: their names, composed, so that those of all systems compare -> as they are."""
     try:
         with os.scandir(path) as entries:
-            return {e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
+            names = [e.name for e in entries if not e.name.startswith(".") and e.name not in _NOT_OURS and e.is_dir()]
     except OSError as error:
         raise UserError(f"cannot list the folder {path}: {error.strerror}") from error
+    folders = {composed(name): name for name in names}
+    if len(folders) < len(names):
+        twice = next(name for name in names if name not in folders.values())
+        raise UserError(f"{path} has '{twice}' twice, in two Unicode forms of one name: put their files together")
+    return folders
 
 
-def _walk(folder: bytes, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[bytes, list[bytes]]]:
+def _is_split(folder: Path) -> bool:
+    """Whether the folder has folders, and an image in one of them or deeper."""
+    inner = (os.fsencode(folder / name) for name in _folders(folder).values())
+    return any(images for path in inner for _, images, _ in _walk(path))
+
+
+def _walk(
+    folder: bytes, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[bytes, list[bytes], list[str]]]:
     """Yield a folder and those in it, each with the sorted paths of its images; links are followed.
+
+    Third come the endings of its other files, such as ".heic".
 
     Args:
       above: device and inode of the folders that this one is in.
@@ -109,7 +141,9 @@ def _walk(folder: bytes, above: frozenset[tuple[int, int]] = frozenset()) -> Ite
     except OSError as error:
         raise UserError(f"cannot list the folder {os.fsdecode(folder)}: {error.strerror}") from error
     images = sorted(name for name, is_folder in found if not is_folder and name.lower().endswith(_ENDINGS))
-    yield folder, [folder + b"/" + name for name in images]
+    others = [name for name, is_folder in found if not is_folder and not name.lower().endswith(_ENDINGS)]
+    endings = [printable(os.path.splitext(os.fsdecode(name))[1].lower()) or "without an ending" for name in others]
+    yield folder, [folder + b"/" + name for name in images], endings
     for name, is_folder in found:
         if is_folder:
             yield from _walk(folder + b"/" + name, above | {here})

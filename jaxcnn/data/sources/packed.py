@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.decode import MAX_PIXELS
-from jaxcnn.data.sources import KINDS, Source, is_plain, path_of
+from jaxcnn.data.sources import KINDS, Source, is_plain, missing, path_of
 from jaxcnn.safe_files import printable, read_json
 
 FORMAT, VERSION, MANIFEST = "jaxcnn packed images", 1, KINDS["packed"].marker
@@ -158,7 +158,9 @@ def read_manifest(name: str) -> Manifest:
     try:
         return _parse(read_json(path))
     except FileNotFoundError as error:
-        raise UserError(f"{name} is no packed data set, or is not finished: there is no {path}; {_PACK}") from error
+        raise UserError(
+            f"{name} is no packed data set, or is not finished: there is no {path}{missing(name)}; {_PACK}"
+        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {_PACK}") from error
     except ValueError as error:

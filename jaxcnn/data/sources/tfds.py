@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.sources import Source, imagenet, is_plain, one_line
+from jaxcnn.locations import location
 from jaxcnn.safe_files import printable, read_json
 
 ARRAY_RECORD = "array_record"
@@ -35,7 +36,9 @@ _CHANNELS = (1, 2, 3, 4)
 
 def data_root(data_dir: str = "") -> Path:
     """Return the folder of TFDS data sets: `data_dir`, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    given = data_dir or os.environ.get("TFDS_DATA_DIR")
+    # Without a home the folder is one that is not there: nothing is found, and `prepare` says so.
+    return location(given, "folder of TFDS") if given else Path(os.path.expanduser("~/tensorflow_datasets"))
 
 
 def find(data_dir: str = "") -> list[str]:

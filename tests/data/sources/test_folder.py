@@ -69,6 +69,31 @@ class TestExamples:
         )  # fmt: skip
         assert split_sizes(name) == {"train": 1}
 
+    @pytest.mark.parametrize("ending", ["jpg", "JPEG", "jpe", "jfif", "gif", "avif", "tif"])
+    def test_an_ending_of_an_image_is_one(self, write_folder, ending):
+        assert split_sizes(write_folder(f"train/a/1.{ending}")) == {"train": 1}
+
+    def test_other_files_are_counted_by_their_ending(self, write_folder):
+        source = make_source(
+            write_folder("train/a/1.png", "train/a/2.HEIC", "train/b/3.heic", "train/b/4.jpg", "train/b/x")
+        )
+        assert source.left_out == {".heic": 2, "without an ending": 1}
+
+    def test_folders_without_images_are_no_splits(self, write_folder):
+        name = write_folder(
+            "train/a/1.png", "val/a/1.png", "annotations/xmls/1.xml", "__MACOSX/train/1.png", "__MACOSX/val/1.png",
+            "train/__MACOSX/2.png", "docs/a/._1.jpg",
+        )  # fmt: skip
+        assert split_sizes(name) == {"train": 1, "val": 1}
+        assert make_source(name).class_names == ("a",)
+
+    def test_class_names_are_composed(self, write_folder):
+        name = write_folder("train/caf\u00e9/1.png", "val/cafe\u0301/1.png")
+        assert make_source(name).class_names == make_source(name, "val").class_names == ("caf\u00e9",)
+        write_folder("train/cafe\u0301/2.png")
+        with pytest.raises(UserError, match="twice"):
+            make_source(name)
+
     def test_links_are_followed_but_not_in_a_circle(self, write_folder, tmp_path):
         name = write_folder("train/a/1.png")
         write_folder("b/2.png", "b/3.png", folder="elsewhere")
@@ -111,6 +136,15 @@ def test_imagenet_has_words(write_folder):
 )
 def test_eval_split(write_folder, splits, expected):
     assert eval_split(write_folder(*(f"{split}/a/1.png" for split in splits))) == expected
+
+
+def test_a_relative_folder_read_from_elsewhere_says_so(write_folder, tmp_path, monkeypatch):
+    write_folder("train/a/1.png", folder="data")
+    monkeypatch.chdir(tmp_path)
+    assert len(make_source("folder:data")) == len(make_source("folder:./data")) == 1
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"config\.data\.name"):
+        make_source("folder:data")
 
 
 class TestErrors:

@@ -1,0 +1,74 @@
+"""Paths as users write them: `~`, file://, names composed otherwise; and the folders of a user who has no home."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from jaxcnn import UserError
+
+# `Path` has made one slash of two.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
+
+
+def location(text: str | Path, what: str = "a path") -> Path:
+    """Return the path on this machine's file systems that a user has written.
+
+    `~` and `~NAME` are homes, file:///DIR is /DIR. A name with accents that is not there is looked for in its other
+    Unicode forms: macOS decomposes what keyboards compose.
+
+    Raises:
+      UserError: it is an address, such as gs://…, of another machine; or there is no such home.
+    """
+    written = os.fspath(text)
+    if "\0" in written:
+        raise UserError(f"{what} {written!r} has a zero byte: write a path")
+    if re.match("file:/", written, re.IGNORECASE):
+        parts = urlsplit(re.sub("^file:/+", "file:///", written, flags=re.IGNORECASE), allow_fragments=False)
+        written = unquote(parts.path + (f"?{parts.query}" if parts.query else ""))
+    elif scheme := _ADDRESS.match(written):
+        raise UserError(
+            f"{what} {scheme[1]}://{written[scheme.end() :]} is an address, and jaxcnn reads and writes file systems "
+            f"alone: mount it ({_mount(scheme[1])}) and give the folder, or copy from and to a local folder"
+        )
+    path = Path(written)
+    if written.startswith("~"):
+        path = Path(os.path.expanduser(path))
+        if path.parts[0].startswith("~") and not path.exists():
+            raise UserError(f"{what} {written}: there is no such home: set HOME, or write the path in full")
+    return _as_it_is_composed(path)
+
+
+def _mount(scheme: str) -> str:
+    return {"gs": "gcsfuse BUCKET DIR", "s3": "mount-s3 BUCKET DIR"}.get(scheme, "by FUSE, such as rclone mount")
+
+
+def _as_it_is_composed(path: Path) -> Path:
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.lexists(form)), path)
+
+
+def composed(name: str) -> str:
+    """Return a name as all systems agree on it: its characters composed (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def cache_folder() -> Path | None:
+    """Return where programs keep what they can make again, XDG_CACHE_HOME or ~/.cache; None for a user without a home.
+
+    None, too, where that cannot be written to, as the home of a container that is read only.
+
+    A folder that all can write to, such as /tmp, is no place for it: compiled programs are executed.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(given or os.path.join(os.path.expanduser("~"), ".cache"))
+    if not folder.is_absolute():
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
