@@ -40,8 +40,8 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """
     height, width, channels = given["image_shape"]
     size = height_width(data["eval_size"] or data["image_size"]) or (height, width)
-    changed: dict[str, Any] = {"image_shape": (*size, channels)}
-    changed |= {key: tuple(data[key]) for key in ("mean", "std") if data[key]}
+    changed: dict[str, Any] = {"image_shape": [*size, channels]}
+    changed |= {key: list(data[key]) for key in ("mean", "std") if data[key]}
     if "resize" in given:
         changed["resize"] = data["resize"] or round(given["resize"] * max(size) / max(height, width))
     return {**given, **changed}

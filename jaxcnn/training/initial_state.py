@@ -199,12 +199,12 @@ def _head_of_classes(
         return jax.device_put(jnp.take(old, jnp.asarray(order), axis=-1), new.sharding) if order else new
 
     if order:
-        return jax.tree_util.tree_map_with_path(
-            change, loaded, fresh
-        ), f"the head follows the names of classes: {differ}"
-    if not reset_head:
+        words = f"the head follows the names of the classes: {differ}"
+    elif reset_head:
+        words = f"the head starts afresh: {differ}"
+    else:
         return loaded, f"the head is kept though {differ}: config.reset_head=True gives it fresh weights"
-    return jax.tree_util.tree_map_with_path(change, loaded, fresh), f"the head starts afresh: {differ}"
+    return jax.tree_util.tree_map_with_path(change, loaded, fresh), words
 
 
 def _differs_in_classes(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:
