@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxcnn import UserError
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
-from jaxcnn.data.expected import find_classes, same_names
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.expected import find_classes, of_weights, same_names
 from jaxcnn.data.sources import path_kind
 from jaxcnn.models.layers import match_norms
 from jaxcnn.tasks import create_task
@@ -60,8 +61,10 @@ def restore_or_init(
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
         loaded, words = load_variables(Path(config.init_from), fresh, best, data.input, reset)
-        if words and jax.process_index() == 0:
-            print(words, file=sys.stderr, flush=True)
+        taken = of_weights(config, input_to_start_from(config, None))[1] if isinstance(data, Dataset) else ""
+        for line in filter(None, [taken and f"images as of {config.init_from}: {taken}", words]):
+            if jax.process_index() == 0:
+                print(line, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
     return 0, state, {}
 

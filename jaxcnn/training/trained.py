@@ -134,12 +134,10 @@ def _parts(
     check_devices()
     if data is None:
         known = input_to_start_from(config, workdir)
-        taking, words = of_weights(config, known)
+        taking, _ = of_weights(config, known)
         weights = Network(f"config.init_from={config.init_from}", known["image_shape"][2]) if known else None
         part = Slice(jax.process_index(), jax.process_count())
         data = Dataset(taking, part, targets=create_task(config).targets, network=weights)
-        if words and part.process == 0:
-            print(f"images     {words}, {config.init_from}", file=sys.stderr, flush=True)
     return _network(config, data.num_classes, data.image_shape, model), data
 
 
