@@ -117,7 +117,7 @@ KEYS: dict[str, Row] = {
     "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),
     "keep_last": (3, _at_least(1), "newest checkpoints kept; the best by evaluation is kept besides"),
     "init_from": ("", _ANY, "run folder or checkpoint whose weights training starts from ('': fresh)"),
-    "reset_head": (False, _ANY, "init_from: give the head fresh weights where the number of classes differs"),
+    "reset_head": (False, _ANY, "init_from: give the head fresh weights where the classes differ"),
     "task.name": ("classification", Rule(lambda v: v in TASK_KEYS, " | ".join(TASK_KEYS)),
                   "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),

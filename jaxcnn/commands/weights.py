@@ -76,14 +76,19 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Make a folder that becomes `out` once all in it is written, and is removed if not."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    # An empty folder that is there stays the same one: a shell may stand in it, or a disk be mounted there.
+    folder = out / f".{os.getpid()}.tmp" if out.is_dir() else out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}; name another") from error
     try:
         yield folder
-        folder.replace(out)
+        if folder.parent == out:
+            for entry in sorted(folder.iterdir()):  # checkpoints, then config.json: without it there is no run
+                entry.replace(out / entry.name)
+        else:
+            folder.replace(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -21,6 +21,7 @@ from jaxcnn import UserError
 from jaxcnn.config import height_width
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
+from jaxcnn.data.expected import Network, brought_to
 from jaxcnn.data.images import augment_device, augment_host
 from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
 from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
@@ -191,6 +192,7 @@ class Dataset:
       training: False where nothing is trained: then a batch may be larger than the training set.
       targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
         (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
+      network: that there is already, which the images and labels are for; None: one is made for the data.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -198,21 +200,24 @@ class Dataset:
 
     def __init__(
         self, config: Any, part: Slice = WHOLE, training: bool = True,
-        targets: Callable[[Any], Any] | None = None,
+        targets: Callable[[Any], Any] | None = None, network: Network | None = None,
     ):  # fmt: skip
         data = config.data
         self.config, self.part, self.targets = config, part, targets
         self.train = make_source(data.name, data.train_split, data_dir=data.dir)
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
-        self.num_classes = config.model.num_classes or self.train.num_classes
+        known = network.classes if network else None
+        if network:
+            self.train, self.eval = (brought_to(network, source) for source in (self.train, self.eval))
+        self.num_classes = len(known or ()) or config.model.num_classes or self.train.num_classes
         if self.num_classes < self.train.num_classes:
             raise UserError(
                 f"config.model.num_classes={self.num_classes} is less than "
                 f"the {self.train.num_classes} classes of {data.name}"
             )
         spare = range(self.train.num_classes, self.num_classes)  # a wider head than the data needs
-        self.class_names = (*self.train.class_names, *map(str, spare))
+        self.class_names = tuple(known or (*self.train.class_names, *map(str, spare)))
         sizes, eval_sizes = self._sizes()
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean = self._per_channel("mean", data.mean or self.train.mean)

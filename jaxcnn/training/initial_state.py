@@ -2,22 +2,28 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn import UserError
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.expected import find_classes, of_weights, same_names
 from jaxcnn.data.sources import path_kind
 from jaxcnn.locations import location
 from jaxcnn.models.layers import match_norms
+from jaxcnn.tasks import create_task
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import TrainState, path_name, shapes_of
+from jaxcnn.weights.files import checked_input
 
 
 def check_resume(config: Config, workdir: Path) -> None:
@@ -55,11 +61,11 @@ def restore_or_init(
     if config.init_from:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
-        loaded, words = load_variables(
-            location(config.init_from, "config.init_from"), fresh, best, data.image_shape, reset
-        )
-        if words and jax.process_index() == 0:
-            print(words, file=sys.stderr, flush=True)
+        loaded, words = load_variables(location(config.init_from, "config.init_from"), fresh, best, data.input, reset)
+        taken = of_weights(config, input_to_start_from(config, None))[1] if isinstance(data, Dataset) else ""
+        for line in filter(None, [taken and f"images as of {config.init_from}: {taken}", words]):
+            if jax.process_index() == 0:
+                print(line, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
     return 0, state, {}
 
@@ -84,15 +90,56 @@ def check_norm(saved: dict[str, Any], config: Config, program: Program) -> None:
         )
 
 
+def input_to_start_from(config: Config, workdir: Path | None) -> dict[str, Any]:
+    """Return the "input" of the weights that `config.init_from` names, {} of none, or of those that do not say.
+
+    A run that goes on has taken from them what it needed: its own checkpoints say that, and the weights may be gone.
+
+    Raises:
+      UserError: there are no such weights.
+    """
+    if not config.init_from:
+        return {}
+    best = create_task(config).best
+    if workdir and any((workdir / "checkpoints").glob("[0-9]*")):
+        own = Checkpoints(workdir, best)
+        for step in reversed(own.steps):
+            with suppress(UserError):  # A damaged one is for `restore_or_init` to name.
+                return _input(own.info(step))
+    checkpoints, step = _weights_of(location(config.init_from, "config.init_from"), best)
+    return _input(checkpoints.info(step))
+
+
+def _input(info: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return checked_input(info.get("input"), info.get("num_classes"))
+    except ValueError:
+        return {}
+
+
+def _weights_of(path: Path, best: tuple[str, str]) -> tuple[Checkpoints, int]:
+    """Return the checkpoints and the step that `config.init_from` means."""
+    if path.is_file():
+        raise UserError(
+            f"config.init_from={path} is a file: make a folder of it first, "
+            f"`jaxcnn weights import --model NAME {path} OUT`, and start from OUT"
+        )
+    run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
+    checkpoints = Checkpoints(run, best)
+    return checkpoints, checkpoints.resolve(which)
+
+
 def load_variables(
-    path: Path, fresh: Tree, best: tuple[str, str], image_shape: Sequence[int] = (), reset_head: bool = False
+    path: Path, fresh: Tree, best: tuple[str, str], images: Mapping[str, Any] | None = None, reset_head: bool = False
 ) -> tuple[Tree, str]:
-    """The weights to start from: of a run's folder (its best checkpoint) or of one checkpoint, RUN/checkpoints/STEP.
+    """Return the weights to start from: a run's folder (its best checkpoint) or one checkpoint, RUN/checkpoints/STEP.
+
+    A head of the same classes in another order is put in this run's.
 
     Args:
       fresh: {"params", "batch_stats"} of step 0, on the devices that the result is to be on.
-      image_shape: (H, W, C) of this run's images, for the error.
-      reset_head: whether heads, auxiliary ones too, stay fresh where the number of classes differs.
+      images: the "input" of this run's data: "image_shape" (H, W, C), for the error, and "class_names".
+      reset_head: whether heads, auxiliary ones too, stay fresh where the classes differ, in number or by name.
 
     Returns:
       The weights, and what the log is to say of them ("" for nothing). The norms of either network may be frozen.
@@ -101,24 +148,20 @@ def load_variables(
       UserError: there is no checkpoint; or it is of another model, of images that other weights go with, or, without
         `reset_head`, of another number of classes.
     """
-    if path.is_file():
-        raise UserError(
-            f"config.init_from={path} is a file: make a folder of it first, "
-            f"`jaxcnn weights import --model NAME {path} OUT`, and start from OUT"
-        )
-    run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
-    checkpoints = Checkpoints(run, best)
-    step = checkpoints.resolve(which)
-    checkpoints.info(step)  # refuses another format
+    images = images or {}
+    checkpoints, step = _weights_of(path, best)
+    info = checkpoints.info(step)  # refuses another format
     saved = checkpoints.variable_shapes(step)
     asked = match_norms(fresh, saved)  # frozen norms keep their affine in another collection than ordinary ones
     now = shapes_of(asked)
     heads = [key for key in now if _differs_in_classes(key, saved.get(key, ()), now[key])]
     if not heads or saved | {key: now[key] for key in heads} != now:
         try:
-            return match_norms(checkpoints.restore_variables(step, asked), fresh), ""
+            loaded = checkpoints.restore_variables(step, asked)
         except UserError as error:
-            raise UserError(f"{error}{_other_images(checkpoints.info(step), image_shape)}") from error
+            raise UserError(f"{error}{_other_images(info, images.get('image_shape', ()))}") from error
+        kept, words = _head_of_classes(path, loaded, asked, _input(info).get("class_names"), images, reset_head)
+        return match_norms(kept, fresh), words
     there, here = saved[heads[0]][-1], now[heads[0]][-1]
     if not reset_head:
         raise UserError(
@@ -135,6 +178,37 @@ def load_variables(
     loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, asked))
     merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, asked)
     return match_norms(merged, fresh), f"the head starts afresh: {there} classes in {path}, {here} here"
+
+
+def _head_of_classes(
+    path: Path, loaded: Tree, fresh: Tree, saved: Sequence[str] | None, images: Mapping[str, Any], reset_head: bool
+) -> tuple[Tree, str]:
+    """Return the weights with heads for this run's classes, as many as those they were trained on, and words of it."""
+    here: Sequence[str] = images.get("class_names", ())
+    if not saved or len(saved) != len(here):
+        return loaded, ""
+    if same_names(saved, here):
+        return loaded, f"the head is kept: its classes in {path} are those of this run" if reset_head else ""
+    first = next(i for i, (old, new) in enumerate(zip(saved, here, strict=True)) if not same_names([old], [new]))
+    differ = f"class {first} is '{saved[first]}' in {path}, '{here[first]}' here"
+    order: tuple[int, ...] = ()
+    with suppress(UserError):
+        order = find_classes(saved, here, str(path), "this run")
+    if order == tuple(range(len(here))):  # one of the two has numbers for names
+        return loaded, f"the head is kept, class by class in their order: {differ}"
+
+    def change(keys: Any, old: Any, new: Any) -> Any:
+        if path_name(keys).split("/")[-2] != "head" or old.shape[-1:] != (len(here),):
+            return old
+        return jax.device_put(jnp.take(old, jnp.asarray(order), axis=-1), new.sharding) if order else new
+
+    if order:
+        words = f"the head follows the names of the classes: {differ}"
+    elif reset_head:
+        words = f"the head starts afresh: {differ}"
+    else:
+        return loaded, f"the head is kept though {differ}: config.reset_head=True gives it fresh weights"
+    return jax.tree_util.tree_map_with_path(change, loaded, fresh), words
 
 
 def _differs_in_classes(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -23,10 +23,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn import UserError
-from jaxcnn.config import SIZES, Config, base_config, height_width, validate
+from jaxcnn.config import Config, base_config, validate
 from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.expected import Network, of_weights, with_settings
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
@@ -41,7 +42,7 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import Evaluation, densely, evaluate_rows, make_crops_step
-from jaxcnn.training.initial_state import check_resume
+from jaxcnn.training.initial_state import check_resume, input_to_start_from
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
@@ -87,7 +88,7 @@ def train(
     handles = interrupt is None and threading.current_thread() is threading.main_thread()
     own = Preemption() if team.processes > 1 else Interrupt()
     with own if handles else nullcontext(interrupt or own) as interrupt, _one_run(team, config, workdir):
-        model, data = _parts(config, model, data)
+        model, data = _parts(config, model, data, workdir)
         return loop.train(config, workdir, model, data, interrupt)
 
 
@@ -123,11 +124,21 @@ def _recorded(config: Config, model: nn.Module | None) -> Config:
     return config
 
 
-def _parts(config: Config, model: nn.Module | None, data: Data | None) -> tuple[nn.Module, Data]:
-    """Return the network and the data set of a config, but for those that are given."""
+def _parts(
+    config: Config, model: nn.Module | None, data: Data | None, workdir: Path | None = None
+) -> tuple[nn.Module, Data]:
+    """Return the network and the data set of a config, but for those that are given.
+
+    Args:
+      workdir: of a run that may go on: its own checkpoints then know what it takes of `config.init_from`.
+    """
     check_devices()
-    part = Slice(jax.process_index(), jax.process_count())
-    data = Dataset(config, part, targets=create_task(config).targets) if data is None else data
+    if data is None:
+        known = input_to_start_from(config, workdir)
+        taking, _ = of_weights(config, known)
+        weights = Network(f"config.init_from={config.init_from}", known["image_shape"][2]) if known else None
+        part = Slice(jax.process_index(), jax.process_count())
+        data = Dataset(taking, part, targets=create_task(config).targets, network=weights)
     return _network(config, data.num_classes, data.image_shape, model), data
 
 
@@ -424,13 +435,9 @@ class TrainedModel:
         config.global_batch_size += -config.global_batch_size % self.mesh.size
         config.data.resident = False  # What is read once need not stay on the devices.
         part = Slice(jax.process_index(), jax.process_count())
-        data = Dataset(config, part, training=False, targets=self.task.targets)
-        if data.num_classes != len(self.input["class_names"]):
-            raise UserError(
-                f"{self.source} has {len(self.input['class_names'])} classes, {config.data.name} {data.num_classes}: "
-                "set config.data.name to a data set of its classes"
-            )
-        return config, data
+        config, _ = of_weights(config, self.input)
+        network = Network(self.source, self.input["image_shape"][2], self.input["class_names"])
+        return config, Dataset(config, part, training=False, targets=self.task.targets, network=network)
 
     def _views(
         self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program, per_example: bool
@@ -488,6 +495,7 @@ def open_run(
         given = checked_input(info.get("input"), info.get("num_classes"))
     except ValueError as error:
         raise UserError(f"checkpoint {step} of {workdir} is damaged: of its 'info', {error}") from error
+    given = _overridden(given, config, overrides)
     model = _network(config, info["num_classes"], given["image_shape"], model)
     shapes = jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"]))
     sharding = replicated(mesh)
@@ -547,10 +555,12 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
             "data.image_size": given["image_shape"][:2], "data.mean": given["mean"], "data.std": given["std"],
         }  # fmt: skip
     _override(config, values | overrides)
-    size = height_width(config.data.eval_size or config.data.image_size)
-    if overrides.keys() & SIZES and size:
-        if "resize" in given:  # The crop keeps its share of the image.
-            given["resize"] = round(given["resize"] * max(size) / max(given["image_shape"][:2]))
-        given["image_shape"] = (*size, given["image_shape"][2])
-    given |= {leaf: getattr(config.data, leaf) for leaf in ("mean", "std") if f"data.{leaf}" in overrides}
-    return config, given
+    return config, _overridden(given, config, overrides)
+
+
+def _overridden(given: dict[str, Any], config: Config, overrides: Overrides) -> dict[str, Any]:
+    """Return the "input" of weights, but for the keys of `config.data` that `overrides` set."""
+    keys = dict(overrides).keys()
+    own = {leaf: config.data[leaf] if f"data.{leaf}" in keys else () for leaf in ("mean", "std")}
+    own |= {leaf: config.data[leaf] if f"data.{leaf}" in keys else 0 for leaf in ("image_size", "eval_size", "resize")}
+    return with_settings(given, own)

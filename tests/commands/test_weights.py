@@ -96,7 +96,7 @@ def test_an_imported_folder_evaluates_and_says_where_the_data_does_not_fit(impor
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["model"] == "resnet18"
     assert scores["eval/examples"] > 0
-    assert "imported has 5 classes, synthetic:7:48 7" in refused(*words, "--config.data.name=synthetic:7:48")
+    assert "5 classes, 7 there" in refused(*words, "--config.data.name=synthetic:7:48")
     grey = [*words, "--config.data.name=digits", "--config.data.mean=", "--config.data.std="]
     assert "imported has 5 classes, digits 10" in refused(*grey)
 
@@ -107,7 +107,8 @@ def test_images_of_another_shape_than_the_weights_are_told(tmp_path, refused, ca
     assert cli.main(["weights", "import", "--model", "resnet20", str(source), str(tmp_path / "out")]) == 0
     grey = ["--config.data.name=digits", "--config.data.mean=", "--config.data.std=", "--config.data.image_size=0"]
     line = refused("evaluate", "--workdir", tmp_path / "out", *grey)
-    assert "takes images of 32×32×3, those of digits are 8×8×1" in line
+    assert "3 channels (colour)" in line
+    assert "1 channel (grey)" in line
 
 
 def test_names_of_classes_can_be_given(published, tmp_path, refused, capsys):

@@ -301,9 +301,9 @@ def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
 @pytest.mark.parametrize("reset_head", [False, True])
 def test_weights_of_other_images_are_refused_whatever_the_head(classes, reset_head, imported):
     with pytest.raises(UserError, match=r"fc6/kernel is .*Its images are 32×32×3, this run's 40×40×3"):
-        load_variables(imported, variables(classes, side=5), BEST, (40, 40, 3), reset_head)
+        load_variables(imported, variables(classes, side=5), BEST, {"image_shape": (40, 40, 3)}, reset_head)
     with pytest.raises(UserError) as caught:
-        load_variables(imported, variables(classes, side=5), BEST, (32, 32, 3), reset_head)
+        load_variables(imported, variables(classes, side=5), BEST, {"image_shape": (32, 32, 3)}, reset_head)
     assert "Its images" not in str(caught.value)
 
 

@@ -27,30 +27,29 @@ _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
     """Return the source of `folder:DIR`, of the files in DIR/SPLIT.
 
-    The classes are the folders of DIR/train, by name; ImageNet's ids are given their words.
+    The classes are the folders of DIR/train, by name; ImageNet's ids are given their words. Other splits may
+    lack some of them.
 
     Raises:
-      UserError: DIR or the split is missing, has no class or another than DIR/train, or a class has no image.
+      UserError: DIR or the split is missing, has a class that DIR/train lacks, or the folder of a class has no image.
     """
     root, splits = path_of(name), labelled_splits(name)
     if split not in splits:
         without = f": {root / split} has no folders, one of each class" if (root / split).is_dir() else ""
         raise UserError(f"{name} has no split '{split}'{without}: its splits are {', '.join(splits)}")
     classes = _folders(root / "train")
-    there = _folders(root / split)
-    if wrong := sorted(classes.keys() ^ there.keys()):
-        unknown = [w for w in wrong if w not in classes]
-        what = f"class '{unknown[0]}', which train has not" if unknown else f"no class '{wrong[0]}', which train has"
-        raise UserError(f"{root / split} has {what}: both must have the same folders")
+    here = _folders(root / split)
+    if unknown := sorted(here.keys() - classes.keys()):
+        raise UserError(f"{root / split} has class '{unknown[0]}', which train lacks: rename or remove its folder")
     ids, files, labels, others = sorted(classes), [], [], Counter[str]()
-    for label, class_folder in enumerate(root / split / there[name] for name in ids):
+    for label, class_folder in ((label, root / split / here[name]) for label, name in enumerate(ids) if name in here):
         for _, paths, endings in sorted(_walk(os.fsencode(class_folder))):
             files += paths
             labels += [label] * len(paths)
             others.update(endings)
         if label not in labels[-1:]:
             kinds = " ".join(EXTENSIONS)
-            raise UserError(f"{class_folder} has no image ({kinds}): add some, or remove the class from all splits")
+            raise UserError(f"{class_folder} has no image ({kinds}): add some, or remove the folder")
     names = imagenet.readable(tuple(map(printable, ids)))  # to a file system a name need not be text
     shape, endings = (None, None, 3), dict(others.most_common())
     return _Folder(name, split, len(files), names, shape, imagenet.MEAN, imagenet.STD, files, labels, endings)
@@ -85,10 +84,10 @@ class _Folder(Source):
     others: dict[str, int]
 
     def where(self, index: int) -> str:
-        return f"{super().where(index)} ({self.file(index)})"
+        return f"{super().where(index)} ({os.fsdecode(self.files[index])})"
 
     def file(self, index: int) -> str:
-        return os.fsdecode(self.files[index])
+        return os.path.relpath(os.fsdecode(self.files[index]), path_of(self.name) / self.split)
 
     @property
     def left_out(self) -> dict[str, int]:

@@ -170,11 +170,11 @@ class TestErrors:
 
     def test_classes_differ(self, write_folder):
         name = write_folder("train/a/1.png", "train/b/1.png", "val/a/1.png", "test/a/1.png", "test/b/1.png", "test/c/x")
-        self.fails(name, "/val has no class 'b', which train has", split="val")
-        self.fails(name, "/test has class 'c', which train has not", split="test")
+        assert make_source(name, "val").class_names == ("a", "b"), "a split may lack a class"
+        self.fails(name, "/test has class 'c'", split="test")
 
     def test_empty_class(self, write_folder):
-        self.fails(write_folder("train/a/1.png", "train/b/1.txt"), "/train/b has no image (.jpg ", "remove the class")
+        self.fails(write_folder("train/a/1.png", "train/b/1.txt"), "/train/b has no image (.jpg ", "remove the folder")
 
     @pytest.mark.parametrize("damage", [b"", b"text", None])
     def test_broken_image(self, write_folder, tmp_path, damage):
