@@ -22,7 +22,7 @@ from jaxcnn.distributed.interrupt import Interrupt, Preemption, end_process
 from jaxcnn.safe_files import printable
 
 _FOREVER = 2**31 - 1  # milliseconds; whoever waits so long is ended by JAX once another process dies
-_FAREWELL = 5000  # milliseconds in which all processes hear why they end
+_FAREWELL = 5000  # milliseconds in which all processes hear why they end, and for which process 0 then stays
 _END = "jaxcnn/end"
 _shared = itertools.count()  # numbers what is shared, which all processes do in the same order
 
@@ -225,8 +225,7 @@ def _listen(team: Team) -> None:
     with suppress(jax.errors.JaxRuntimeError):
         process, code, words = json.loads(client.blocking_key_value_get(_END, _FOREVER))
         if process != team.process:
-            with suppress(jax.errors.JaxRuntimeError):
-                client.wait_at_barrier(_END, _FAREWELL)
+            _part(team, client)
             end_process(code, words)
 
 
@@ -246,9 +245,18 @@ def _end_all(team: Team, error: BaseException, heartbeat_timeout: float) -> None
     try:
         client.key_value_set(_END, json.dumps([team.process, code, f"{team}: {words}"]))
     except jax.errors.JaxRuntimeError:
-        time.sleep(2 * _FAREWELL / 1000)  # Another process was first, and the listener ends this one by its words.
+        time.sleep(3 * _FAREWELL / 1000)  # Another process was first, and the listener ends this one by its words.
+    _part(team, client)
+
+
+def _part(team: Team, client: Any) -> None:
+    """Wait until all processes know why they end; JAX would abort one that outlives the service in process 0."""
+    import jax
+
     with suppress(jax.errors.JaxRuntimeError):
         client.wait_at_barrier(_END, _FAREWELL)
+    if team.process == 0:
+        time.sleep(_FAREWELL / 1000)
 
 
 def _may_follow(error: BaseException | None) -> bool:

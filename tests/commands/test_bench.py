@@ -19,7 +19,7 @@ from tiny_experiment import experiment_text
 from jaxcnn import cli, models
 from jaxcnn.commands import bench as command
 from jaxcnn.data import usable_cores
-from jaxcnn.training import profile, throughput
+from jaxcnn.training import loop, profile, throughput
 
 EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
 THROUGHPUT = Path(__file__).parents[2] / "experiments" / "throughput"
@@ -157,7 +157,7 @@ def test_each_part_is_measured_without_the_other(monkeypatch):
         return state + 1, mock.Mock(is_ready=lambda: True)
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(throughput, "on_devices", lambda batches, mesh: batches)
+    monkeypatch.setattr(loop, "on_devices", lambda batches, mesh: batches)
     monkeypatch.setattr(jax, "device_get", lambda value: value)
     config, data = mock.Mock(global_batch_size=12, data=mock.Mock(resident=False)), Data()
     measured = throughput.measure(config, data, mock.Mock(), 0, step, steps=4, warmup=2, repeats=2)  # type: ignore[arg-type]

@@ -34,6 +34,11 @@ def batches(self, start, stop):
 
 dataset.Dataset.train_batches = batches
 """
+# These tests have loaded JAX, which warns of every fork; the command has not.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 SETTINGS = {"steps": 20, "global_batch_size": 32, "log_every": 2, "checkpoint_every": 2, "eval_every": 20}
 SEEDS = '[[run]]\nconfig = "tiny.py"\nseeds = [1, 2, 3]\n'
 
