@@ -45,8 +45,8 @@ MAY_DIFFER = {
     *("mesh.data", "mesh.model", "mesh.placement", "remat"),
 }
 # Other programs lie beside the experiments: those have a get_config().
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FILES = sorted(path for path in EXPERIMENTS.glob("*/*.py") if "\ndef get_config(" in path.read_text())
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = sorted(path for path in FOLDER.glob("*/*.py") if "\ndef get_config(" in path.read_text())
 # Every FILE, or FILE:ARGUMENT where a file has several recipes, as --config takes them.
 EXPERIMENTS = [
     f"{path}:{name}" if name else str(path)
