@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxcnn import UserError
 from jaxcnn.config import OPEN, Config, base_config, flatten, group_of, keys_of, typed, unknown_key, validate
+from jaxcnn.locations import location
 from jaxcnn.safe_files import read_json, shown
 
 _MOST = 2**20  # bytes of a config in JSON, which has some three thousand
@@ -93,7 +94,7 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
 
 def split_argument(path: str | Path) -> tuple[Path, tuple[str, ...]]:
     """Return the file of FILE or FILE:ARGUMENT, and its argument in a tuple that is empty where there is none."""
-    text = str(path)
+    text = str(location(path, "--config"))
     colons = [i for i, letter in enumerate(text) if letter == ":"]
     for end in reversed([*colons, len(text)]):  # a path may hold colons: the longest one that exists is the file
         if Path(text[:end]).is_file():

@@ -9,6 +9,7 @@ import pytest
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import picture, save
+from jaxcnn.configfile import split_argument
 from jaxcnn.locations import cache_folder, location
 
 
@@ -77,3 +78,11 @@ def test_a_picture_has_the_format_of_its_ending(ending, start, tmp_path):
 def test_a_picture_of_another_ending_is_refused():
     with pytest.raises(argparse.ArgumentTypeError, match=r"x\.txt"):
         picture("x.txt")
+
+
+def test_an_experiment_is_found_in_the_home_and_by_its_address(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (file := tmp_path / "e.py").write_text("")
+    for text in ("~/e.py", f"file://{file}", str(file)):
+        assert split_argument(text) == (file, ())
+        assert split_argument(f"{text}:small") == (file, ("small",))

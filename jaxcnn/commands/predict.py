@@ -89,7 +89,7 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
 
 def _npz(text: str) -> Path:
     """Return the path of an .npz to write, for argparse."""
-    path = Path(text)
+    path = location(text, "--out")
     if path.suffix != ".npz":
         raise argparse.ArgumentTypeError(f"{text}: arrays are written as NPZ, name it {path.with_suffix('.npz')}")
     return path

@@ -131,6 +131,17 @@ class Relabelled(Source):
     source: Source
     labels: tuple[int, ...]
 
+    @property
+    def by_place(self) -> str:
+        """Return words of classes that were found by their place, for want of names on one side; "" of names."""
+        names = self.source.class_names
+        pairs = [(ours, theirs) for ours, theirs in zip(self.class_names, names, strict=False) if ours != theirs]
+        if len(names) != len(self.class_names) or self.labels != tuple(range(len(names))) or not pairs:
+            return ""
+        if same_names(self.class_names, names):
+            return ""
+        return f"its classes are taken in their order, not by name: '{pairs[0][1]}' is '{pairs[0][0]}' of the network"
+
     def read(self, index: SupportsIndex) -> dict[str, Any]:
         """Return example `index` with the network's label."""
         example = self.source.read(index)

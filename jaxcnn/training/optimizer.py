@@ -93,10 +93,20 @@ def missed_rates(config: Config, steps_per_epoch: Fraction | int) -> list[str]:
             f"optimizer.warmup_epochs={optimizer.warmup_epochs:g} is less than half a step, so there is no warm-up: "
             "lengthen it, or set it to 0"
         )
-    if early := [step for step in points if step < warmup]:
+    if early := [step for step in points if step <= warmup]:
+        where, shorten = (
+            (f"within the warm-up of {warmup:,} steps", ", or shorten the warm-up")
+            if warmup
+            else ("with the first one", "")
+        )
         missed.append(
-            f"the rate decays at step {early[0]:,}, within the warm-up of {warmup:,} steps, and never reaches "
-            f"{peak_rate(config):g}: decay later, or shorten the warm-up"
+            f"the rate decays at step {early[0]:,}, {where}, and never reaches {peak_rate(config):g}: "
+            f"decay later{shorten}"
+        )
+    if shared := [(step, count) for step, count in Counter(points).items() if count > 1 and warmup < step < total]:
+        missed.append(
+            f"{shared[0][1]} points of decay are one step, {shared[0][0]:,}, where the rate falls by all of them: "
+            "write one of them, or set them further apart"
         )
     if late := [step for step in points if step >= total]:
         missed.append(

@@ -27,7 +27,7 @@ from jaxcnn.config import Config, base_config, validate
 from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.expected import Network, of_weights, with_settings
+from jaxcnn.data.expected import Network, Relabelled, of_weights, with_settings
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
@@ -412,6 +412,8 @@ class TrainedModel:
             step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
         )  # fmt: skip
+        if isinstance(data.eval, Relabelled) and data.eval.by_place and jax.process_index() == 0:
+            print(f"{config.data.name}: {data.eval.by_place}", file=sys.stderr)
         if not scores["eval/examples"]:
             first = next(iter(data.complaints(0)), "it is empty")
             raise UserError(f"nothing of {config.data.name} was scored: {first}: replace the files")

@@ -33,8 +33,12 @@ _DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_REPEAT = 16  # tied weights and expanded ones repeat a storage: up to this many times the file's size in all
 # Where trainers keep a network within a checkpoint, and what wrappers of a network put before its names.
-_NESTING = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel and AveragedModel, torch.compile, Lightning
+_NESTING = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema", "module"),
+    *("ema_state_dict", "model_state", "weights", "params_ema", "params"),
+)
+# DistributedDataParallel and AveragedModel, torch.compile, Lightning
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # What the parsers say of bytes that are not of their format.
 _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile, EOFError, safetensors.SafetensorError)
 

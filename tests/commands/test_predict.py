@@ -291,6 +291,15 @@ class TestFeatures:
         assert saved["features"].dtype == np.float32
         np.testing.assert_allclose(saved["features"], np.asarray(stage3).mean((1, 2)), rtol=1e-4, atol=1e-6)
 
+    def test_they_are_written_where_the_user_says(self, workdir, digit, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        words = ["predict", "--workdir", str(workdir), "--features", "logits", digit(0)]
+        assert cli.main([*words, "--out", "~/home.npz"]) == 0
+        assert cli.main([*words, "--out", f"file://{tmp_path}/address.npz"]) == 0
+        assert sorted(path.name for path in tmp_path.glob("**/*.npz")) == ["address.npz", "home.npz"]
+        assert not (tmp_path / "~").exists()
+
     def test_a_broken_image_keeps_its_row(self, workdir, digit, tmp_path, capsys):
         (broken := tmp_path / "broken.png").write_text("no image")
         paths, out = [digit(0), str(broken), digit(1)], tmp_path / "new" / "f.npz"

@@ -98,7 +98,7 @@ def test_an_imported_folder_evaluates_and_says_where_the_data_does_not_fit(impor
     assert scores["eval/examples"] > 0
     assert "5 classes, 7 there" in refused(*words, "--config.data.name=synthetic:7:48")
     grey = [*words, "--config.data.name=digits", "--config.data.mean=", "--config.data.std="]
-    assert "digits have 1 channel" in refused(*grey)
+    assert "imported takes images of 3 channels (colour)" in refused(*grey)
 
 
 def test_images_of_another_shape_than_the_weights_are_told(tmp_path, refused, capsys):

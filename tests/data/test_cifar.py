@@ -163,3 +163,11 @@ class TestErrors:
         (tmp_path / "data_batch_1").write_bytes(pickle.dumps({"data": Attack(), "labels": [1]}, 2))
         self.fails(tmp_path, "asks for posix.mkdir")
         assert not (tmp_path / "canary").exists()
+
+
+def test_a_batch_that_is_cut_between_two_images_is_refused(batches, tmp_path):
+    folder = write(tmp_path / "cifar", batches, "binary")
+    cut = folder / "data_batch_3.bin"
+    cut.write_bytes(cut.read_bytes()[: 3073 * 7])
+    with pytest.raises(UserError, match=r"data_batch_3\.bin has 7 images, another batch 20"):
+        read_splits(folder)

@@ -74,6 +74,14 @@ def test_a_subset_in_another_unicode_form_is_scored_by_the_heads_classes(trained
         opened.evaluate({"data.name": "digits"})
 
 
+def test_classes_without_names_are_said_to_be_taken_by_their_place(trained, tmp_path, capsys):
+    numbered = write(tmp_path, {"bée": "0", "cat": "1", "dog": "2"})
+    jaxcnn.open_run(trained[0]).evaluate({"data.name": numbered})
+    assert "in their order, not by name: '0' is 'bée'" in capsys.readouterr().err
+    jaxcnn.open_run(trained[0]).evaluate()
+    assert "order" not in capsys.readouterr().err
+
+
 def test_a_validation_split_may_lack_a_class(trained, tmp_path):
     data = write(tmp_path, {name: name for name in CLASSES})
     shutil.rmtree(tmp_path / "val" / "cat")

@@ -463,6 +463,10 @@ def prefixed(prefix: str) -> dict[str, Any]:
         {"model_state_dict": WEIGHTS, "optimizer_state_dict": {"state": {0: {"step": 1}}}, "loss": 0.5},
         {"model": {"state_dict": prefixed("module.")}, "args": argparse.Namespace(lr=0.1, out=Path("x")), "s": {1}},
         {"ema": WEIGHTS, "best": True},
+        {"weights": WEIGHTS, "epoch": 3},
+        {"ema_state_dict": prefixed("module."), "step": 1},
+        {"params": WEIGHTS},
+        {"state_dict": prefixed("net."), "hyper_parameters": {}},
         WEIGHTS | {"epoch": 3, "note": "text"},
     ],
 )

@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
-from jaxcnn.data.images.metadata import bare_png, jpeg_orientation, orientation_of, turn, upright
+from jaxcnn.data.images.metadata import bare_jpeg, bare_png, jpeg_orientation, orientation_of, turn, upright
 from jaxcnn.safe_files import read_bytes
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
@@ -92,6 +92,10 @@ def _open(data: bytes, channels: int) -> Image.Image:
                 turned = Image.fromarray((deep >> 8).astype(np.uint8))
             return turned.convert(_MODES[channels])
     except Exception as error:  # the decoders meet damage with struct.error, IndexError, zlib.error and others
+        if channels in (1, 3) and (header := read_header(data)):  # libjpeg-turbo passes over more of the metadata
+            with contextlib.suppress(ValueError):
+                pixels = turn(decode_jpeg(data, header, channels), header.orientation)
+                return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
         raise ValueError(_reason(data, error)) from error
 
 
@@ -214,6 +218,8 @@ def decode_jpeg(data: bytes, header: Header, channels: int, bottom: int = 0, sca
         # about the rest of the data, which must be there; else about stray bytes. Damage before it is named instead.
         stray = re.search(r"(\d+) extraneous bytes before marker", f"{error}")
         if not stray or (not shortened and int(stray[1]) > _STRAY):
+            if (bare := bare_jpeg(data)) != data and (found := read_header(bare)):
+                return decode_jpeg(bare, found, channels, bottom, scale)  # It may be the metadata that are damaged.
             raise
     return pixels
 

@@ -6,16 +6,18 @@ doubtful, is read here, and gives the same.
 """
 
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 _TAG = 274
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _SHORT, _ENTRY = 3, 12  # the type of 16 bits; the bytes of an entry of a directory
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"tRNS", b"eXIf")  # besides the critical chunks: they change what is seen
+_PNG_COLOUR, _PNG_TRANSPARENT = 25, {0: 2, 2: 6}  # where the colour type is; of grey and RGB, the bytes of tRNS
 _PNG_TEXT_KEPT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # Pillow finds an orientation in these
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,11 +90,57 @@ def bare_png(data: bytes) -> bytes:
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
         critical = not kind[0] & 32  # the first letter is a capital
-        if critical or kind in _PNG_KEPT or data.startswith(_PNG_TEXT_KEPT, at + 8):
+        wanted = kind in _PNG_KEPT or data.startswith(_PNG_TEXT_KEPT, at + 8)
+        if critical or (wanted and _is_sound(kind, data[at + 8 : end - 4], data[end - 4 : end], data[_PNG_COLOUR])):
             kept.append(view[at:end])
         at = end
         if kind == b"IEND":
             break
+    return b"".join([*kept, view[at:]])
+
+
+def _is_sound(kind: bytes, body: bytes, checksum: bytes, colour: int) -> bool:
+    """Return whether Pillow takes a chunk that is no part of the pixels, in an image of this colour type."""
+    if zlib.crc32(kind + body).to_bytes(4) != checksum:
+        return False
+    if kind == b"tRNS":
+        return len(body) == _PNG_TRANSPARENT.get(colour, len(body))
+    _, _, rest = body.partition(b"\0")
+    if kind == b"zTXt":
+        packed = rest[1:] if rest[:1] == b"\0" else b""
+    elif kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].split(b"\0", 2)[-1]
+    else:
+        return True
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK)
+    except zlib.error:
+        return False
+    return bool(packed) and not unpacker.unconsumed_tail
+
+
+def bare_jpeg(data: bytes) -> bytes:
+    """Return a JPEG without what does not change its pixels: libjpeg complains of a damaged profile, and others refuse.
+
+    What JFIF and Adobe say of the colours is kept, in a version that libjpeg knows.
+    """
+    kept, at, view = [data[:2]], 2, memoryview(data)
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if end < at + 4:
+            break
+        segment = data[at:end]
+        if marker == 0xE0 and len(segment) >= 11 and segment[4:9] == b"JFIF\0":
+            kept.append(segment[:9] + b"\1\1" + segment[11:])
+        elif marker == 0xEE and len(segment) >= 16 and segment[4:9] == b"Adobe":
+            kept.append(segment[:15] + (segment[15:16] if segment[15] <= 2 else b"\1") + segment[16:])
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(segment)
+        at = end
     return b"".join([*kept, view[at:]])
 
 

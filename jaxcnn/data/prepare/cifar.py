@@ -1,6 +1,7 @@
 """CIFAR-10's own files, the binary and the Python version (Krizhevsky 2009; www.cs.toronto.edu/~kriz/cifar.html)."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_splits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         for place in folders:
             if any((place / f"{name}{ending}").is_file() for names in _BATCHES.values() for name in names):
                 return {
-                    split: _joined([read(place / f"{name}{ending}") for name in names])
+                    split: _joined([place / f"{name}{ending}" for name in names], read)
                     for split, names in _BATCHES.items()
                 }
     raise UserError(
@@ -41,8 +42,13 @@ def read_splits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     )
 
 
-def _joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(paths: list[Path], read: Callable[[Path], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the batches, (n, 3072) and (n,) each, as images (N, 32, 32, 3) and labels (N,)."""
+    batches = [read(path) for path in paths]
+    most = max(len(labels) for _, labels in batches)
+    for path, (_, labels) in zip(paths, batches, strict=True):
+        if len(labels) < most:  # cut between two rows, it would be missed nowhere
+            raise UserError(f"{path} has {len(labels):,} images, another batch {most:,}: get the file again")
     pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return pixels.reshape(-1, *_SHAPE).transpose(0, 2, 3, 1), labels
 

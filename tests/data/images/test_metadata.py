@@ -98,6 +98,12 @@ def chunk(kind: bytes, body: bytes, damage: int = 0) -> bytes:
         chunk(b"iCCP", b"no profile"),
         chunk(b"tEXt", b"a\0comment", damage=1),
         chunk(b"pHYs", b"\0"),
+        chunk(b"tRNS", b"\0"),
+        chunk(b"tRNS", bytes(6), damage=1),
+        chunk(b"eXIf", b"II*\0", damage=1),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>", damage=1),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2**22))),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**22))),
     ],
 )
 @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
@@ -116,3 +122,34 @@ def test_a_png_keeps_its_orientation_in_xmp():
     file = io.BytesIO()
     Image.new("RGB", (30, 20)).save(file, "PNG", pnginfo=text)
     assert decode(file.getvalue(), 3).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"\xff\xe2\0\x17ICC_PROFILE\0\1\2no profile"[:25],
+        b"\xff\xe0\0\x07JFIF\0",
+        b"\xff\xee\0\x08Adobe\0",
+        b"\xff\xe0\0\x10JFIF\0\3" + bytes(8),
+        b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7",
+    ],
+)
+def test_a_jpeg_is_read_whatever_its_metadata_to_every_reader(extra, tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, 16:] = 200, 40, 90
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    sound = file.getvalue()
+    data = sound[:2] + extra + sound[2:]
+    (path := tmp_path / "x.jpg").write_bytes(data)
+    assert (decode(data, 3) == decode(sound, 3)).all()
+    assert (read_image(path, (16, 32, 3)) == decode(sound, 3)).all()
+
+
+def test_a_damaged_profile_hides_no_damage_of_the_pixels():
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(file, "JPEG")
+    sound = file.getvalue()
+    data = sound[:2] + b"\xff\xe2\0\x17ICC_PROFILE\0\1\2no profile"[:25] + sound[2:]
+    with pytest.raises(ValueError, match="Premature end"):
+        decode(data[: len(data) // 2], 1)
