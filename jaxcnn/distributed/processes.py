@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -190,7 +191,7 @@ def joined(
     _keep_stdout()
     jax.config.update("jax_enable_preemption_service", stops)
     try:
-        with _without_proxies():
+        with _without_proxies(), _ended_by_ctrl_c():
             jax.distributed.initialize(
                 **start.arguments,
                 initialization_timeout=math.ceil(start_timeout),
@@ -278,6 +279,20 @@ def _without_proxies() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let the system end the process at Ctrl-C: JAX waits in C++, where Python would notice it only afterwards."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _keep_stdout() -> None:

@@ -1,6 +1,7 @@
 """How a process finds the others of its run: by the arguments that reach JAX."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -184,3 +185,19 @@ def test_an_error_that_came_of_a_failed_collective_may_follow_another_processs_d
         assert _may_follow(raised(ValueError("Gloo: connection closed"), explicit))
         assert _may_follow(raised(jax.errors.JaxRuntimeError("INTERNAL"), explicit))
         assert not _may_follow(raised(ValueError("a bad label"), explicit))
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_the_others():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never answers
+        words = ["--coordinator", f"127.0.0.1:{silent.getsockname()[1]}", "--processes", "2", "--process", "1"]
+        program = "import jax; from jaxcnn import cli; cli.run()"  # JAX first: the wait begins at once
+        command = [sys.executable, "-c", program, "train", "--config", "experiments/digits/resnet20.py", *words]
+        waiting = subprocess.Popen([*command, "--workdir", os.devnull], stderr=subprocess.PIPE, text=True)
+        with waiting, waiting.stderr or open(os.devnull) as lines:
+            try:
+                assert "waiting for process 0" in lines.readline()
+                silent.accept()[0].close()  # it is within JAX
+                waiting.send_signal(signal.SIGINT)
+                assert waiting.wait(60) in (-signal.SIGINT, 130)
+            finally:
+                waiting.kill()
