@@ -21,7 +21,7 @@ process that takes all devices of this machine; what it says is in DIR/RUN/train
 
 
 class Outcome(NamedTuple):
-    """How the process of a run ended: its exit code, and its last words where that is not 0."""
+    """The end of a run's process: its exit code, and its last words where that is not 0."""
 
     code: int
     words: str

@@ -115,7 +115,7 @@ def _shuffled(place: int, count: int, seed: int) -> int:
 
 
 class Places:
-    """Where the examples of each step stand: in each bucket one shuffled epoch after another, with no gap between them.
+    """The places of each step's examples: in each bucket one shuffled epoch after another, with no gap between them.
 
     A bucket's batch number k is places k·B … (k+1)·B - 1 of an endless stream, whose place p is example `p % examples`
     of the shuffled epoch `p // examples`. So each epoch has every example once, also where it is no whole number of

@@ -39,7 +39,7 @@ _EVALUATION = -1  # among the epochs of `Dataset.broken`
 
 @dataclass(frozen=True)
 class Reader:
-    """How the examples of `source` become rows. Picklable, and safe to use from several threads.
+    """The reading of `source`'s examples into rows. Picklable, and safe to use from several threads.
 
     Attributes:
       size: (height, width) of a row's image.

@@ -29,7 +29,7 @@ _shared = itertools.count()  # numbers what is shared, which all processes do in
 
 
 class Start(NamedTuple):
-    """How a process joins its run.
+    """The way in which a process joins its run.
 
     Attributes:
       arguments: of `jax.distributed.initialize`.
