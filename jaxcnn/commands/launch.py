@@ -93,6 +93,8 @@ def _outcome(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
             number = -(codes[killed[0]] or 0)
             name = f"process {killed[0]} of {len(processes)} on {socket.gethostname()}"
             how = f"was ended by {signal.Signals(number).name}, and the others with it"
+            if number == signal.SIGABRT:  # By JAX, where another was silent or did not come.
+                how += ": JAX's lines above say which process it missed"
             return 128 + number, f"{name} {how}; run the same command again to go on from the newest checkpoint"
         if not first and any(codes):
             first, until = next(filter(None, codes)), time.monotonic() + _GRACE

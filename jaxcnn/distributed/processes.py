@@ -97,17 +97,24 @@ def _on_tpu() -> bool:
 
 def _place_on_node() -> tuple[int, int]:
     """Return this process's number among those on its node, and their number, as SLURM or Open MPI say it."""
-    env = os.environ
-    if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
-        return int(env["OMPI_COMM_WORLD_LOCAL_RANK"]), int(env["OMPI_COMM_WORLD_LOCAL_SIZE"])
-    if "SLURM_LOCALID" not in env:
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
+        return _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if "SLURM_LOCALID" not in os.environ:
         return 0, 1
+    local = _number("SLURM_LOCALID")
     # Such as 2(x3),1: three nodes have two tasks each, the fourth has one.
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     counts = [int(tasks) for tasks, times in parts for _ in range(int(times or 1))]
-    node = int(env.get("SLURM_NODEID", 0))
+    node = _number("SLURM_NODEID")
     # Where SLURM does not say how many there are, a number above 0 says that there is more than one.
-    return int(env["SLURM_LOCALID"]), counts[node] if node < len(counts) else 1 + int(env["SLURM_LOCALID"])
+    return local, counts[node] if node < len(counts) else 1 + local
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not (text.isascii() and text.isdecimal()):
+        raise UserError(f"{name}={text} is no number: unset it, or set what the scheduler means by it")
+    return int(text)
 
 
 def _own_gpus(local: int, count: int) -> list[int] | None:

@@ -97,6 +97,12 @@ def test_one_of_several_asks_jax_for_the_others_and_knows_its_gpus(variables, gp
     assert words in found.waits
 
 
+@pytest.mark.parametrize("name", ["SLURM_LOCALID", "SLURM_NODEID"])
+def test_a_variable_that_is_no_number_is_named(name, surroundings):
+    with pytest.raises(UserError, match=f"{name}=x"):
+        start(SLURM | {name: "x"}, surroundings)
+
+
 @pytest.mark.parametrize("platforms", ["tpu,cpu", "tpu"])
 def test_on_a_tpu_jax_is_always_asked(platforms, surroundings):
     before: Any = getattr(jax.config, "jax_platforms", None)
