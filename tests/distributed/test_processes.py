@@ -196,7 +196,9 @@ def test_an_error_that_came_of_a_failed_collective_may_follow_another_processs_d
 def test_ctrl_c_ends_a_process_that_waits_for_the_others():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never answers
         words = ["--coordinator", f"127.0.0.1:{silent.getsockname()[1]}", "--processes", "2", "--process", "1"]
-        program = "import jax; from jaxcnn import cli; cli.run()"  # JAX first: the wait begins at once
+        # A background job ignores Ctrl-C, and so would what it starts. JAX is loaded first: the wait begins at once.
+        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        program += "import jax; from jaxcnn import cli; cli.run()"
         command = [sys.executable, "-c", program, "train", "--config", "experiments/digits/resnet20.py", *words]
         waiting = subprocess.Popen([*command, "--workdir", os.devnull], stderr=subprocess.PIPE, text=True)
         with waiting, waiting.stderr or open(os.devnull) as lines:
