@@ -10,8 +10,8 @@ from typing import Any
 def coordination_client() -> Any:
     """Return the client of JAX's coordination service: its key-value store and its barriers, on any process.
 
-    JAX 0.10.2 has the store in its public documentation's examples only through `multihost_utils`, whose functions are
-    collectives: they need devices, and a process that has failed cannot reach the others by one.
+    Seen in JAX 0.10.2. Its public `multihost_utils` are collectives: they need devices, and a process that has failed
+    cannot reach the others by one.
     """
     from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""What a checkpoint or a file of weights knows of its images and classes, and how data is brought to that.
+"""The images and classes that a checkpoint or a file of weights expects, and the data brought to them.
 
 All commands ask here: the "input" that weights come with stands where a config sets nothing of its own, and the classes
 of a data set are found among the network's by their names.

@@ -31,6 +31,7 @@ from jaxcnn.data.expected import Network, Relabelled, of_weights, with_settings
 from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
+from jaxcnn.data.prepare import cifar
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt, Preemption
 from jaxcnn.distributed.processes import Team, check_devices
@@ -47,7 +48,7 @@ from jaxcnn.training.program import Data, Program, build_program, compiler_optio
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
-from jaxcnn.weights.torchvision import CIFAR10, CIFAR_NAMES, from_state_dict, input_of, new_heads
+from jaxcnn.weights.torchvision import CIFAR_NAMES, from_state_dict, input_of, new_heads
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 _CHUNK = 64  # images that are in memory and go through the network at once
@@ -549,7 +550,7 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
     values, given = exported(file, name, classes)
     config = base_config(values.get("task.name", "classification"))
     if not values:
-        known = CIFAR10 if name in CIFAR_NAMES and classes == 10 else class_names() if classes == 1000 else ()
+        known = cifar.CLASSES if name in CIFAR_NAMES and classes == 10 else class_names() if classes == 1000 else ()
         given = input_of(name, known or tuple(map(str, range(classes))))
         values = {
             "model.name": name, "dtype": "float32", "steps": 1,

@@ -30,7 +30,6 @@ NAMES = (
 
 # Networks of He et al., section 4.2, under the port's names.
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 Modules = Iterator[tuple[str, str]]  # ours, torch's
 Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}

@@ -13,7 +13,6 @@ import pytest
 from jaxcnn import UserError
 from jaxcnn.data.prepare.cifar import CLASSES, read_splits
 from jaxcnn.data.sources import make_source
-from jaxcnn.weights.torchvision import CIFAR10
 
 ROWS = 20
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -103,10 +102,6 @@ def test_a_prepared_set_is_the_one_that_tfds_knows(batches, tmp_path):
     assert {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))} == wanted
     records: Any = source
     assert sorted(records.records[i]["id"] for i in range(ROWS)) == [f"test_{i:05}".encode() for i in range(ROWS)]
-
-
-def test_its_classes_are_those_of_the_weights():
-    assert CLASSES == CIFAR10
 
 
 class TestErrors:

@@ -1,4 +1,4 @@
-"""What stands around the pixels of an image file: its orientation is read, all else is passed over.
+"""The metadata around the pixels of an image file: the orientation is read, all else is passed over.
 
 EXIF's orientation is 1 (upright) to 8, wherever Pillow finds one. Its reading counts, for it is what users see
 elsewhere, but takes a tenth of the time of decoding a small JPEG: the block that cameras write, in which nothing is
