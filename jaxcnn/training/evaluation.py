@@ -1,7 +1,7 @@
 """Evaluation: every example once, whatever the batch and the number of devices; and the papers' test protocols."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from jaxcnn import UserError
 from jaxcnn.data.batches import on_devices
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.tasks.base import Batch, Rows, Sums, Table, Task
@@ -102,6 +103,13 @@ def evaluate_rows(
     named = {f"eval/{name}": float(value) for name, value in task.scores(totals.sums, rows).items()}
     named |= {"eval/examples": totals.examples} | ({"eval/broken": missing} if missing else {})
     return named, rows
+
+
+def check_scored(scores: Mapping[str, float], data: Any, name: str) -> None:
+    """Raise a UserError where no example of the evaluation set could be read: nothing has no score."""
+    if not scores["eval/examples"]:
+        first = next(iter(data.complaints(0)), "it is empty")
+        raise UserError(f"nothing of {name} was scored: {first}: replace the files")
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,13 @@ from jaxcnn.safe_files import only_trainer, shown
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import Evaluation, densely, evaluate_rows, make_crops_step
+from jaxcnn.training.evaluation import Evaluation, check_scored, densely, evaluate_rows, make_crops_step
 from jaxcnn.training.initial_state import check_resume, input_to_start_from
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
-from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, to_paths
-from jaxcnn.weights.torchvision import CIFAR_NAMES, from_state_dict, input_of, new_heads
+from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, some, to_paths
+from jaxcnn.weights.torchvision import CIFAR_NAMES, find_network, from_state_dict, input_of, new_heads
 
 _OF_HOST = ("data.dir", "data.workers", "data.prefetch")  # keys that may differ from process to process
 _CHUNK = 64  # images that are in memory and go through the network at once
@@ -233,6 +233,9 @@ class TrainedModel:
         file = Path(file)
         arrays = read_state_dict(file)
         if not any(key.startswith("params/") for key in arrays):  # Our own names have a slash, torch's have none.
+            arrays, left = find_network(name, arrays)
+            if left:
+                print(f"{file}: passed over what is no part of {name} ({some(left)})", file=sys.stderr)
             if made := new_heads(name, arrays):
                 print(f"{file} does not have {', '.join(made)} for its classes: initialised", file=sys.stderr)
             arrays = to_paths(from_state_dict(name, arrays))
@@ -415,9 +418,7 @@ class TrainedModel:
         )  # fmt: skip
         if isinstance(data.eval, Relabelled) and data.eval.by_place and jax.process_index() == 0:
             print(f"{config.data.name}: {data.eval.by_place}", file=sys.stderr)
-        if not scores["eval/examples"]:
-            first = next(iter(data.complaints(0)), "it is empty")
-            raise UserError(f"nothing of {config.data.name} was scored: {first}: replace the files")
+        check_scored(scores, data, config.data.name)
         for words in data.complaints(0):
             print(words, file=sys.stderr)
         return Evaluation(about | scores, rows, program.task, data, self.input["class_names"])

@@ -32,13 +32,11 @@ _NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL") 
 _DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_REPEAT = 16  # tied weights and expanded ones repeat a storage: up to this many times the file's size in all
-# Where trainers keep a network within a checkpoint, and what wrappers of a network put before its names.
+# Where trainers keep a network within a checkpoint.
 _NESTING = (
     *("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema", "module"),
     *("ema_state_dict", "model_state", "weights", "params_ema", "params"),
 )
-# DistributedDataParallel and AveragedModel, torch.compile, Lightning
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # What the parsers say of bytes that are not of their format.
 _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile, EOFError, safetensors.SafetensorError)
 
@@ -46,8 +44,8 @@ _DAMAGE = (ValueError, TypeError, LookupError, struct.error, zipfile.BadZipFile,
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Return the named arrays of a .safetensors, .pth or .pt file, recognised by its content.
 
-    A state dict within a trainer's checkpoint is found, and a wrapper's prefix of all its keys is taken off.
-    The arrays are contiguous, writable and share nothing.
+    A state dict within a trainer's checkpoint is found; its names are as they are, those of wrappers included. The
+    arrays are contiguous, writable and share nothing.
 
     Raises:
       UserError: the file is missing, damaged, of another kind, or holds other things than tensors of a dtype read.
@@ -163,7 +161,7 @@ def _find(loaded: Any, depth: int = 4) -> dict[str, Any] | None:
 
 
 def _unwrap(loaded: Any) -> dict[str, Tensor]:
-    """Return the state dict within what was saved, without numbers beside its tensors and wrappers' prefixes."""
+    """Return the state dict within what was saved, without numbers beside its tensors."""
     found = _find(loaded)
     if not found:
         raise RefusedError("holds no dict of tensors; save model.state_dict()")
@@ -175,14 +173,6 @@ def _unwrap(loaded: Any) -> dict[str, Tensor]:
             raise RefusedError(f"its entry {shown(str(key))} is no tensor; save model.state_dict() alone")
         key.encode()  # a ValueError where it is no text that could be written again
         tensors[key] = value
-
-    def common(prefix: str) -> bool:
-        # A scalar may have none: AveragedModel's n_averaged.
-        return any(map(len, sizes)) and all(key.startswith(prefix) for key, value in tensors.items() if value.size)
-
-    sizes = [value.size for value in tensors.values()]
-    while prefix := next(filter(common, _PREFIXES), ""):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
@@ -243,13 +233,14 @@ def fit(
         "not floating-point": [f"{key} ({arrays[key].dtype})" for key in others],
     }
     if any(faults.values()):
-        words = "; ".join(f"{kind} ({len(keys)}): {_some(keys)}" for kind, keys in faults.items() if keys)
+        words = "; ".join(f"{kind} ({len(keys)}): {some(keys)}" for kind, keys in faults.items() if keys)
         raise UserError(f"the weights do not fit {what}: {words}")
     with np.errstate(over="ignore", invalid="ignore"):  # of float64: what becomes infinite is for `check_finite`
         return {key: arrays[key].astype(np.float32, copy=False) for key in wanted}
 
 
-def _some(keys: Sequence[str]) -> str:
+def some(keys: Sequence[str]) -> str:
+    """Return the first keys, for a line."""
     return ", ".join(map(shown, keys[:3])) + (", …" if len(keys) > 3 else "")
 
 
@@ -257,7 +248,7 @@ def check_finite(variables: Mapping[str, Any]) -> None:
     """Raise a UserError that names the first variables with a NaN or an infinity in them."""
     bad = [path for path, value in to_paths(variables).items() if not np.isfinite(value).all()]
     if bad:
-        raise UserError(f"weights that are not finite ({len(bad)}): {_some(bad)}; fetch or train them again")
+        raise UserError(f"weights that are not finite ({len(bad)}): {some(bad)}; fetch or train them again")
 
 
 def from_paths(wanted: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,17 +299,27 @@ def exported(file: Path, name: str, classes: int) -> tuple[dict[str, Any], dict[
     """Return the config and the "input" that `jaxcnn weights export` wrote into `file`; ({}, {}) of any other file.
 
     Args:
-      name, classes: of the network; those of another network are left out.
+      name, classes: of the network.
+
+    Raises:
+      UserError: the file is another network's, or what was written into it is damaged.
     """
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             about = opened.metadata() or {}
+    except safetensors.SafetensorError:  # torch's
+        return {}, {}
+    if not {"config", "input"} <= about.keys():
+        return {}, {}
+    try:
         given, config = checked_input(parse_json(about["input"]), classes), parse_json(about["config"])
-        if config["model.name"] == name:
-            return config, given
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
-        pass
-    return {}, {}
+        theirs = config["model.name"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the weights {file}: its metadata is damaged; export them again") from error
+    # A module that Python was given is recorded by its class alone.
+    if name != theirs and name.rpartition(":")[2] != theirs:
+        raise UserError(f"{file} holds {shown(theirs)}, not {name}: give --model {shown(theirs)}")
+    return config, given
 
 
 def read_names(path: Path, classes: int) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ The port is akamaster/pytorch_resnet_cifar10. Its shortcut A pads zero channels 
 gets, ours on one: the same network with its channels in another order.
 """
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -42,6 +44,8 @@ _LEAVES = (
     ("batch_stats", "var", "running_var"),
 )
 _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep no such count
+# Modules that a LightningModule has beside its layers, where it is the network itself.
+_BESIDE = re.compile(r"loss|criterion|metric|accuracy|(^|_)acc($|_)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -211,6 +215,41 @@ def _classes(name: str, state_dict: Mapping[str, Any]) -> int:
         if len(shape) == rank and shape[0]:
             return shape[0]
     return 1000
+
+
+def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the entries of our model `name` under its own names, and the keys of all others.
+
+    They are those below the prefix that has all of the network: a wrapper's, such as "module." or "_orig_mod.", or that
+    of a LightningModule's field, such as "model.". Those below it that the network lacks are among them, for
+    `from_state_dict` to refuse.
+
+    Raises:
+      UserError: an unknown name, or two prefixes have all of the network, with other values.
+    """
+    heads = tuple(f"{aux}." for aux in googlenet.AUXILIARY.values()) if name == "googlenet_tv" else ()
+    wanted = {key for key, entry in _entries(name, 1000).items() if entry and not key.startswith(heads or "-")}
+    counts = Counter(
+        key[:start] for key in state_dict for start in (0, *(dot.end() for dot in re.finditer(r"\.", key)))
+        if key[start:] in wanted
+    )  # fmt: skip
+    most = max(counts.values(), default=0)
+    if 2 * most <= len(wanted):  # It is another network, for `from_state_dict` to say.
+        return dict(state_dict), []
+    first, *others = (
+        {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        for prefix in counts if counts[prefix] == most
+    )  # fmt: skip
+    prefix, *more = (prefix for prefix in counts if counts[prefix] == most)
+    if any(
+        key not in other or not np.array_equal(first[key], other[key])
+        for other in others
+        for key in first.keys() & wanted
+    ):
+        raise UserError(f"the weights have {name} under '{prefix}' and '{more[0]}': save one of them alone")
+    beside = {key for key in first if not prefix and _BESIDE.search(key.partition(".")[0])}
+    left = [key for key in state_dict if not key.startswith(prefix) or key in beside]
+    return {key: value for key, value in first.items() if key not in beside}, left
 
 
 def new_heads(name: str, state_dict: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import sklearn.datasets
 from jaxcnn import cli
 from jaxcnn.models import create_model
 from jaxcnn.training.trained import open_run
-from jaxcnn.weights.files import read_state_dict, to_paths, write_safetensors
+from jaxcnn.weights.files import exported, read_state_dict, to_paths, write_safetensors
 from jaxcnn.weights.torchvision import to_state_dict
 
 PHOTO = str(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg")
@@ -145,6 +145,29 @@ def test_a_network_of_ours_goes_out_and_comes_in_with_its_input(workdir, tmp_pat
         assert cli.main(["evaluate", *words]) == 0
         scores.append(json.loads(capsys.readouterr().out.splitlines()[-1])["eval/loss"])
     assert scores[0] == scores[1]
+
+
+def test_what_an_exported_file_knows_is_not_ignored(workdir, tmp_path, refused):
+    """Of two networks with the same arrays, too; a module of the user's own is recorded by its class."""
+    file, damaged = tmp_path / "tiny.safetensors", tmp_path / "damaged.safetensors"
+    assert cli.main(["weights", "export", str(workdir), str(file)]) == 0
+    line = refused("predict", "--model", "tiny2", "--weights", file, PHOTO)
+    assert "holds tiny, not tiny2" in line
+    assert exported(file, "module:tiny", 10)[1]["class_names"] == [str(digit) for digit in range(10)]
+    with safetensors.safe_open(file, "numpy") as opened:
+        about = opened.metadata() | {"input": "{}"}
+    write_safetensors(damaged, read_state_dict(file), about)
+    assert "metadata" in refused("predict", "--model", "tiny", "--weights", damaged, PHOTO)
+
+
+def test_lightnings_checkpoint_is_imported_and_what_is_beside_the_network_said(state, imported, tmp_path, capsys):
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    write_safetensors(file, {"criterion.weight": np.ones(5)} | {f"model.{key}": state[key] for key in state})
+    capsys.readouterr()
+    assert cli.main(["weights", "import", "--model", "resnet18", str(file), str(out)]) == 0
+    assert "criterion.weight" in capsys.readouterr().err.splitlines()[0]
+    for a, b in zip(*(jax.tree.leaves(open_run(run).variables) for run in (imported, out)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_form_that_torchvision_has_not_keeps_our_names(tmp_path, capsys):

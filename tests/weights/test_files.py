@@ -274,8 +274,8 @@ def test_writing_leaves_the_old_file_whole_or_makes_the_new_one(tmp_path):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_checkpoint_is_unwrapped_and_the_prefix_taken_off(tmp_path, form, key):
-    inner = OrderedDict((f"module.{name}", tensor(np.full(2, name == "a"), name)) for name in "ab")
+def test_a_checkpoint_is_unwrapped(tmp_path, form, key):
+    inner = OrderedDict((name, tensor(np.full(2, name == "a"), name)) for name in "ab")
     optimizer = {
         "state": {0: {"momentum_buffer": tensor(np.ones(3), "c")}},
         "param_groups": [{"lr": 0.1, "betas": (1, 2)}],
@@ -283,8 +283,6 @@ def test_a_checkpoint_is_unwrapped_and_the_prefix_taken_off(tmp_path, form, key)
     checkpoint = {"epoch": 90, "arch": "resnet50", "best": None, key: inner, "optimizer": optimizer, "ema": True}
     arrays = read_state_dict(file_of(tmp_path, saved(checkpoint, form)))
     assert bits(arrays) == bits({"a": np.array([True, True]), "b": np.array([False, False])})
-    one = {"module.a": tensor(np.ones(2), "0"), "b": tensor(np.ones(2), "1")}
-    assert read_state_dict(file_of(tmp_path, saved(one, form))).keys() == one.keys()
 
 
 def test_files_of_torch_before_0_4(tmp_path):
@@ -450,23 +448,16 @@ def test_refusals_say_what_and_how_to_mend_it(tmp_path):
 WEIGHTS = {"conv.weight": tensor(np.ones(2)), "bn.num_batches_tracked": tensor(np.zeros((), np.int64), "1")}
 
 
-def prefixed(prefix: str) -> dict[str, Any]:
-    return {prefix + key: value for key, value in WEIGHTS.items()}
-
-
 @pytest.mark.parametrize(
     "checkpoint",
     [
-        prefixed("module."),
-        prefixed("module._orig_mod."),
-        {"state_dict": prefixed("model."), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+        {"state_dict": WEIGHTS, "epoch": 3, "hyper_parameters": {"lr": 0.1}},
         {"model_state_dict": WEIGHTS, "optimizer_state_dict": {"state": {0: {"step": 1}}}, "loss": 0.5},
-        {"model": {"state_dict": prefixed("module.")}, "args": argparse.Namespace(lr=0.1, out=Path("x")), "s": {1}},
+        {"model": {"state_dict": WEIGHTS}, "args": argparse.Namespace(lr=0.1, out=Path("x")), "s": {1}},
         {"ema": WEIGHTS, "best": True},
         {"weights": WEIGHTS, "epoch": 3},
-        {"ema_state_dict": prefixed("module."), "step": 1},
+        {"ema_state_dict": WEIGHTS, "step": 1},
         {"params": WEIGHTS},
-        {"state_dict": prefixed("net."), "hyper_parameters": {}},
         WEIGHTS | {"epoch": 3, "note": "text"},
     ],
 )
@@ -475,11 +466,6 @@ def test_a_state_dict_is_found_where_trainers_put_it(checkpoint, tmp_path):
         arrays = read_state_dict(file_of(tmp_path, saved(checkpoint, form)))
         assert list(arrays) == list(WEIGHTS)
         assert arrays["conv.weight"].tolist() == [1, 1]
-
-
-def test_averaged_models_counter_does_not_hide_the_prefix(tmp_path):
-    saved_model = {"n_averaged": tensor(np.array(7), "2")} | prefixed("module.")
-    assert "conv.weight" in read_state_dict(file_of(tmp_path, saved(saved_model)))
 
 
 def test_zip_files_that_grow_are_refused(tmp_path):

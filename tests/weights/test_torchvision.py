@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jaxcnn import UserError
 from jaxcnn.models import create_model
 from jaxcnn.weights.files import check_finite
-from jaxcnn.weights.torchvision import NAMES, from_state_dict, new_heads, to_state_dict
+from jaxcnn.weights.torchvision import NAMES, find_network, from_state_dict, new_heads, to_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COUNT = "num_batches_tracked"
@@ -66,6 +66,45 @@ def entry(key: str, shape: tuple[int, ...]) -> Any:
 @cache
 def variables(name: str) -> dict[str, Any]:
     return from_state_dict(name, {key: entry(key, shape) for key, shape in shapes(name).items()})
+
+
+SOME = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("", {}),
+        ("", {"criterion.pos_weight": SOME, "val_acc.tp": SOME, "loss_fn.weight": SOME}),
+        ("module.", {"n_averaged": np.array(7)}),
+        ("module._orig_mod.", {}),
+        ("model.", {"loss.weight": SOME, "train_metrics.accuracy.tp": SOME}),
+        ("net.module.", {"normalize.mean": SOME}),
+        ("backbone.", {"head.weight": SOME, "fc.weight": SOME}),
+    ],
+)
+def test_the_network_is_found_under_its_prefix_and_what_is_beside_it_is_named(prefix, beside):
+    network = zeros("resnet18")
+    found, left = find_network("resnet18", beside | {prefix + key: value for key, value in network.items()})
+    assert found.keys() == network.keys()
+    assert all(found[key] is network[key] for key in network)
+    assert left == list(beside)
+
+
+def test_what_is_not_one_network_is_not_made_one():
+    small, large = zeros("resnet18"), zeros("resnet34")
+    found, left = find_network("resnet18", {f"model.{key}": value for key, value in large.items()})
+    assert (found.keys(), left) == (large.keys(), []), "a layer too many is no layer beside"
+    with pytest.raises(UserError, match=r"extra \(.*layer1.2.conv1.weight"):
+        from_state_dict("resnet18", found)
+    extra = small | {"attention.weight": SOME}
+    assert find_network("resnet18", extra) == (extra, [])
+    twice = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in small.items()}
+    assert find_network("resnet18", twice)[0].keys() == small.keys(), "one network under two names"
+    with pytest.raises(UserError, match=r"'student\.' and 'teacher\.'"):
+        find_network("resnet18", twice | {"teacher.fc.bias": np.ones(1000, np.float32)})
+    vgg = zeros("vgg11")
+    assert find_network("resnet18", vgg) == (vgg, [])
 
 
 def images(n: int, seed: int) -> np.ndarray:
