@@ -25,6 +25,7 @@ from jaxcnn.data.expected import Network, brought_to
 from jaxcnn.data.images import augment_device, augment_host
 from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
 from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
+from jaxcnn.locations import composed
 
 Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
@@ -189,7 +190,7 @@ class Dataset:
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
     Args:
-      training: False where nothing is trained: then a batch may be larger than the training set.
+      training: False where nothing is trained: then there need not be a training split, and `train` is `eval`.
       targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
         (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
       network: that there is already, which the images and labels are for; None: one is made for the data.
@@ -204,9 +205,10 @@ class Dataset:
     ):  # fmt: skip
         data = config.data
         self.config, self.part, self.targets = config, part, targets
-        self.train = make_source(data.name, data.train_split, data_dir=data.dir)
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
+        # Data that is evaluated alone need not have a training split.
+        self.train = make_source(data.name, data.train_split, data_dir=data.dir) if training else self.eval
         known = network.classes if network else None
         if network:
             self.train, self.eval = (brought_to(network, source) for source in (self.train, self.eval))
@@ -324,7 +326,7 @@ class Dataset:
         """Return the name of the data set; of files, which may be moved, the kind and a digest of the classes."""
         if not (kind := path_kind(self.config.data.name)):
             return self.config.data.name
-        return f"{kind} {hashlib.sha256(repr(self.train.class_names).encode()).hexdigest()[:12]}"
+        return f"{kind} {hashlib.sha256(repr(tuple(map(composed, self.train.class_names))).encode()).hexdigest()[:12]}"
 
     def _per_channel(self, key: str, values: tuple[float, ...]) -> tuple[float, ...]:
         channels = self.image_shape[-1]

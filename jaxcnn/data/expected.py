@@ -73,6 +73,19 @@ def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
     return config, "; ".join(words)
 
 
+def differences(given: Mapping[str, Any], images: Mapping[str, Any], data: Any) -> str:
+    """Return words of how images differ from those that weights expect of a config's `data`; "" where they do not.
+
+    Args:
+      given, images: the "input" of the weights and of the images.
+    """
+    wanted, names = with_settings(given, data), {"mean": "mean", "std": "deviation"}
+    if not data.buckets:
+        names["image_shape"] = "shape"
+    differing = [key for key in names if key in images and list(images[key]) != list(wanted[key])]
+    return ", ".join(f"{names[key]} {_numbers(images[key])}, not {_numbers(wanted[key])}" for key in differing)
+
+
 def _numbers(values: Sequence[float]) -> str:
     return f"({', '.join(f'{value:g}' for value in values)})"
 

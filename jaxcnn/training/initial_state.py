@@ -14,8 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxcnn import UserError
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
-from jaxcnn.data.dataset import Dataset
-from jaxcnn.data.expected import find_classes, of_weights, same_names
+from jaxcnn.data.expected import differences, find_classes, of_weights, same_names
 from jaxcnn.data.sources import path_kind
 from jaxcnn.locations import location
 from jaxcnn.models.layers import match_norms
@@ -62,8 +61,7 @@ def restore_or_init(
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
         loaded, words = load_variables(location(config.init_from, "config.init_from"), fresh, best, data.input, reset)
-        taken = of_weights(config, input_to_start_from(config, None))[1] if isinstance(data, Dataset) else ""
-        for line in filter(None, [taken and f"images as of {config.init_from}: {taken}", words]):
+        for line in filter(None, [_images_of(config, data), words]):
             if jax.process_index() == 0:
                 print(line, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
@@ -108,6 +106,15 @@ def input_to_start_from(config: Config, workdir: Path | None) -> dict[str, Any]:
                 return _input(own.info(step))
     checkpoints, step = _weights_of(location(config.init_from, "config.init_from"), best)
     return _input(checkpoints.info(step))
+
+
+def _images_of(config: Config, data: Data) -> str:
+    """Return the line that says what the images take of `config.init_from`, or how data that was given differs."""
+    known = input_to_start_from(config, None)
+    taking, taken = of_weights(config, known)
+    if known and (other := differences(known, data.input, taking.data)):
+        return f"warning: the data given is not as {config.init_from} expects: {other}"
+    return taken and f"images as of {config.init_from}: {taken}"
 
 
 def _input(info: Mapping[str, Any]) -> dict[str, Any]:

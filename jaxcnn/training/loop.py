@@ -24,7 +24,7 @@ from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted, Preemption
 from jaxcnn.safe_files import read_json, write_atomically
 from jaxcnn.training import resident, run_log
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import evaluate, means
+from jaxcnn.training.evaluation import check_scored, evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.run_log import RunLog
@@ -143,6 +143,11 @@ def train(
                             task=program.task, mesh=program.mesh, examples=data.eval_examples,
                             broken=lambda: data.eval_broken, take=take,
                         )  # fmt: skip
+                        if "eval/broken" in scores and not scores["eval/examples"]:
+                            # Run again, once there are files that can be read, it begins with the evaluation.
+                            save(step, {}, due)
+                            checkpoints.wait()
+                            check_scored(scores, data, config.data.name)
                         due = False
                         log.metrics(step, epoch_of(step), scores)
                         clock.start()

@@ -13,6 +13,7 @@ from tiny import tiny_config
 
 import jaxcnn
 from jaxcnn import UserError
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.expected import find_classes
 from jaxcnn.data.sources import make_source
 from jaxcnn.training.initial_state import load_variables
@@ -107,6 +108,59 @@ def test_init_from_takes_the_images_of_the_weights_unless_the_config_sets_its_ow
     assert own["resize"] == 2 * known["resize"], "the crop keeps its share of the image"
     with pytest.raises(UserError, match=r"colour.*grey"):
         start(trained, tmp_path / "c", "digits")
+
+
+def test_data_that_is_given_is_said_to_differ_from_what_the_weights_expect(trained, tmp_path, capsys):
+    values = config(trained[1], init_from=str(trained[0]), steps=1, data__image_size=12)
+    jaxcnn.train(values, tmp_path / "a", data=Dataset(values))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if str(trained[0]) in line)
+    assert "mean (0.485, 0.456, 0.406), not (0.5, 0.25, 0.75)" in line
+    values.data.mean, values.data.std = OWN, OWN
+    jaxcnn.train(values, tmp_path / "b", data=Dataset(values))
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_folder_with_an_evaluation_split_alone_is_evaluated(trained, tmp_path):
+    opened = jaxcnn.open_run(trained[0])
+    alone = write(tmp_path, {"cat": "cat", "dog": "dog"}, ("val",))
+    rows = opened.evaluation({"data.name": alone}).rows
+    assert rows["label"].tolist() == [1, 1, 2, 2]
+    whole = opened.evaluation().rows
+    np.testing.assert_allclose(rows["class_probability"], whole["class_probability"][2:], rtol=1e-5)
+    with pytest.raises(UserError, match="train/CLASS"):
+        jaxcnn.train(config(alone, data__image_size=12), tmp_path / "run")
+
+
+def test_training_whose_evaluation_reads_nothing_ends_in_an_error_saved_and_goes_on_with_it(trained, tmp_path):
+    data, sound = write(tmp_path, {name: name for name in CLASSES}), {}
+    for file in (tmp_path / "val").rglob("*.png"):
+        sound[file] = file.read_bytes()
+        file.write_bytes(b"")
+    values = config(data, data__image_size=12, data__on_error="skip", eval_every=1)
+    for _ in range(2):  # the second time, the evaluation that is due comes first
+        with pytest.raises(UserError, match="nothing of folder:"):
+            jaxcnn.train(values, tmp_path / "run")
+        assert jaxcnn.open_run(tmp_path / "run").step == 1
+    for file, content in sound.items():
+        file.write_bytes(content)
+    result = jaxcnn.train(values, tmp_path / "run")
+    assert (result["step"], result["eval/examples"]) == (2, 6)
+
+
+def test_a_run_resumes_in_files_that_were_moved_to_a_file_system_that_decomposes_names(tmp_path):
+    composed = write(tmp_path / "a", {name: unicodedata.normalize("NFC", name) for name in CLASSES})
+    decomposed = write(tmp_path / "b", {name: unicodedata.normalize("NFD", name) for name in CLASSES})
+    for root, name in (("a", "\u00e9.png"), ("b", "e\u0301.png")):
+        for split in ("train", "val"):
+            folder = next(f for f in (tmp_path / root / split).iterdir() if f.name not in CLASSES[1:])
+            (folder / "0.png").rename(folder / name)
+            (folder / "1.png").rename(folder / "f.png")
+    sources = [make_source(data) for data in (composed, decomposed)]
+    before, after = ([source.read(i)["image"] for i in range(6)] for source in sources)
+    assert before == after, "in the same order"
+    jaxcnn.train(config(composed, data__image_size=12, steps=1), tmp_path / "run")
+    jaxcnn.train(config(decomposed, data__image_size=12, steps=2), tmp_path / "run")
+    assert jaxcnn.open_run(tmp_path / "run").step == 2
 
 
 def test_a_run_resumes_with_what_it_took_though_the_weights_are_gone(trained, tmp_path):

@@ -28,22 +28,26 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     """Return the source of `folder:DIR`, of the files in DIR/SPLIT.
 
     The classes are the folders of DIR/train, by name; ImageNet's ids are given their words. Other splits may
-    lack some of them.
+    lack some of them; where there is no DIR/train, each has its own.
 
     Raises:
       UserError: DIR or the split is missing, has a class that DIR/train lacks, or the folder of a class has no image.
     """
     root, splits = path_of(name), labelled_splits(name)
     if split not in splits:
+        if split == "train" and not (root / split).is_dir():
+            raise UserError(
+                f"{root} has no train/CLASS folders, which training needs: it has {', '.join(splits)} alone"
+            )
         without = f": {root / split} has no folders, one of each class" if (root / split).is_dir() else ""
         raise UserError(f"{name} has no split '{split}'{without}: its splits are {', '.join(splits)}")
-    classes = _folders(root / "train")
     here = _folders(root / split)
+    classes = _folders(root / "train") if "train" in splits else here
     if unknown := sorted(here.keys() - classes.keys()):
         raise UserError(f"{root / split} has class '{unknown[0]}', which train lacks: rename or remove its folder")
     ids, files, labels, others = sorted(classes), [], [], Counter[str]()
     for label, class_folder in ((label, root / split / here[name]) for label, name in enumerate(ids) if name in here):
-        for _, paths, endings in sorted(_walk(os.fsencode(class_folder))):
+        for _, paths, endings in sorted(_walk(os.fsencode(class_folder)), key=lambda found: _in_order(found[0])):
             files += paths
             labels += [label] * len(paths)
             others.update(endings)
@@ -56,10 +60,10 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
 
 
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
-    """Return the folders of DIR that have folders with images, `train` among them; others may hold annotations.
+    """Return the folders of DIR that have folders with images; others may hold annotations.
 
     Raises:
-      UserError: DIR is missing, or has no train/CLASS.
+      UserError: DIR is missing, or has none.
     """
     root = path_of(name)
     if not root.is_dir():
@@ -67,7 +71,7 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
             f"{name}: there is no folder {root}{missing(name)}: write folder:DIR, where DIR holds train/CLASS/…"
         )
     splits = [name for name, folder in sorted(_folders(root).items()) if _is_split(root / folder)]
-    if "train" not in splits:
+    if not splits:
         raise UserError(f"{root} has no train/CLASS folders: images must lie in {root}/train/CLASS and …/val/CLASS")
     return splits
 
@@ -115,6 +119,11 @@ def _folders(path: Path) -> dict[str, str]:
     return folders
 
 
+def _in_order(path: bytes) -> bytes:
+    """Return a path as it is sorted: the order is the same on a file system that decomposes names."""
+    return path if path.isascii() else os.fsencode(composed(os.fsdecode(path)))
+
+
 def _is_split(folder: Path) -> bool:
     """Whether the folder has folders, and an image in one of them or deeper."""
     inner = (os.fsencode(folder / name) for name in _folders(folder).values())
@@ -139,7 +148,7 @@ def _walk(
             found = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(b".")]
     except OSError as error:
         raise UserError(f"cannot list the folder {os.fsdecode(folder)}: {error.strerror}") from error
-    images = sorted(name for name, is_folder in found if not is_folder and name.lower().endswith(_ENDINGS))
+    images = sorted((n for n, is_folder in found if not is_folder and n.lower().endswith(_ENDINGS)), key=_in_order)
     others = [name for name, is_folder in found if not is_folder and not name.lower().endswith(_ENDINGS)]
     endings = [printable(os.path.splitext(os.fsdecode(name))[1].lower()) or "without an ending" for name in others]
     yield folder, [folder + b"/" + name for name in images], endings
