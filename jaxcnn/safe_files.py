@@ -22,6 +22,15 @@ from filelock import FileLock, Timeout
 from jaxcnn import UserError
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks answer
+_BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file by `git lfs pull`",
+    b"<!doctype html": "a web page: download the file again",
+    b"<html": "a web page: download the file again",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"bzh": "compressed by bzip2: unpack it",
+    b"\xfd7zxz": "compressed by xz: unpack it",
+    b"{": "JSON",
+}
 MAX_JSON = 2**26  # bytes; a manifest of a million classes or shards stays below it
 
 
@@ -83,6 +92,14 @@ def shown(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` without what could write escapes to a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def looks_like(head: bytes) -> str:
+    """Return words for what stands in place of a file of another kind, by its first bytes; "" where that is unknown."""
+    for beginning, words in _BEGINNINGS.items():
+        if head.lstrip(b"\xef\xbb\xbf \r\n").lower().startswith(beginning):
+            return words
+    return "a tar archive: unpack it" if head[257:262] == b"ustar" else ""
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

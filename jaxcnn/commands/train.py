@@ -1,6 +1,7 @@
 """`jaxcnn train`: train a network from an experiment file; run again on the same folder, it resumes."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     if team.process == 0:
         print(text)
         if not arguments.dry_run:
-            again = f"go on with `jaxcnn evaluate --workdir {workdir}` or `jaxcnn plot {workdir}`"
+            run = shlex.quote(str(workdir))
+            again = f"go on with `jaxcnn evaluate --workdir {run}` or `jaxcnn plot {run}`"
             print(f"done: {workdir}/result.json; {again}", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
         save_variables(folder, network.variables, info)
     params = count_params(network.variables["params"])
     print(f"imported: {out} ({name}, {params:,} parameters, {classes:,} classes)")
-    print(f"go on with `jaxcnn predict --workdir {out} IMAGE` or train with --config.init_from={out}", file=sys.stderr)
+    run = shlex.quote(str(out))
+    print(f"go on with `jaxcnn predict --workdir {run} IMAGE` or train with --config.init_from={run}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,12 @@ class Checkpoints:
         self.folder = Path(workdir).resolve() / "checkpoints"
         self.metric, self.sign = f"eval/{best[0]}", {"max": 1.0, "min": -1.0}[best[1]]
         self.keeps = keep_last is not None
+        # Orbax looks for what the processes have written by a pattern that begins with the folder: it would find
+        # nothing of it, and the checkpoint could not be read.
+        if self.keeps and (magic := sorted(set("*?[\\") & set(str(self.folder)))):
+            raise UserError(
+                f"checkpoints cannot be kept in {self.folder}: take a folder without {magic[0]} in its path"
+            )
         self.writes = self.keeps and jax.process_index() == 0  # folders, that is; each process writes its arrays
         self.sound = set[int]()  # steps whose files have been found to be what was written
         if self.folder.exists() and not self.folder.is_dir():

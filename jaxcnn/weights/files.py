@@ -23,7 +23,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.safe_files import MAX_JSON, parse_json, printable, read_bytes, write_atomically
+from jaxcnn.safe_files import MAX_JSON, looks_like, parse_json, printable, read_bytes, write_atomically
 from jaxcnn.safe_pickle import RefusedError, shown
 from jaxcnn.weights.pickled import DTYPES_READ, STORAGES, Storage, Tensor, unpickle
 
@@ -88,7 +88,10 @@ def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         return _read_zip(file, size)
     if head.startswith(b"\x80"):
         return _read_legacy(file.read())
-    raise RefusedError("neither safetensors nor torch's .pth" if size else "the file is empty")
+    if not size:
+        raise RefusedError("the file is empty")
+    known = looks_like(file.read(512))
+    raise RefusedError("neither safetensors nor torch's .pth" + (f", but {known}" if known else ""))
 
 
 def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:

@@ -33,6 +33,8 @@ NAMES = (
 # Networks of He et al., section 4.2, under the port's names.
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
 
+_NAMED = (*NAMES, *CIFAR_NAMES)
+
 Modules = Iterator[tuple[str, str]]  # ours, torch's
 Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
 # Collection and leaf of ours, leaf of torch's, in the order of its state dicts.
@@ -154,10 +156,9 @@ _FAMILIES: Any = ((alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS
 
 def _modules(name: str) -> list[tuple[str, str]]:
     """Return (our module, torch's) in the order of torch's state dict; this network may lack some."""
-    if name not in (*NAMES, *CIFAR_NAMES):
-        theirs = f"; torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else ""
-        names = ", ".join((*NAMES, *CIFAR_NAMES))
-        raise UserError(f"PyTorch's weights are not read for '{name}': they are for {names}{theirs}")
+    if name not in _NAMED:
+        theirs = f"torchvision's is {name}_tv" if f"{name}_tv" in NAMES else f"take one of {', '.join(_NAMED)}"
+        raise UserError(f"PyTorch's weights are not read for '{name}': {theirs}")
     return next(list(walk(specs[name])) for specs, walk in _FAMILIES if name in specs)
 
 

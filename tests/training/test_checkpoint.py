@@ -451,3 +451,17 @@ def test_a_checkpoint_of_another_format_is_refused_with_its_place(state, tmp_pat
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"checkpoints/1 has (no )?format"):
         Checkpoints(tmp_path, BEST).info(1)
+
+
+@pytest.mark.parametrize("name", ["a [run]", "a*", "what?", "back\\slash"])
+def test_a_folder_whose_checkpoints_orbax_would_not_find_again_is_refused_before_one_is_written(name, tmp_path):
+    with pytest.raises(UserError, match="cannot be kept"):
+        save_variables(tmp_path / name, variables(3), info(0))
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_other_characters_are_kept(tmp_path):
+    for name in ("50% é #1", "{a}&b;c", "a]"):
+        save_variables(tmp_path / name, variables(3), info(0))
+        found = Checkpoints(tmp_path / name, ("none", "max")).restore_variables(0, variables(3, fill=0.0))
+        assert_same(found, variables(3))

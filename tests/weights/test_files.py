@@ -2,6 +2,7 @@
 
 import argparse
 import copyreg
+import gzip
 import io
 import pickle
 import struct
@@ -437,7 +438,12 @@ def test_refusals_say_what_and_how_to_mend_it(tmp_path):
         pickle.dumps({"a": 1}, 2): "a pickle, but not one of torch.save's",
         safetensors.numpy.save({"a": np.ones(2, np.uint16)}): "a is of dtype U16; float16 to 64",
         b"": "the file is empty",
-        b"<html>not found</html>": "neither safetensors nor torch's .pth",
+        b"<html>not found</html>": "neither safetensors nor torch's .pth, but a web page",
+        b"version https://git-lfs.github.com/spec/v1\n": "git lfs pull",
+        gzip.compress(b"weights"): "gzip",
+        bytes(257) + b"ustar": "tar archive",
+        b'{"metadata": {}, "weight_map": {}}': "JSON",
+        bytes(9): "neither safetensors nor torch's .pth",
     }
     for data, text in texts.items():
         assert text in refusal(file_of(tmp_path, data))

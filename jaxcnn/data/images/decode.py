@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxcnn import UserError
 from jaxcnn.data.images.metadata import bare_jpeg, bare_png, jpeg_orientation, orientation_of, turn, upright
-from jaxcnn.safe_files import read_bytes
+from jaxcnn.safe_files import looks_like, read_bytes
 
 MAX_PIXELS = 100_000_000  # a small file can claim to be enormous: refuse it before it fills the memory
 MAX_BYTES = 2**30  # of a file: as many pixels of 16 bits in four channels take 800 MB
@@ -117,7 +117,8 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own bound, of twice as much, comes first
         return f"it has more than {MAX_PIXELS:,} pixels: so many are refused"
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if not data else "it is no image of a known format"
+        known = looks_like(data[:512])
+        return f"it is no image, but {known}" if known else f"it is {'no image of a known format' if data else 'empty'}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 

@@ -83,9 +83,11 @@ def test_transparency_of_a_palette_is_dropped(tmp_path):
 def test_the_reason_is_told(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     for name, reason in [
         ("empty.png", "it is empty"),
         ("text.png", "it is no image of a known format"),
+        ("pointer.jpg", "git lfs pull`"),
         ("missing.png", "no such file"),
         ("", "Is a directory"),
     ]:
