@@ -157,7 +157,9 @@ _FAMILIES: Any = ((alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS
 def _modules(name: str) -> list[tuple[str, str]]:
     """Return (our module, torch's) in the order of torch's state dict; this network may lack some."""
     if name not in _NAMED:
-        theirs = f"torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else f"take one of {', '.join(_NAMED)}"
+        theirs = (
+            f"torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else f"take one of {', '.join(_NAMED)}"
+        )
         raise UserError(f"PyTorch's weights are not read for '{name}': {theirs}")
     return next(list(walk(specs[name])) for specs, walk in _FAMILIES if name in specs)
 
