@@ -27,9 +27,9 @@ _FAULTS = """
 import os
 import time
 
-from jaxcnn.data import dataset, reader
+from jaxcnn.data import dataset
 
-_train, _eval, _batches = reader.Reader.train, reader.Reader.eval, dataset.Dataset.train_batches
+_train, _eval, _batches = dataset.Reader.train, dataset.Reader.eval, dataset.Dataset.train_batches
 
 
 def train(self, epoch, example):
@@ -50,7 +50,7 @@ def batches(self, start, stop):
         yield batch
 
 
-reader.Reader.train, reader.Reader.eval, dataset.Dataset.train_batches = train, evaluate, batches
+dataset.Reader.train, dataset.Reader.eval, dataset.Dataset.train_batches = train, evaluate, batches
 if jumps := [float(x) for x in os.environ.get("FAULTS_CLOCK", "").split()]:
     _time, _time_ns, _calls = time.time, time.time_ns, iter(range(10**12))
     _jump = lambda: jumps[next(_calls) // 50 % len(jumps)]
