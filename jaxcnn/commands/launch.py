@@ -95,7 +95,8 @@ def _outcome(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
             how = f"was ended by {signal.Signals(number).name}, and the others with it"
             if number == signal.SIGABRT:  # By JAX, where another was silent or did not come.
                 how += ": JAX's lines above say which process it missed"
-            return 128 + number, f"{name} {how}; run the same command again to go on from the newest checkpoint"
+            again = "run the same command again, training goes on from its newest checkpoint if there is one"
+            return 128 + number, f"{name} {how}; {again}"
         if not first and any(codes):
             first, until = next(filter(None, codes)), time.monotonic() + _GRACE
         if None not in codes or time.monotonic() > until:
