@@ -323,7 +323,7 @@ def test_a_damaged_file_of_scores_is_named(state, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads, cut short
 @pytest.mark.parametrize("lost", ["state/_METADATA", "state/d", "info/metadata"])
 def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program, state, tmp_path):
-    write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
+    write(tmp_path, state, {2: 0.3, 3: 0.1, 4: 0.2}).close()
     damaged = tmp_path / "checkpoints" / "4" / lost
     shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "state" / "ocdbt.process_0", ignore_errors=True)
@@ -354,11 +354,18 @@ def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
     arrays = jax.device_put({"params": {"noise": noise}, "batch_stats": {}})
     save_variables(tmp_path, arrays, {"step": 1})
     path = max((tmp_path / "checkpoints" / "1").rglob("*"), key=lambda path: path.stat().st_size)
-    data = bytearray(path.read_bytes())
+    good = path.read_bytes()
+    data = bytearray(good)
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"1 .*state/\S*d/\w+"):
         Checkpoints(tmp_path, BEST).restore_variables(1, arrays)
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "0")
+    path.write_bytes(good)  # The newest is sound, and the one before it is not.
+    trainer = Checkpoints(tmp_path, BEST, 2)
+    trainer.restore_variables(1, arrays)
+    with pytest.raises(UserError, match=r"checkpoints/0 .*state/\S*d/\w+"):
+        trainer.restore_variables(0, arrays)
 
 
 def test_a_trainer_goes_on_from_the_checkpoint_before_one_that_is_damaged_and_saves_its_step_again(
@@ -393,6 +400,7 @@ def test_one_that_is_kept_no_longer_leaves_in_one_move(state, tmp_path):
     for step in (1, 2):
         checkpoints.save(state, info(step), {})
         checkpoints.manager.wait_until_finished()  # as a kill right after would find it
+        assert (tmp_path / "checkpoints" / ".deleted").is_dir()  # made while the disk had room for it
     assert [p.name for p in (tmp_path / "checkpoints" / ".deleted").iterdir()] == ["1"]
     assert Checkpoints(tmp_path, BEST).steps == [2]
     checkpoints.close()
