@@ -28,7 +28,7 @@ def write(workdir: Path, state: Any, scores: dict[int, float | None], keep_last:
     """Save `state` at each step of `scores`, which has the metric or None."""
     checkpoints = Checkpoints(workdir, BEST, keep_last)
     for step, score in scores.items():
-        checkpoints.save(state, info(step), {} if score is None else {"eval/top1": score, "eval/loss": 1.0})
+        checkpoints.save(state, info(step), {"eval/loss": 1.0} | ({} if score is None else {"eval/top1": score}))
     checkpoints.wait()
     return checkpoints
 
@@ -295,6 +295,20 @@ def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
     assert words == f"the head starts afresh: 5 classes in {imported}, 7 here"
     assert_same(loaded, variables(7, fill=0.0) | {"params": fresh["params"] | {"fc6": variables(5)["params"]["fc6"]}})
     assert load_variables(imported, variables(5), BEST, reset_head=True)[1] == ""
+    fresh["params"]["head"]["kernel"] = jnp.zeros((4, 7))  # of other features is of another network
+    with pytest.raises(UserError, match="head/kernel"):
+        load_variables(imported, fresh, BEST, reset_head=True)
+
+
+def test_a_head_of_something_else_does_not_follow_the_names_of_the_classes(tmp_path):
+    tree = variables(3)
+    tree["params"]["boxes"] = {"head": {"kernel": jnp.arange(12.0).reshape(3, 4)}}
+    tree["params"]["head"]["bias"] = jnp.arange(3.0)
+    given = {"image_shape": (32, 32, 3), "mean": [0.0] * 3, "std": [1.0] * 3, "class_names": ["a", "b", "c"]}
+    save_variables(tmp_path, tree, {"step": 0, "model": "some", "num_classes": 3, "input": given})
+    loaded, _ = load_variables(tmp_path, tree, BEST, {"class_names": ["c", "a", "b"]})
+    assert loaded["params"]["head"]["bias"].tolist() == [2, 0, 1]
+    assert_same(loaded["params"]["boxes"], tree["params"]["boxes"])
 
 
 @pytest.mark.parametrize("classes", [5, 7])
