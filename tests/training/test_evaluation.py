@@ -94,8 +94,9 @@ def test_the_digits_are_all_counted_by_the_real_pipeline_at_batches_that_do_not_
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_means_name_their_part_and_an_empty_sum_is_absent():
+def test_means_name_their_part_and_an_empty_sum_and_an_array_are_absent():
     sums: Any = {"loss": (np.float32(6), np.float32(4)), "top1": (np.float32(0), np.float32(0))}
+    sums["confusion"] = (np.ones((2, 2)), np.float32(4))
     assert means("train", sums) == {"train/loss": 1.5}
 
 
