@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jaxcnn
 from jaxcnn import UserError, cli
 from jaxcnn.config import base_config
 from jaxcnn.data.sources import make_source
+from jaxcnn.distributed.processes import Team
 from jaxcnn.tasks.base import Task
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.trained import _mean, open_run
@@ -100,6 +102,12 @@ def test_what_does_not_go_together_is_refused(words, named, workdir, capsys, mon
     assert out == ""  # nothing was scored before
     assert named in err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_of_several_processes_does_not_draw(workdir, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxcnn.commands.evaluate.team_of", lambda _: nullcontext(Team(0, 2)))
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--save", str(tmp_path / "a.png")]) == 2
+    assert "--save" in capsys.readouterr().err
 
 
 # The mean
