@@ -81,3 +81,19 @@ def test_a_process_has_a_group_of_its_own_and_nothing_to_read_and_is_prepared(tm
 def test_a_process_whose_parent_has_ended_meanwhile_does_not_begin():
     before = _following(os.getpid() + 1, lambda: None)  # such is not the parent
     assert subprocess.run([sys.executable, "-c", ""], preexec_fn=before, check=False).returncode == 1
+
+
+PARENT = """
+import sys
+from jaxcnn.commands.children import Children
+with Children() as children:
+    children.start([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(20); print('left')"]).wait()
+"""
+
+
+def test_a_process_ends_with_a_parent_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        assert parent.stdout.read() == ""  # to its end, which comes when nobody can write any more
