@@ -10,12 +10,13 @@ from typing import Any
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, picture, save, set_up_jax, team_of
 from jaxcnn.locations import location
-from jaxcnn.safe_files import csv_text, write_atomically
+from jaxcnn.safe_files import csv_text, make_writable, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _DRAWN = 36  # images in a picture
 _TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
+_WRITTEN = (*_TABLES, "confusion", "save")  # options that name a file
 _SEVERAL = 'Several runs or checkpoints print a line each before that one, which is then {"runs": [all of them]}.'
 
 
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     with team_of(arguments) as team:
         if arguments.save and team.processes > 1:
             raise UserError("--save draws in one process: leave it out here, or evaluate without the others")
+        if team.process == 0:
+            _check_files(arguments)
         set_up_jax()
         wanted = [name for name in _TABLES if getattr(arguments, name)]
         options = {"protocol": arguments.protocol or "", "scales": arguments.scales or ()}
@@ -86,13 +89,27 @@ def _models(arguments: argparse.Namespace) -> list[tuple[Path, Any]]:
     return [(workdir, choice) for workdir in arguments.workdir for choice in choices]
 
 
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Raise a UserError, before anything is scored, where a file that is asked for cannot be written."""
+    for name in _WRITTEN:
+        if out := getattr(arguments, name):
+            option = f"--{name.replace('_', '-')}"
+            if out.is_dir():
+                raise UserError(f"{option} {out} is a folder: name a file")
+            make_writable(out.parent, f"the folder of {option}")
+
+
 def _opened(models: Sequence[tuple[Path, Any]], overrides: list[tuple[str, str]]) -> Iterator[Any]:
     """Yield the networks one after another; one that was named twice, such as "best" and its step, comes once."""
     from jaxcnn.configfile import from_json
+    from jaxcnn.tasks import create_task
+    from jaxcnn.training.checkpoint import Checkpoints
     from jaxcnn.training.trained import open_run
 
-    for workdir, _ in models:  # A folder that is no run is refused before the first one is evaluated.
-        from_json(workdir / "config.json")
+    for workdir, choice in models:  # What is no run, or no checkpoint of it, is refused before the first one is scored.
+        checkpoints = Checkpoints(workdir, create_task(from_json(workdir / "config.json")).best)
+        for which in [choice] if isinstance(choice, str) else choice:
+            checkpoints.resolve(which)
     seen = set()
     for workdir, checkpoint in models:
         run = open_run(workdir, checkpoint, overrides)
@@ -122,7 +139,6 @@ def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
 def _write(arguments: argparse.Namespace, rows: Mapping[str, list[dict[str, Any]]]) -> None:
     for name, lines in rows.items():
         out = getattr(arguments, name)
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, csv_text(lines))
         print(f"{name.replace('_', ' ')}: {out}", file=sys.stderr)
 

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
     for thread in lines:
         thread.join(1)  # What the others had to say comes before the last line.
     if words:
-        print(f"jaxcnn: {words}", file=sys.stderr, flush=True)
+        resumes = ", it goes on from its newest checkpoint if there is one" if command[0] == "train" else ""
+        print(f"jaxcnn: {words}; run the same command again{resumes}", file=sys.stderr, flush=True)
     return code
 
 
@@ -95,7 +96,7 @@ def _outcome(processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
             how = f"was ended by {signal.Signals(number).name}, and the others with it"
             if number == signal.SIGABRT:  # By JAX, where another was silent or did not come.
                 how += ": JAX's lines above say which process it missed"
-            return 128 + number, f"{name} {how}; run the same command again to go on from the newest checkpoint"
+            return 128 + number, f"{name} {how}"
         if not first and any(codes):
             first, until = next(filter(None, codes)), time.monotonic() + _GRACE
         if None not in codes or time.monotonic() > until:

@@ -241,8 +241,8 @@ def _end_all(team: Team, error: BaseException, heartbeat_timeout: float) -> None
     """Say to all other processes why this one ends; they end with the same code. Then it is for the caller to end."""
     import jax
 
-    theirs = isinstance(error, UserError | OSError)
-    words = f"{error}" or type(error).__name__
+    theirs = isinstance(error, UserError | OSError | KeyboardInterrupt)
+    words = "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"{error}" or type(error).__name__
     if _may_follow(error):
         wait = f"waiting up to {1.5 * heartbeat_timeout:.0f} s for JAX to say whether another process has died"
         print(f"jaxcnn: {team}: {printable(' '.join(words.split()))}; {wait}", file=sys.stderr, flush=True)

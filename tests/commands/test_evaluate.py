@@ -10,6 +10,7 @@ import pytest
 
 import jaxcnn
 from jaxcnn import cli
+from jaxcnn.commands.evaluate import _scales
 from jaxcnn.data.sources import make_source
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.training.trained import open_run
@@ -218,3 +219,7 @@ def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, e
 )
 def test_what_does_not_go_with_a_protocol_is_refused_in_one_line(words, told, workdir, refused):
     assert told in refused(workdir, *words)
+
+
+def test_scales_are_from_1_to_4096_pixels():
+    assert _scales("4096,1") == [4096, 1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jaxcnn
 from jaxcnn import UserError, cli
 from jaxcnn.config import base_config
 from jaxcnn.data.sources import make_source
+from jaxcnn.distributed.processes import Team
 from jaxcnn.tasks.base import Task
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.trained import _mean, open_run
@@ -69,6 +71,18 @@ def test_a_folder_that_is_no_run_is_refused_before_another_is_scored(workdir, ca
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("option", ["--predictions", "--per-class", "--confusion", "--save"])
+@pytest.mark.parametrize("name", ["file/x.png", "folder.png"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_scored(option, name, workdir, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    assert cli.main(["evaluate", "--workdir", str(workdir), option, str(tmp_path / name)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert option in err
+    assert str(tmp_path / name.partition("/")[0]) in err
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -76,14 +90,24 @@ def test_a_folder_that_is_no_run_is_refused_before_another_is_scored(workdir, ca
         (["--checkpoint=10,20", "--save=a.png"], "--save"),
         (["--average"], "--average"),
         (["--checkpoint=10,11"], "11"),
+        (["--checkpoint=10,,20"], "''"),
+        (["--checkpoint=10,20", "--checkpoint=best,11", "--average"], "11"),
         (["--confusion=a.txt"], "a.txt"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words, named, workdir, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", "--workdir", str(workdir), *words]) == 2
-    assert named in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""  # nothing was scored before
+    assert named in err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_of_several_processes_does_not_draw(workdir, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxcnn.commands.evaluate.team_of", lambda _: nullcontext(Team(0, 2)))
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--save", str(tmp_path / "a.png")]) == 2
+    assert "--save" in capsys.readouterr().err
 
 
 # The mean

@@ -26,6 +26,7 @@ from tiny import Tiny
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
+from jaxcnn.commands.launch import _outcome, _start
 from jaxcnn.configfile import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
@@ -291,6 +292,7 @@ def test_a_process_without_the_others_says_for_whom_it_waits_and_is_ended_by_jax
         (["launch", "--processes", "0", "--", "train"], "'0': write a whole number, 1 to 1024"),
         (["launch", "--processes", "2", "train"], "unrecognized arguments: train"),
         (["launch", "--processes", "2", "--", "train", "--process=1"], "it sets --process itself"),
+        (["launch", "--processes", "2", "--", "train", "--coordinator", "here:1"], "it sets --coordinator itself"),
         (["train", "--processes", "2"], "give all three, or none"),
         (["train", "--coordinator", "here:1"], "give all three, or none"),
         (["train", "--coordinator", "here"], "'here': write HOST:PORT"),
@@ -307,6 +309,57 @@ def test_wrong_use_is_refused(argv, words, experiment, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert words in err
+
+
+class Recorded:
+    """Stands in for `Children`: nothing is started."""
+
+    def start(self, words: list[str], prepare: Any, **options: Any) -> None:
+        self.prepare, self.options = prepare, options
+
+
+@pytest.mark.parametrize(("index", "count", "cores"), [(0, 2, [2, 3]), (1, 2, [5, 7]), (6, 8, [3])])
+def test_each_process_has_its_share_of_the_cores_and_its_own_devices(index, count, cores, monkeypatch):
+    taken, children = [], Recorded()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 11})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, mine: taken.append(mine))
+    _start(children, [], index, count, 2)  # type: ignore[arg-type]
+    children.prepare()
+    assert taken == [cores]
+    env = children.options["env"]
+    assert env["JAX_NUM_CPU_DEVICES"] == "2"
+    assert env["JAX_LOCAL_DEVICE_IDS"] == f"{2 * index},{2 * index + 1}"
+
+
+class Ending:
+    """A process whose exit codes are those seen at one poll after the other, the last one from then on."""
+
+    def __init__(self, *codes: int | None):
+        self.codes, self.polls = list(codes), 0
+
+    def poll(self) -> int | None:
+        self.polls += 1
+        assert self.polls < 50, "it waits for ever"
+        return self.codes.pop(0) if len(self.codes) > 1 else self.codes[0]
+
+
+@pytest.mark.parametrize(
+    ("codes", "grace", "code", "named"),
+    [
+        ([(0,), (None, None, 0)], 0, 0, ""),
+        ([(None, 3), (None, None, 4)], BOUND, 3, ""),  # the first to fail
+        ([(None, None, 4), (None, 3)], BOUND, 3, ""),
+        ([(143,), (None, -6)], BOUND, 143, ""),  # all were stopping
+        ([(None,), (None, 2)], 0, 2, ""),  # one that does not end is not waited for
+        ([(None,), (None, -9)], BOUND, 137, "process 1 of 2"),
+        ([(None, -6), (None,)], BOUND, 134, "JAX"),  # which has ended it, and has said why
+    ],
+)
+def test_the_exit_code_is_that_of_the_first_to_fail(codes, grace, code, named, monkeypatch):
+    monkeypatch.setattr("jaxcnn.commands.launch._GRACE", grace)
+    found, words = _outcome([Ending(*each) for each in codes])  # type: ignore[arg-type]
+    assert found == code
+    assert (named in words) if named else not words
 
 
 def test_a_launcher_that_is_killed_leaves_no_process_behind(experiment, tmp_path):

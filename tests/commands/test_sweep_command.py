@@ -15,7 +15,6 @@ import pytest
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli
-from jaxcnn.commands.children import Children
 
 # The run of seed 2 waits for the batch that SWEEP_WAITS names: what is done to it meanwhile is no matter of luck.
 WAITS = """
@@ -169,20 +168,6 @@ def test_a_folder_of_another_config_is_refused_before_anything_is_trained(folder
     assert sweep(folder) == 2
     assert "dtype was 'bfloat16'" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in begun.rglob("*")} == before
-
-
-def test_a_signal_that_comes_while_a_process_starts_reaches_it():
-    with Children() as children:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert children.signal == signal.SIGTERM
-        process = children.start([sys.executable, "-c", "import time; time.sleep(1e6)"])
-        assert process.wait(60) == -signal.SIGTERM
-
-
-def test_processes_do_not_outlive_the_block():
-    with Children() as children:
-        process = children.start([sys.executable, "-c", "import time; time.sleep(1e6)"])
-    assert process.returncode == -signal.SIGKILL
 
 
 def test_the_array_script_trains_one_run_and_is_queued_again_when_it_was_stopped(folder):

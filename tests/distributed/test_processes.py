@@ -1,10 +1,12 @@
 """How a process finds the others of its run: by the arguments that reach JAX."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -191,6 +193,28 @@ def test_an_error_that_came_of_a_failed_collective_may_follow_another_processs_d
         assert _may_follow(raised(ValueError("Gloo: connection closed"), explicit))
         assert _may_follow(raised(jax.errors.JaxRuntimeError("INTERNAL"), explicit))
         assert not _may_follow(raised(ValueError("a bad label"), explicit))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("no data set"), 2, "no data set"),
+        (OSError(28, "full"), 2, "full"),
+        (KeyError("label"), 1, "KeyError: 'label'"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+    ],
+)
+def test_the_others_hear_the_exit_code_and_why_and_no_class_where_it_is_the_users(error, code, words, monkeypatch):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        processes.compat, "coordination_client", lambda: SimpleNamespace(key_value_set=told.__setitem__)
+    )
+    monkeypatch.setattr(processes, "_part", lambda *_: None)
+    processes._end_all(Team(2, 4), error, 1)
+    ((process, found, said),) = map(json.loads, told.values())
+    assert (process, found) == (2, code)
+    assert words in said
+    assert (type(error).__name__ in said) == (code == 1)
 
 
 def test_ctrl_c_ends_a_process_that_waits_for_the_others():

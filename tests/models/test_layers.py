@@ -57,11 +57,22 @@ POOLINGS = [
 ]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("side", [6, 7])
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_max_pooling_and_its_gradient_are_those_of_flax(pooling, side):
+@pytest.mark.parametrize("options", POOLINGS)
+def test_max_pooling_and_its_gradient_are_those_of_flax(options, side, platform, monkeypatch):
+    if platform == "tpu":
+        monkeypatch.setattr(lax, "platform_dependent", lambda x, tpu, default: tpu(x))
     distinct = np.random.default_rng(0).permutation(2 * side * (side + 2) * 3)
-    assert_pools_alike(jnp.asarray(distinct.reshape(2, side, side + 2, 3) - 100.0, jnp.float32), *pooling)
+    assert_pools_alike(jnp.asarray(distinct.reshape(2, side, side + 2, 3) - 100.0, jnp.float32), *options)
+
+
+def test_max_pooling_is_xlas_own_on_a_tpu_alone():
+    traced = jax.jit(lambda x: pooling.max_pool(x, 3, 2)).trace(images(1, 5, 5, 1))
+    own = {
+        name: "reduce_window" in traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cuda", "cpu")
+    }
+    assert own == {"tpu": True, "cuda": False, "cpu": False}
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)

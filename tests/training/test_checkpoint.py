@@ -28,7 +28,7 @@ def write(workdir: Path, state: Any, scores: dict[int, float | None], keep_last:
     """Save `state` at each step of `scores`, which has the metric or None."""
     checkpoints = Checkpoints(workdir, BEST, keep_last)
     for step, score in scores.items():
-        checkpoints.save(state, info(step), {} if score is None else {"eval/top1": score, "eval/loss": 1.0})
+        checkpoints.save(state, info(step), {"eval/loss": 1.0} | ({} if score is None else {"eval/top1": score}))
     checkpoints.wait()
     return checkpoints
 
@@ -295,6 +295,20 @@ def test_heads_of_other_classes_stay_fresh_only_where_asked(imported):
     assert words == f"the head starts afresh: 5 classes in {imported}, 7 here"
     assert_same(loaded, variables(7, fill=0.0) | {"params": fresh["params"] | {"fc6": variables(5)["params"]["fc6"]}})
     assert load_variables(imported, variables(5), BEST, reset_head=True)[1] == ""
+    fresh["params"]["head"]["kernel"] = jnp.zeros((4, 7))  # of other features is of another network
+    with pytest.raises(UserError, match="head/kernel"):
+        load_variables(imported, fresh, BEST, reset_head=True)
+
+
+def test_a_head_of_something_else_does_not_follow_the_names_of_the_classes(tmp_path):
+    tree = variables(3)
+    tree["params"]["boxes"] = {"head": {"kernel": jnp.arange(12.0).reshape(3, 4)}}
+    tree["params"]["head"]["bias"] = jnp.arange(3.0)
+    given = {"image_shape": (32, 32, 3), "mean": [0.0] * 3, "std": [1.0] * 3, "class_names": ["a", "b", "c"]}
+    save_variables(tmp_path, tree, {"step": 0, "model": "some", "num_classes": 3, "input": given})
+    loaded, _ = load_variables(tmp_path, tree, BEST, {"class_names": ["c", "a", "b"]})
+    assert loaded["params"]["head"]["bias"].tolist() == [2, 0, 1]
+    assert_same(loaded["params"]["boxes"], tree["params"]["boxes"])
 
 
 @pytest.mark.parametrize("classes", [5, 7])
@@ -323,7 +337,7 @@ def test_a_damaged_file_of_scores_is_named(state, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other reads, cut short
 @pytest.mark.parametrize("lost", ["state/_METADATA", "state/d", "info/metadata"])
 def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(lost, program, state, tmp_path):
-    write(tmp_path, state, {3: 0.1, 4: 0.2}).close()
+    write(tmp_path, state, {2: 0.3, 3: 0.1, 4: 0.2}).close()
     damaged = tmp_path / "checkpoints" / "4" / lost
     shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "state" / "ocdbt.process_0", ignore_errors=True)
@@ -354,11 +368,18 @@ def test_a_bit_that_flips_in_the_data_of_an_array_is_noticed(tmp_path):
     arrays = jax.device_put({"params": {"noise": noise}, "batch_stats": {}})
     save_variables(tmp_path, arrays, {"step": 1})
     path = max((tmp_path / "checkpoints" / "1").rglob("*"), key=lambda path: path.stat().st_size)
-    data = bytearray(path.read_bytes())
+    good = path.read_bytes()
+    data = bytearray(good)
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"1 .*state/\S*d/\w+"):
         Checkpoints(tmp_path, BEST).restore_variables(1, arrays)
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "0")
+    path.write_bytes(good)  # The newest is sound, and the one before it is not.
+    trainer = Checkpoints(tmp_path, BEST, 2)
+    trainer.restore_variables(1, arrays)
+    with pytest.raises(UserError, match=r"checkpoints/0 .*state/\S*d/\w+"):
+        trainer.restore_variables(0, arrays)
 
 
 def test_a_trainer_goes_on_from_the_checkpoint_before_one_that_is_damaged_and_saves_its_step_again(
@@ -393,6 +414,7 @@ def test_one_that_is_kept_no_longer_leaves_in_one_move(state, tmp_path):
     for step in (1, 2):
         checkpoints.save(state, info(step), {})
         checkpoints.manager.wait_until_finished()  # as a kill right after would find it
+        assert (tmp_path / "checkpoints" / ".deleted").is_dir()  # made while the disk had room for it
     assert [p.name for p in (tmp_path / "checkpoints" / ".deleted").iterdir()] == ["1"]
     assert Checkpoints(tmp_path, BEST).steps == [2]
     checkpoints.close()

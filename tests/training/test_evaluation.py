@@ -1,6 +1,7 @@
 """Evaluation counts every example once, whatever the batch and the devices."""
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from tiny import Blobs, Tiny, build, steps, tiny_config
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.tasks import create_task
-from jaxcnn.training.evaluation import evaluate, evaluate_rows, means
+from jaxcnn.training.evaluation import Evaluation, evaluate, evaluate_rows, means
 from jaxcnn.training.sharding import make_mesh
 
 
@@ -94,8 +95,9 @@ def test_the_digits_are_all_counted_by_the_real_pipeline_at_batches_that_do_not_
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_means_name_their_part_and_an_empty_sum_is_absent():
+def test_means_name_their_part_and_an_empty_sum_and_an_array_are_absent():
     sums: Any = {"loss": (np.float32(6), np.float32(4)), "top1": (np.float32(0), np.float32(0))}
+    sums["confusion"] = (np.ones((2, 2)), np.float32(4))
     assert means("train", sums) == {"train/loss": 1.5}
 
 
@@ -131,3 +133,12 @@ def test_an_error_in_evaluation_ends_the_reading():
     with pytest.raises(ZeroDivisionError) as caught:
         evaluate(broken, None, batches(), **options)
     assert closed, caught  # The error keeps its frames, so nothing was closed by chance.
+
+
+def test_the_image_of_an_example_has_the_size_of_its_bucket():
+    def reader(name: str, members: set[int]) -> Any:
+        return SimpleNamespace(members=members, eval=lambda example: {"image": (name, example)})
+
+    data: Any = SimpleNamespace(eval_readers=[reader("tall", {0, 2}), reader("wide", {1})])
+    task: Any = SimpleNamespace(draw_mistakes=lambda rows, names, images: images([1, 0, 2]))
+    assert Evaluation({}, {}, task, data, ()).draw_mistakes() == [("wide", 1), ("tall", 0), ("tall", 2)]

@@ -16,7 +16,7 @@ from jaxcnn import UserError
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.expected import find_classes
 from jaxcnn.data.sources import make_source
-from jaxcnn.training.initial_state import load_variables
+from jaxcnn.training.initial_state import input_to_start_from, load_variables
 
 CLASSES = ("bée", "cat", "dog")
 OWN = (0.5, 0.25, 0.75)  # statistics that no data set has
@@ -47,6 +47,16 @@ def trained(tmp_path_factory) -> tuple[Path, str]:
     data = write(folder / "data", {name: name for name in CLASSES})
     jaxcnn.train(config(data, data__image_size=12, data__mean=OWN, data__std=OWN), folder / "run")
     return folder / "run", data
+
+
+def test_a_run_that_goes_on_asks_its_newest_sound_checkpoint_and_not_the_weights(trained, tmp_path):
+    run, data = trained
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "2", checkpoints / "3")
+    (checkpoints / "3" / "info" / "metadata").unlink()
+    found = input_to_start_from(config(data, init_from=str(tmp_path / "gone")), tmp_path / "run")
+    assert tuple(found["class_names"]) == CLASSES
 
 
 def test_names_are_found_whatever_their_order_and_their_unicode():

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny import Blobs, Stop, Tiny, assert_same, build, fit, leaves, lines, tiny_config
 
@@ -329,6 +331,73 @@ class Inflating(nn.Module):
         return {"logits": jnp.zeros((len(images), 6)) + self.param("x", nn.initializers.zeros, (6,))}
 
 
+class Watched(Blobs):
+    """Says which batches were read, and whether reading that had begun was ended."""
+
+    ended = True
+
+    def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        self.read, self.ended = [], False
+        try:
+            for step, batch in enumerate(super().train_batches(start, stop), start):
+                self.read.append(step)
+                yield batch
+        finally:
+            self.ended = True
+
+
+RARELY = {"steps": 100, "log_every": 100, "eval_every": 100, "checkpoint_every": 100}
+
+
+def test_a_loss_that_is_not_finite_is_noticed_long_before_the_next_line_of_the_log(tmp_path):
+    data = Watched(damaged=(1,))
+    with pytest.raises(UserError, match="step 2"):
+        fit(tiny_config(**RARELY), tmp_path, data)
+    assert max(data.read) < 10
+
+
+def test_a_save_that_fails_meanwhile_ends_the_run_at_the_next_line_of_the_log(tmp_path, monkeypatch):
+    def fail(_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", fail)
+    data = Watched()
+    with pytest.raises(UserError, match=f"{tmp_path}/checkpoints"):
+        fit(tiny_config(**RARELY | {"log_every": 2}), tmp_path, data)
+    assert max(data.read) < 10
+
+
+def test_a_run_that_stops_ends_the_reading_and_knows_whether_it_has_anything_unsaved(tmp_path):
+    for after in (0, 1):
+        data, stop = Watched(), Stop(after)
+        with pytest.raises(Interrupted) as caught:
+            fit(tiny_config(), tmp_path, data, stop=stop)
+        assert stop.unsaved == (after > 0)
+        assert data.ended, caught  # The error keeps its frames, so nothing was closed by chance.
+
+
+def test_what_was_logged_before_a_checkpoint_is_on_the_disk_when_it_begins(tmp_path, monkeypatch):
+    def looked_at(checkpoints: Checkpoints, *arguments: Any) -> None:
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        found.append(events.read_bytes().count(b"train/loss"))
+        save(checkpoints, *arguments)
+
+    found, save = [], Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", looked_at)
+    fit(tiny_config(log_every=4, checkpoint_every=4, eval_every=100), tmp_path)
+    assert found == [1, 2, 3]
+
+
+class Complaining(Blobs):
+    def complaints(self, epoch: float) -> list[str]:
+        return ["the last epoch lacked an example"] * (epoch == math.inf)
+
+
+def test_what_is_left_to_say_of_the_data_is_said_at_the_end(tmp_path, capsys):
+    fit(tiny_config(steps=1), tmp_path, Complaining())
+    assert capsys.readouterr().err.count("the last epoch lacked an example") == 1
+
+
 def test_a_state_lost_between_two_finite_losses_is_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"step 2: .*checkpoints/1\b"):
         fit(tiny_config(checkpoint_every=1), tmp_path, model=Inflating())
@@ -391,9 +460,9 @@ def test_the_result_says_what_was_run_on_what_and_how_fast(whole):
     assert {"jaxcnn", "jax", "flax", "optax"} <= set(result["versions"])
 
 
-def test_the_wall_time_has_initialisation_in_it_and_the_training_time_has_not(tmp_path, monkeypatch):
-    """Initialisation takes a day, by the clock of the loop."""
-    slow = 0.0
+def test_the_wall_time_has_all_in_it_the_training_time_and_the_rates_have_training_alone(tmp_path, monkeypatch):
+    """By the clock of the loop initialisation and each evaluation take a day, each batch to train on an hour."""
+    slow, images, lap = 0.0, [], loop.run_log.Clock.lap
 
     class Clock:
         time = staticmethod(time.time)
@@ -402,16 +471,30 @@ def test_the_wall_time_has_initialisation_in_it_and_the_training_time_has_not(tm
         def monotonic() -> float:
             return time.monotonic() + slow
 
-    def slowly(*arguments: Any) -> Any:
-        nonlocal slow
-        slow = 86400.0
-        return restore_or_init(*arguments)
+    class Slow(Blobs):
+        def train_batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+            nonlocal slow
+            for batch in super().train_batches(start, stop):
+                slow += 3600.0
+                yield batch
+
+    def slowly(call: Any) -> Any:
+        def called(*arguments: Any, **options: Any) -> Any:
+            nonlocal slow
+            slow += 86400.0
+            return call(*arguments, **options)
+
+        return called
 
     for module in (loop, loop.run_log):
         monkeypatch.setattr(module, "time", Clock)
-    monkeypatch.setattr(loop, "restore_or_init", slowly)
-    result = fit(tiny_config(steps=1), tmp_path)
-    assert result["wall_time_s"] > 86400 > result["compile_time_s"] + result["train_time_s"]
+    for name in ("restore_or_init", "evaluate"):
+        monkeypatch.setattr(loop, name, slowly(getattr(loop, name)))
+    monkeypatch.setattr(loop.run_log.Clock, "lap", lambda clock, n: (images.append(n), lap(clock, n))[1])
+    result = fit(tiny_config(steps=6, eval_every=2), tmp_path, Slow())
+    assert result["wall_time_s"] > 4 * 86400
+    assert 6 * 3600 <= result["train_time_s"] <= 86400 - result["compile_time_s"]
+    assert images == [4 * 16, 2 * 16]
 
 
 def test_evaluation_in_the_loop_is_of_the_moving_average(whole):

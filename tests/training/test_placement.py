@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from jaxcnn.models.layers import Classifier, Endpoint, FullyConnected, batch_nor
 from jaxcnn.training import sharding
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.hlo import collectives
+from jaxcnn.training.initial_state import check_norm
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.state import init_variables, path_name
 
@@ -414,6 +416,7 @@ def test_per_shard_the_devices_are_part_of_the_model(tmp_path):
     fit(tiny_config(**shard | {"mesh__data": 4, "steps": 1}), tmp_path, Blobs(32), Network())
     with pytest.raises(UserError, match=r"8 images.*config\.norm\.scope=shard.* 4 "):
         fit(tiny_config(**shard | {"mesh__data": 8, "steps": 2}), tmp_path, Blobs(32), Network())
+    check_norm({}, tiny_config(**shard), SimpleNamespace(normalised=8))  # type: ignore[arg-type]  # an older version's
     four = {"mesh__data": 4, "mesh__model": 2, "mesh__placement": "fsdp", "steps": 2}
     assert fit(tiny_config(**shard | four), tmp_path, Blobs(32), Network())["step"] == 2
 

@@ -176,3 +176,17 @@ def test_devices_add_their_sums_and_exchange_no_views():
 def test_views_go_through_the_network_in_parts_no_larger_than_an_ordinary_batch():
     small, large = (compiled(1, batch).memory_analysis().temp_size_in_bytes for batch in (6, 144))
     assert small < large / 3
+
+
+@pytest.mark.parametrize(("pixels", "together"), [(288, 3), (287, 2), (1, 1)])
+def test_a_part_has_as_many_crops_of_each_image_as_an_ordinary_batch_has_pixels_for(pixels, together):
+    seen = set()
+
+    def watched(images: jax.Array) -> jax.Array:
+        seen.add(images.shape)
+        return NORMALIZE(images)
+
+    rows = {"label": np.zeros(2, np.int32), "mask": np.ones(2, np.float32), "example": np.arange(2)}
+    step = make_crops_step(MODELS["averaging"], TASK, watched, pixels, mirrored=False)
+    jax.eval_shape(step, variables("averaging"), rows | {"views0": np.zeros((2, 6, 4, 12, 3), np.uint8)})
+    assert seen == {(2 * together, 4, 12, 3)}

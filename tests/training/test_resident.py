@@ -1,5 +1,7 @@
 """A resident data set trains as a streamed one does: same batches, same evaluation, exact resume."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tiny import Stop, Tiny, assert_same, build, fit, lines, tiny_config
@@ -7,7 +9,7 @@ from tiny import Stop, Tiny, assert_same, build, fit, lines, tiny_config
 from jaxcnn import UserError
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.distributed.interrupt import Interrupted
-from jaxcnn.training.resident import load, train_feed
+from jaxcnn.training.resident import eval_feeds, load, train_feed
 from jaxcnn.training.sharding import make_mesh
 
 MODEL = Tiny(num_classes=10, dropout=0.3)
@@ -82,6 +84,19 @@ def test_one_program_takes_calls_of_any_length():
     assert step._cache_size() == 1
 
 
+def test_an_example_that_could_not_be_read_is_not_evaluated_nor_is_one_counted_twice():
+    class Broken:
+        image_shape, position, eval_examples = (1,), {"examples": 5}, 5
+
+        def resident(self, training: bool) -> Any:
+            return {"image": np.zeros((5, 1), np.uint8)}, np.array([1, 0, 1, 1, 1], np.float32)
+
+    feeds = eval_feeds(Broken(), make_mesh(1), rows=2, global_batch_size=2)
+    found = {key: np.concatenate([np.ravel(feed[key]) for feed in feeds]) for key in ("example", "mask")}
+    assert found["mask"].tolist() == [1, 0, 1, 1, 1, 0]
+    assert found["example"][:5].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_what_works_on_the_host_is_refused():
     with pytest.raises(UserError, match=r"config\.data\.augment=random_area\(0.1,1\)"):
         Dataset(tiny_config(data__resident=True, data__augment="random_area(0.1,1)"))
@@ -94,7 +109,7 @@ def test_a_set_that_does_not_fit_is_refused():
         platform = "gpu"
 
         def memory_stats(self):
-            return {"bytes_limit": 100_000}
+            return {"bytes_limit": 229_000}  # all 1,797 images have 115,008 bytes: just more than half
 
     class Mesh:
         devices = np.array([Small()])

@@ -377,3 +377,6 @@ def test_a_storage_format_is_one_module_and_one_line(monkeypatch, tmp_path):
     (tmp_path / "checkpoints/1").mkdir(parents=True)
     config.data.name = "letters:/y"
     check_resume(config, tmp_path)
+    config.data.name = "folder:/x"
+    with pytest.raises(UserError, match=r"data\.name"):
+        check_resume(config, tmp_path)
