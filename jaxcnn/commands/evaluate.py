@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, picture, save, set_up_jax, team_of
-from jaxcnn.locations import location
+from jaxcnn.locations import location, place
 from jaxcnn.safe_files import csv_text, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
@@ -56,7 +56,7 @@ def _parser() -> Parser:
     parser = Parser("jaxcnn evaluate", description=f"{__doc__} {_SEVERAL}", epilog=OVERRIDES)
     add = parser.add_argument
     words = "folder of the run, or of several"
-    add("--workdir", metavar="DIR", type=location, nargs="+", action="extend", required=True, help=words)
+    add("--workdir", metavar="DIR", type=place, nargs="+", action="extend", required=True, help=words)
     words = "which one (default: last); several, joined by commas or each with its --checkpoint"
     add("--checkpoint", metavar="STEP|best|last", action="append", default=[], help=words)
     words = (
@@ -88,11 +88,13 @@ def _models(arguments: argparse.Namespace) -> list[tuple[Path, Any]]:
 
 def _opened(models: Sequence[tuple[Path, Any]], overrides: list[tuple[str, str]]) -> Iterator[Any]:
     """Yield the networks one after another; one that was named twice, such as "best" and its step, comes once."""
+    from jaxcnn import stores
     from jaxcnn.configfile import from_json
     from jaxcnn.training.trained import open_run
 
-    for workdir, _ in models:  # A folder that is no run is refused before the first one is evaluated.
-        from_json(workdir / "config.json")
+    for workdir in {workdir: None for workdir, _ in models} if len(models) > 1 else ():
+        with stores.opened(workdir) as folder:  # A folder that is no run is refused before the first one is evaluated.
+            from_json(folder / "config.json")
     seen = set()
     for workdir, checkpoint in models:
         run = open_run(workdir, checkpoint, overrides)
