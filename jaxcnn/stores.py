@@ -52,7 +52,7 @@ def file_system(address: Address) -> tuple[Any, str]:
 
 @contextmanager
 def reaching(address: Address | str, verb: str = "read") -> Iterator[None]:
-    """Turn what a store's libraries raise into a UserError, but for files that are not there; each has its own errors."""
+    """Turn what the libraries of a store raise, each errors of its own, into a UserError; not so of a missing file."""
     try:
         yield
     except (UserError, FileNotFoundError):

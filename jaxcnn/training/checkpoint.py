@@ -86,7 +86,11 @@ class Checkpoints:
             create=self.keeps and not self.apart,
             # One move takes a checkpoint out of sight, and it is deleted after: a kill leaves no half of one.
             todelete_subdir=checksums.DELETED if self.keeps else None,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal,
+                # Who makes a folder in the background tells all processes by a key that has no name of a process in it.
+                create_directories_asynchronously=not self.apart,
+            ),
             multiprocessing_options=processes,
         )
         handlers = {
