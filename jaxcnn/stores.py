@@ -24,7 +24,7 @@ from jaxcnn.locations import Address
 
 COMMIT = "commit_success.txt"  # Orbax writes it last: a checkpoint without it is not finished, here and on a store
 SET_BACK = ".before"  # ends the name of a checkpoint while another of its step is written
-_EVERY = 15.0  # seconds between two looks at what a run has written
+EVERY = 15.0  # seconds between two looks at what a run has written
 _AT_ONCE = 8  # files that are fetched at the same time
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
@@ -164,7 +164,7 @@ class _Copy:
 
     def __init__(self, address: Address):
         self.address, (self.fs, self.root) = address, file_system(address)
-        self.folder = Path(tempfile.mkdtemp(prefix="jaxcnn-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix="jaxcnn-run-")).resolve()
         self.files, self.steps = dict[str, Any](), dict[str, Any]()
         self.thread: threading.Thread | None = None
         self.ending, self.lost = threading.Event(), False
@@ -196,7 +196,7 @@ class _Copy:
     def _go_on(self) -> None:
         """Copy every few seconds; say once that it fails, and try again."""
         failed = False
-        while not self.ending.wait(_EVERY) and not self.lost:
+        while not self.ending.wait(EVERY) and not self.lost:
             words = self.copy_back()
             if words and not failed:
                 _say(f"warning: {words}" + "; trying again" * (not self.lost))

@@ -174,7 +174,7 @@ class Checkpoints:
             if self.writes:
                 (self.folder / checksums.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
             if self.apart:
-                arrays = jax.tree.map(_on_host, arrays)
+                arrays = jax.tree.map(on_host, arrays)
             self.manager.save(
                 self.saving,
                 args=ocp.args.Composite(
@@ -296,7 +296,7 @@ class Checkpoints:
         return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}): {fix}")
 
 
-def _on_host(x: Any) -> Any:
+def on_host(x: Any) -> Any:
     """Return all of an array that is spread over processes, in each of them."""
     if not x.is_fully_replicated:
         x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
