@@ -8,6 +8,7 @@ Orbax is not given the address: of all stores it writes gs:// alone (0.12.8), wi
 `training.checksums`. A checkpoint is on a store what it is on a disk, and is checked in the same way when it is read.
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -52,10 +53,10 @@ def file_system(address: Address) -> tuple[Any, str]:
 
 @contextmanager
 def reaching(address: Address | str, verb: str = "read") -> Iterator[None]:
-    """Turn what the libraries of a store raise, each errors of its own, into a UserError; not so of a missing file."""
+    """Turn what the libraries of a store raise, each errors of its own, into a UserError."""
     try:
         yield
-    except (UserError, FileNotFoundError):
+    except UserError:
         raise
     except Exception as error:
         words = f"{address} cannot be {verb} ({_words(error)}): check the address, the network and your access to it"
@@ -90,7 +91,12 @@ def read_bytes(path: bytes, most: int) -> bytes:
     address = Address(os.fsdecode(path))
     fs, name = file_system(address)
     with reaching(address):
-        found = fs.cat_file(name, end=most + 1)
+        try:
+            found = fs.cat_file(name, end=most + 1)
+        except FileNotFoundError:
+            found = None
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(address))
     if len(found) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return found
@@ -143,6 +149,8 @@ def opened(workdir: Path | Address, arrays: bool = False) -> Iterator[Path]:
         yield copy.folder
     except BaseException as error:
         error.args = tuple(named(word) if isinstance(word, str) else word for word in error.args)
+        if os.strerror(errno.ENOSPC) in str(error):  # here, not there
+            error.args = (f"{error}; the disk is that of {tempfile.gettempdir()}: TMPDIR names another folder",)
         if words := copy.close():
             _say(words)
         raise
@@ -174,9 +182,10 @@ class _Copy:
         with reaching(self.address):
             there = [tuple(name.split("/")) for name in self._list("")]
             there = [parts for parts in there if not {"", ".", ".."} & {*parts}]  # a name leads nowhere else
-            steps = {parts[1]: parts for parts in there if parts[0] == "checkpoints" and len(parts) > 2}
+            steps = {parts[1] for parts in there if parts[0] == "checkpoints" and parts[2:]}
             finished = {parts[1] for parts in there if parts[0] == "checkpoints" and parts[2:] == (COMMIT,)}
-            files = [p for p in there if (p[1] in finished if p[1:] and p[1] in steps else True) and wanted(p)]
+            there = [p for p in there if p[0] != "checkpoints" or (p[2:] and p[1] in finished)]
+            files = [parts for parts in there if wanted(parts)]
             names = ["/".join(parts) for parts in files]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 got = dict(zip(names, threads.map(self._get, names), strict=True))

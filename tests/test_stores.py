@@ -1,6 +1,8 @@
 """Runs on an object store, which here is one in memory: what is fetched, what is copied back, and when it cannot be."""
 
+import errno
 import json
+import os
 import sys
 import tempfile
 import time
@@ -253,3 +255,34 @@ def test_a_package_that_is_missing_is_named(scheme, package, monkeypatch):
 def test_a_scheme_that_nobody_knows_is_refused():
     with pytest.raises(UserError, match="nonsense://bucket/run"):
         jaxcnn.open_run("nonsense://bucket/run")
+
+
+def test_a_run_that_is_removed_there_while_it_trains_stays_here(store, claimed, tmp_path):
+    def run() -> None:
+        with stores.opened(RUN, arrays=True) as folder:
+            claimed(folder)
+            store.rm("/bucket/run", recursive=True)
+
+    with pytest.raises(UserError, match="memory://bucket/run"):
+        run()
+    (folder,) = tmp_path.glob("jaxcnn-run-*")
+    assert (folder / "metrics").read_text() == "one"
+
+
+def test_a_full_disk_is_the_one_here(store, claimed, tmp_path):
+    def run() -> None:
+        with stores.opened(RUN) as folder:
+            raise UserError(f"saving to {folder} failed: {os.strerror(errno.ENOSPC)}")
+
+    with pytest.raises(UserError, match=rf"^saving to memory://bucket/run failed.*{tmp_path}.*TMPDIR"):
+        run()
+
+
+def test_what_a_checkpoint_says_of_itself_is_read_without_its_arrays(store, tmp_path):
+    jaxcnn.train(config(steps=3), RUN, Tiny(10))
+    arrays = [name for name in store.find("/bucket/run/checkpoints") if "/state/" in name]
+    for name in arrays:
+        store.pipe_file(name, store.cat_file(name)[:-1] + b"?")
+    assert input_to_start_from(config(init_from=str(RUN)), None)["image_shape"] == [8, 8, 1]
+    with pytest.raises(UserError, match=r"memory://bucket/run/checkpoints/3 cannot be read .*other bytes"):
+        jaxcnn.open_run(RUN, model=Tiny(10))
