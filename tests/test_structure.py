@@ -130,7 +130,18 @@ def test_the_probe_sees_what_is_loaded():
     assert wanted("import colorsys", "colorsys", "jax") == ["colorsys"]
 
 
-HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "matplotlib")
+HEAVY = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "tensorflow",
+    "tensorflow_datasets",
+    "matplotlib",
+    "fsspec",
+)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
 
     Args:
       name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR` or
-        `packed:DIR`.
+        `packed:DIR`; DIR of the former may be an address, such as gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
