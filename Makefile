@@ -65,7 +65,7 @@ lint: $(STAMP)  ## ruff (style, format) and pyright (types)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# One resolution for Python 3.11 to 3.13 on every platform. The extras cuda12, cuda13 and tpu stay outside: they are for one
+# One resolution for Python 3.11 to 3.13 on every platform. The extras cuda12, cuda13, tpu, gcs and s3 stay outside: they are for one
 # machine each, and are installed over this environment. Those of aot have a file of their own, of the same resolution.
 PIN = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command 'make lock' --extra prepare --extra dev pyproject.toml

@@ -1,9 +1,10 @@
-"""Paths as users write them: `~`, file://, names composed otherwise; and the folders of a user who has no home."""
+"""Paths as users write them: `~`, file://, gs://, names composed otherwise; the folders of a user who has no home."""
 
 import os
 import re
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from jaxcnn import UserError
@@ -12,7 +13,29 @@ from jaxcnn import UserError
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
 
 
-def location(text: str | Path, what: str = "a path") -> Path:
+class Address(PurePosixPath):
+    """A place on an object store, such as gs://bucket/run, which `jaxcnn.stores` reads and writes."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+    def resolve(self) -> Self:
+        """Return itself: it is complete, as a resolved path is."""
+        return self
+
+
+def place(text: str | PurePath, what: str = "a path") -> Path | Address:
+    """Return what `location` does, or the address of an object store; errors are those of `location`."""
+    return Address(text) if is_address(text) else location(text, what)
+
+
+def is_address(text: str | os.PathLike[str]) -> bool:
+    """Return whether a user has written the address of an object store: a scheme other than file, and `://`."""
+    scheme = _ADDRESS.match(written := os.fspath(text))
+    return bool(scheme) and scheme[1].lower() != "file" and "\0" not in written
+
+
+def location(text: str | os.PathLike[str], what: str = "a path") -> Path:
     """Return the path on this machine's file systems that a user has written.
 
     `~` and `~NAME` are homes, file:///DIR is /DIR. A name with accents that is not there is looked for in its other
@@ -29,8 +52,8 @@ def location(text: str | Path, what: str = "a path") -> Path:
         written = unquote(parts.path + (f"?{parts.query}" if parts.query else ""))
     elif scheme := _ADDRESS.match(written):
         raise UserError(
-            f"{what} {scheme[1]}://{written[scheme.end() :]} is an address, and jaxcnn reads and writes file systems "
-            f"alone: mount it ({_mount(scheme[1])}) and give the folder, or copy from and to a local folder"
+            f"{what} {Address(written)} is an address, where only --workdir, config.init_from and folder: take one: "
+            f"copy from and to a local folder, or mount it ({_mount(scheme[1])}) and give that"
         )
     path = Path(written)
     if written.startswith("~"):

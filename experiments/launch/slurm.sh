@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run on several nodes: sbatch --nodes=4 experiments/launch/slurm.sh experiments/imagenet/resnet.py:resnet50 /shared/runs/resnet50
 # (further words go to `jaxcnn train`). One task a GPU; with --ntasks-per-node=1 one task takes all GPUs of its node.
-# The workdir is a folder that all nodes see. JAX learns of the other tasks from SLURM, so no address is given here.
+# The workdir is a folder that all nodes see, or s3://BUCKET/RUN. JAX learns of the other tasks from SLURM, so no address is given here.
 #SBATCH --job-name=jaxcnn
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8

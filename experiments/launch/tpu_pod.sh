@@ -2,8 +2,8 @@
 # One run on all hosts of a TPU pod slice, one process a host; JAX learns of the others from the TPU's metadata:
 #   TPU=my-slice ZONE=us-central2-b experiments/launch/tpu_pod.sh CONFIG WORKDIR [--config.KEY=VALUE …]
 #   TPU=my-slice ZONE=us-central2-b experiments/launch/tpu_pod.sh stop     # all save at one step and end
-# Each host has this checkout in $CHECKOUT (~/jaxcnn) with `pip install -e '.[tpu]'` in its .venv. The workdir is a folder
-# that all hosts see, such as a Filestore (NFS) mount. Run again, it goes on from the newest checkpoint.
+# Each host has this checkout in $CHECKOUT (~/jaxcnn) with `pip install -e '.[tpu,gcs]'` in its .venv. The workdir is an
+# address, gs://BUCKET/RUN, or a folder that all hosts see. Run again, it goes on from the newest checkpoint.
 set -euo pipefail
 
 usage='usage: TPU=NAME ZONE=ZONE tpu_pod.sh CONFIG WORKDIR [--config.KEY=VALUE …] | stop'

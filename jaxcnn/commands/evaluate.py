@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, add_hosts, parse, picture, save, set_up_jax, team_of
-from jaxcnn.locations import location
+from jaxcnn.locations import location, place
 from jaxcnn.safe_files import csv_text, make_writable, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
@@ -59,7 +59,7 @@ def _parser() -> Parser:
     parser = Parser("jaxcnn evaluate", description=f"{__doc__} {_SEVERAL}", epilog=OVERRIDES)
     add = parser.add_argument
     words = "folder of the run, or of several"
-    add("--workdir", metavar="DIR", type=location, nargs="+", action="extend", required=True, help=words)
+    add("--workdir", metavar="DIR", type=place, nargs="+", action="extend", required=True, help=words)
     words = "which one (default: last); several, joined by commas or each with its --checkpoint"
     add("--checkpoint", metavar="STEP|best|last", action="append", default=[], help=words)
     words = (
@@ -101,15 +101,17 @@ def _check_files(arguments: argparse.Namespace) -> None:
 
 def _opened(models: Sequence[tuple[Path, Any]], overrides: list[tuple[str, str]]) -> Iterator[Any]:
     """Yield the networks one after another; one that was named twice, such as "best" and its step, comes once."""
+    from jaxcnn import stores
     from jaxcnn.configfile import from_json
     from jaxcnn.tasks import create_task
     from jaxcnn.training.checkpoint import Checkpoints
     from jaxcnn.training.trained import open_run
 
     for workdir, choice in models:  # What is no run, or no checkpoint of it, is refused before the first one is scored.
-        checkpoints = Checkpoints(workdir, create_task(from_json(workdir / "config.json")).best)
-        for which in [choice] if isinstance(choice, str) else choice:
-            checkpoints.resolve(which)
+        with stores.opened(workdir) as folder:
+            checkpoints = Checkpoints(folder, create_task(from_json(folder / "config.json")).best)
+            for which in [choice] if isinstance(choice, str) else choice:
+                checkpoints.resolve(which)
     seen = set()
     for workdir, checkpoint in models:
         run = open_run(workdir, checkpoint, overrides)

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from jaxcnn import UserError
+from jaxcnn import UserError, stores
 from jaxcnn.commands.options import Parser, picture
-from jaxcnn.locations import location
+from jaxcnn.locations import place
 
 
 def main(argv: list[str]) -> int:
     """Plot as `argv` says, and print a line with the best and the last score of each run."""
     parser = Parser("jaxcnn plot", description=__doc__)
-    parser.add_argument("workdir", metavar="DIR", nargs="+", type=location, help="folders of runs")
+    parser.add_argument("workdir", metavar="DIR", nargs="+", type=place, help="folders of runs")
     parser.add_argument("--out", metavar="PNG", type=picture, default=Path("curves.png"), help="default: curves.png")
     arguments = parser.parse_args(argv)
 
@@ -20,11 +20,12 @@ def main(argv: list[str]) -> int:
 
     runs, tasks = {}, {}
     for workdir in {path.resolve(): path for path in arguments.workdir}.values():
-        lines = read_metrics(workdir / "metrics.jsonl")
+        with stores.opened(workdir) as folder:
+            lines, task = read_metrics(folder / "metrics.jsonl"), _task_of(folder)
         if not lines:
             raise UserError(f"{workdir} holds no metrics.jsonl with a line in it: is it the folder of a run?")
         name = next(str(p) for p in (workdir.name, workdir, workdir.resolve()) if str(p) and str(p) not in runs)
-        runs[name], tasks[name] = lines, _task_of(workdir)
+        runs[name], tasks[name] = lines, task
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     # Runs of several tasks share the axes of the scores that they share.

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, picture, save, set_up_jax
-from jaxcnn.locations import location
+from jaxcnn.locations import location, place
 from jaxcnn.safe_files import printable, write_atomically
 
 _DRAWN = 36  # images in a picture
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Predict as `argv` says; an unreadable image is reported, the rest go on, and the exit code is 2."""
     parser = Parser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=location, help="JPEG, PNG, WebP … files")
-    parser.add_argument("--workdir", metavar="DIR", type=location, help="folder of the run")
+    parser.add_argument("--workdir", metavar="DIR", type=place, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", help="which one of the run (default: last)")
     parser.add_argument("--model", metavar="NAME", help="network of --weights, such as resnet50_tv")
     parser.add_argument("--weights", metavar="FILE", type=location, help="torchvision's .safetensors or .pth, or a run")

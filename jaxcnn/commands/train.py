@@ -7,19 +7,21 @@ from pathlib import Path
 
 from jaxcnn.commands import options
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, add_hosts, config_of, parse, set_up_jax, team_of
-from jaxcnn.locations import location
+from jaxcnn.locations import Address, place
 
 
 def main(argv: list[str]) -> int:
     """Train as `argv` says; 0 when done, 130 or 143 when stopped by Ctrl-C or SIGTERM after saving."""
     parser = Parser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
     add_config(parser)
-    parser.add_argument("--workdir", metavar="DIR", type=location, help="folder of the run")
+    parser.add_argument(
+        "--workdir", metavar="DIR", type=place, help="folder of the run, or an address such as gs://BUCKET/RUN"
+    )
     words = "compile, print the config, optimizer groups, steps, shapes and memory, and stop: nothing is written"
     parser.add_argument("--dry-run", action="store_true", help=words)
     add_hosts(parser)
     arguments, overrides = parse(parser, argv)
-    workdir: Path = arguments.workdir
+    workdir: Path | Address = arguments.workdir
     if not workdir and not arguments.dry_run:
         parser.error("the following arguments are required: --workdir")
     config = config_of(arguments, overrides)

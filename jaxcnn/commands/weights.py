@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
-from jaxcnn.locations import location
+from jaxcnn.locations import location, place
 
 Overrides = list[tuple[str, str]]
 _PLATFORMS = ("cpu", "cuda", "tpu", "rocm")  # that jax.export knows
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     words = "weights of a run's checkpoint, as evaluation uses them, as safetensors or as a program that runs by itself"
     command = commands.add_parser("export", help=words, description=words)
-    command.add_argument("workdir", metavar="RUN", type=location, help="folder of the run")
+    command.add_argument("workdir", metavar="RUN", type=place, help="folder of the run")
     command.add_argument(
         "file", metavar="FILE", type=location, help="where to write, NAME.safetensors or NAME.stablehlo"
     )

@@ -22,8 +22,9 @@ import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxcnn import UserError
+from jaxcnn import UserError, stores
 from jaxcnn.training import checksums
+from jaxcnn.training.sharding import replicated
 from jaxcnn.training.state import TrainState, check_tree, overlay, select, shapes_of
 
 Tree = Any
@@ -63,7 +64,9 @@ class Checkpoints:
             raise UserError(
                 f"checkpoints cannot be kept in {self.folder}: take a folder without {magic[0]} in its path"
             )
-        self.writes = self.keeps and jax.process_index() == 0  # folders, that is; each process writes its arrays
+        # Folders, that is: each process writes its arrays, or all of them where it has a folder of its own.
+        self.apart = jax.process_count() > 1 and stores.is_copy(workdir)
+        self.writes = self.keeps and (jax.process_index() == 0 or self.apart)
         self.sound = set[int]()  # steps whose files have been found to be what was written
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file, where a run has a folder: remove it, or take another --workdir")
@@ -78,17 +81,28 @@ class Checkpoints:
             return self.sign * metrics[self.metric]
 
         quieten()
+        me = jax.process_index()
+        mine = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
+        processes = mine if self.apart else ocp.options.MultiprocessingOptions()
         best_one = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without one Orbax writes no metrics
             preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best_one]),
             read_only=not self.keeps,
-            create=self.keeps,
+            create=self.keeps and not self.apart,
             # One move takes a checkpoint out of sight, and it is deleted after: a kill leaves no half of one.
             todelete_subdir=checksums.DELETED if self.keeps else None,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal,
+                # Who makes a folder in the background tells all processes by a key that has no name of a process in it.
+                create_directories_asynchronously=not self.apart,
+            ),
+            multiprocessing_options=processes,
         )
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=processes),
+            "info": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+        }
         try:
             self.manager = _Manager(self.folder, options=options, item_handlers=handlers)
         except Exception as error:  # Orbax reads the metadata and the scores of all checkpoints at once
@@ -101,13 +115,16 @@ class Checkpoints:
 
     def _put_in_order(self) -> None:
         for words in checksums.put_in_order(self.folder):
-            print(words, file=sys.stderr, flush=True)
+            if jax.process_index() == 0:
+                print(stores.named(words), file=sys.stderr, flush=True)
+        if self.apart:
+            self.folder.mkdir(exist_ok=True)
 
     def _alone(self, do: Callable[..., None], *arguments: Any) -> None:
-        """In the first process, while the others wait."""
-        if jax.process_index() == 0:
+        """In the first process, while the others wait; in each where each has its own folder."""
+        if jax.process_index() == 0 or self.apart:
             do(*arguments)
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and not self.apart:
             sync_global_devices(do.__name__)
 
     def _seal(self) -> None:
@@ -162,6 +179,8 @@ class Checkpoints:
                 self.manager.reload()
             if self.writes:
                 (self.folder / checksums.DELETED).mkdir(exist_ok=True)  # now: the checkpoint may fill the disk
+            if self.apart:
+                arrays = jax.tree.map(on_host, arrays)
             self.manager.save(
                 self.saving,
                 args=ocp.args.Composite(
@@ -250,12 +269,20 @@ class Checkpoints:
         )
         return self._restore(step, state=args)["state"]
 
-    def _check_files(self, step: int) -> None:
-        """Raise a UserError if the files of the checkpoint are not those that were written."""
+    def _check_files(self, step: int, arrays: bool = True) -> None:
+        """Raise a UserError if the files of the checkpoint are not those that were written.
+
+        Args:
+          arrays: whether those of its arrays are needed, which an object store may have still.
+        """
+        if arrays:
+            stores.complete(self.folder / str(step))
         if step not in self.sound:
-            if words := checksums.fault(self.folder / str(step)):
+            part = "" if arrays or not stores.is_copy(self.folder.parent) else "info/"
+            if words := checksums.fault(self.folder / str(step), part):
                 raise self._unreadable(step, words)
-            self.sound.add(step)
+            if not part:
+                self.sound.add(step)
 
     def _metadata(self, step: int) -> Tree:
         self._check_files(step)
@@ -265,7 +292,7 @@ class Checkpoints:
             raise self._unreadable(step, reason(error)) from error
 
     def _restore(self, step: int, **items: Any) -> Any:
-        self._check_files(step)
+        self._check_files(step, arrays="state" in items)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -280,6 +307,13 @@ class Checkpoints:
         others = [s for s in self.steps if s != step]
         fix = f"remove that folder to go on from step {others[-1]}" if others else "there is no other in this run"
         return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}): {fix}")
+
+
+def on_host(x: Any) -> Any:
+    """Return all of an array that is spread over processes, in each of them."""
+    if not x.is_fully_replicated:
+        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    return jax.device_get(x.addressable_data(0))
 
 
 def save_variables(workdir: Path, variables: Tree, info: dict[str, Any]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from jaxcnn import UserError
 from jaxcnn.safe_files import read_json
+from jaxcnn.stores import COMMIT, SET_BACK
 
 MANIFEST = "checksums.json"
 PROMISE = {"checksums": MANIFEST}  # in Orbax's metadata of a checkpoint: one of an older version has no manifest
 UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that Orbax is writing
 DELETED = ".deleted"  # a checkpoint goes there in one move, and then file by file
-_METADATA, _COMMIT = "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax writes these two last, after the manifest
-_SET_BACK = ".before"  # ends the name of a checkpoint that is being saved anew
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax writes this one and COMMIT last, after the manifest
 
 
 def seal(folder: Path) -> None:
@@ -38,7 +38,7 @@ def fault(folder: Path, part: str = "") -> str:
         about = read_json(folder / name).get("custom_metadata") or {}
         if "checksums" not in about:
             return ""  # written by an older version: Orbax will say what it notices
-        name = _COMMIT
+        name = COMMIT
         os.stat(folder / name)
         name = MANIFEST
         manifest = read_json(folder / name)
@@ -93,15 +93,15 @@ def _set_aside(step: Path, words: str, newest: str) -> str:
 
 def set_back(step: Path) -> None:
     """Make room for another checkpoint of the same step; until it is there, a restart takes this one."""
-    step.rename(f"{step}{_SET_BACK}")
+    step.rename(f"{step}{SET_BACK}")
 
 
 def sweep(folder: Path) -> None:
     """While nothing is being written: delete what is no checkpoint any more, or was never finished."""
-    for before in folder.glob(f"*{_SET_BACK}"):
+    for before in folder.glob(f"*{SET_BACK}"):
         if not before.with_suffix("").exists():
             before.rename(before.with_suffix(""))  # what was to replace it was not finished
-    for pattern in (f"{DELETED}/*", f"*{_SET_BACK}", f"*{UNFINISHED}*"):
+    for pattern in (f"{DELETED}/*", f"*{SET_BACK}", f"*{UNFINISHED}*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcnn import UserError
+from jaxcnn import UserError, stores
 from jaxcnn.config import RESUMABLE, Config
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.expected import differences, find_classes, of_weights, same_names
 from jaxcnn.data.sources import path_kind
-from jaxcnn.locations import location
+from jaxcnn.locations import Address, place
 from jaxcnn.models.layers import match_norms
 from jaxcnn.tasks import create_task
 from jaxcnn.training.checkpoint import Checkpoints, Tree
@@ -60,7 +60,7 @@ def restore_or_init(
     if config.init_from:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
-        loaded, words = load_variables(location(config.init_from, "config.init_from"), fresh, best, data.input, reset)
+        loaded, words = load_variables(place(config.init_from, "config.init_from"), fresh, best, data.input, reset)
         for line in filter(None, [_images_of(config, data), words]):
             if jax.process_index() == 0:
                 print(line, file=sys.stderr, flush=True)
@@ -104,8 +104,8 @@ def input_to_start_from(config: Config, workdir: Path | None) -> dict[str, Any]:
         for step in reversed(own.steps):
             with suppress(UserError):  # A damaged one is for `restore_or_init` to name.
                 return _input(own.info(step))
-    checkpoints, step = _weights_of(location(config.init_from, "config.init_from"), best)
-    return _input(checkpoints.info(step))
+    with _weights_of(place(config.init_from, "config.init_from"), best) as (checkpoints, step):
+        return _input(checkpoints.info(step))
 
 
 def _images_of(config: Config, data: Data) -> str:
@@ -124,20 +124,26 @@ def _input(info: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _weights_of(path: Path, best: tuple[str, str]) -> tuple[Checkpoints, int]:
-    """Return the checkpoints and the step that `config.init_from` means."""
-    if path.is_file():
+@contextmanager
+def _weights_of(path: Path | Address, best: tuple[str, str]) -> Iterator[tuple[Checkpoints, int]]:
+    """Give the checkpoints and the step that `config.init_from` means."""
+    if isinstance(path, Path) and path.is_file():
         raise UserError(
             f"config.init_from={path} is a file: make a folder of it first, "
             f"`jaxcnn weights import --model NAME {path} OUT`, and start from OUT"
         )
     run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
-    checkpoints = Checkpoints(run, best)
-    return checkpoints, checkpoints.resolve(which)
+    with stores.opened(run) as folder:
+        checkpoints = Checkpoints(folder, best)
+        yield checkpoints, checkpoints.resolve(which)
 
 
 def load_variables(
-    path: Path, fresh: Tree, best: tuple[str, str], images: Mapping[str, Any] | None = None, reset_head: bool = False
+    path: Path | Address,
+    fresh: Tree,
+    best: tuple[str, str],
+    images: Mapping[str, Any] | None = None,
+    reset_head: bool = False,
 ) -> tuple[Tree, str]:
     """Return the weights to start from: a run's folder (its best checkpoint) or one checkpoint, RUN/checkpoints/STEP.
 
@@ -155,8 +161,13 @@ def load_variables(
       UserError: there is no checkpoint; or it is of another model, of images that other weights go with, or, without
         `reset_head`, of another number of classes.
     """
-    images = images or {}
-    checkpoints, step = _weights_of(path, best)
+    with _weights_of(path, best) as (checkpoints, step):
+        return _load(checkpoints, step, path, fresh, images or {}, reset_head)
+
+
+def _load(
+    checkpoints: Checkpoints, step: int, path: Path | Address, fresh: Tree, images: Mapping[str, Any], reset_head: bool
+) -> tuple[Tree, str]:
     info = checkpoints.info(step)  # refuses another format
     saved = checkpoints.variable_shapes(step)
     asked = match_norms(fresh, saved)  # frozen norms keep their affine in another collection than ordinary ones
@@ -188,7 +199,12 @@ def load_variables(
 
 
 def _head_of_classes(
-    path: Path, loaded: Tree, fresh: Tree, saved: Sequence[str] | None, images: Mapping[str, Any], reset_head: bool
+    path: Path | Address,
+    loaded: Tree,
+    fresh: Tree,
+    saved: Sequence[str] | None,
+    images: Mapping[str, Any],
+    reset_head: bool,
 ) -> tuple[Tree, str]:
     """Return the weights with heads for this run's classes, as many as those they were trained on, and words of it."""
     here: Sequence[str] = images.get("class_names", ())

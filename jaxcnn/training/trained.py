@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcnn import UserError
+from jaxcnn import UserError, stores
 from jaxcnn.config import Config, base_config, validate
 from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import Slice
@@ -35,7 +35,7 @@ from jaxcnn.data.prepare import cifar
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.distributed.interrupt import Interrupt, Preemption
 from jaxcnn.distributed.processes import Team, check_devices
-from jaxcnn.locations import location
+from jaxcnn.locations import Address, place
 from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import only_trainer, shown
@@ -58,7 +58,7 @@ Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]  # dotted key -> value
 
 def train(
     config: Config,
-    workdir: str | Path,
+    workdir: str | Path | Address,
     model: nn.Module | None = None,
     data: Data | None = None,
     *,
@@ -69,7 +69,7 @@ def train(
 
     Args:
       config: made by `jaxcnn.config.base_config()`; it is checked before any data is read.
-      workdir: folder of the run, made if it must be; one trainer at a time.
+      workdir: folder of the run, made if it must be, or an address such as gs://bucket/run; one trainer at a time.
       model: trained instead of the network that `config.model` names; `open_run` then needs it, too. A network of
         the user's own is recorded under the name of its class where `config.model.name` is one of the registry's.
       data: trained on instead of the data set that `config.data` names.
@@ -84,35 +84,37 @@ def train(
       UserError: the config, the data, the folder or a checkpoint do not fit together, or the loss is not finite.
       Interrupted: a signal came; what was done is saved, and the same call goes on from there.
     """
-    config, workdir, team = _recorded(config, model), location(workdir, "workdir"), team or Team.here()
+    config, workdir, team = _recorded(config, model), place(workdir, "workdir"), team or Team.here()
     # Signals can be handled in the main thread alone; one that is not entered never has a signal.
     handles = interrupt is None and threading.current_thread() is threading.main_thread()
     own = Preemption() if team.processes > 1 else Interrupt()
-    with own if handles else nullcontext(interrupt or own) as interrupt, _one_run(team, config, workdir):
-        model, data = _parts(config, model, data, workdir)
-        return loop.train(config, workdir, model, data, interrupt)
+    with own if handles else nullcontext(interrupt or own) as interrupt, _one_run(team, config, workdir) as folder:
+        model, data = _parts(config, model, data, folder)
+        return loop.train(config, folder, model, data, interrupt)
 
 
 @contextmanager
-def _one_run(team: Team, config: Config, workdir: Path) -> Iterator[None]:
-    """Hold the folder in process 0 for all; check that all see the same folder and have the same config."""
+def _one_run(team: Team, config: Config, workdir: Path | Address) -> Iterator[Path]:
+    """Hold the folder in process 0 for all, and give it; check that all see the same and have the same config."""
     if team.process == 0:
-        with only_trainer(workdir):
-            check_resume(config, workdir)
-            team.share({"config": to_json(config), "lock": (workdir / ".lock").read_text()})
-            yield
+        with stores.opened(workdir, arrays=True) as folder, only_trainer(folder):
+            check_resume(config, folder)
+            stores.claim(folder)
+            team.share({"config": to_json(config), "lock": (folder / ".lock").read_text()})
+            yield folder
         return
     first = team.share()
     theirs = json.loads(first["config"])
     for key, mine in json.loads(to_json(config)).items():
         if mine != theirs.get(key) and key not in _OF_HOST:
             raise UserError(f"config.{key} is {mine!r} here and {theirs.get(key)!r} in process 0: they must agree")
-    lock, until = workdir / ".lock", time.monotonic() + 10  # A network file system may take its time.
-    while not lock.is_file() or lock.read_text() != first["lock"]:
-        if time.monotonic() > until:
-            raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
-        time.sleep(0.1)
-    yield
+    with stores.opened(workdir, arrays=True) as folder:
+        lock, until = folder / ".lock", time.monotonic() + 10  # A network file system may take its time.
+        while not lock.is_file() or lock.read_text() != first["lock"]:
+            if time.monotonic() > until:
+                raise UserError(f"--workdir {workdir} is not the folder of process 0: all hosts must see the same one")
+            time.sleep(0.1)
+        yield folder
 
 
 def _recorded(config: Config, model: nn.Module | None) -> Config:
@@ -467,7 +469,7 @@ class TrainedModel:
 
 
 def open_run(
-    workdir: str | Path, checkpoint: str | int | Sequence[str | int] = "last", overrides: Overrides = (),
+    workdir: str | Path | Address, checkpoint: str | int | Sequence[str | int] = "last", overrides: Overrides = (),
     model: nn.Module | None = None,
 ) -> TrainedModel:  # fmt: skip
     """Open the run in `workdir` at a checkpoint: "best", "last" or a step. It may be training still.
@@ -482,10 +484,16 @@ def open_run(
     Raises:
       UserError: the folder is no run, or the checkpoint is missing, unreadable or not of the config's model.
     """
-    workdir = location(workdir, "workdir")
+    workdir = place(workdir, "workdir")
+    with stores.opened(workdir) as folder:
+        return _open(workdir, folder, checkpoint, overrides, model)
+
+
+def _open(workdir: Path | Address, folder: Path, checkpoint: Any, overrides: Overrides, model: Any) -> TrainedModel:
+    """Do what `open_run` does with the folder of a run, which is its `workdir` or stands for it."""
     # A run opens on the devices that are here, however its training was distributed.
     alone = {"mesh.data": "-1", "mesh.model": "1", "mesh.placement": "replicated", "norm.scope": "global"}
-    config = from_json(workdir / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
+    config = from_json(folder / "config.json", [*alone.items(), ("optimizer.accumulate", "1"), *_texts(overrides)])
     name = config.model.name
     if model is None and name not in list_models() and ":" not in name and "model.name" not in dict(overrides):
         raise UserError(
@@ -493,7 +501,7 @@ def open_run(
             "train it by config.model.name=module:Class, which the commands can open"
         )
     mesh = make_mesh(config.mesh.data, config.mesh.model)
-    checkpoints = Checkpoints(workdir, create_task(config).best)
+    checkpoints = Checkpoints(folder, create_task(config).best)
     several = [checkpoint] if isinstance(checkpoint, str | int) else checkpoint
     steps = sorted({checkpoints.resolve(str(which)) for which in several})
     step = steps[-1]

@@ -87,7 +87,8 @@ PARENT = """
 import sys
 from jaxcnn.commands.children import Children
 with Children() as children:
-    children.start([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(20); print('left')"]).wait()
+    code = "import time; print('ready', flush=True); time.sleep(20); print('left')"
+    children.start([sys.executable, "-c", code]).wait()
 """
 
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from unittest import mock
 
@@ -28,6 +28,7 @@ from tiny_experiment import experiment_text
 from jaxcnn import cli, models
 from jaxcnn.commands.launch import _outcome, _start
 from jaxcnn.configfile import load_config
+from jaxcnn.locations import Address
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # by Orbax, in `state`
 STEPS = 60
@@ -68,7 +69,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(experiment: Path, workdir: Path, *overrides: str) -> list[str]:
+def train(experiment: Path, workdir: PurePath, *overrides: str) -> list[str]:
     return ["train", "--config", str(experiment), "--workdir", str(workdir), *(f"--config.{o}" for o in overrides)]
 
 
@@ -190,6 +191,18 @@ def test_two_processes_train_what_one_device_trains(two, alone):
     ):  # who, whom, where, how long
         assert word in line
     assert_close(workdir, alone)
+
+
+def test_processes_that_share_no_disk_go_on_from_an_object_store(experiment, alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSSPEC_LOCAL", json.dumps({"auto_mkdir": True}))  # a store that all processes reach
+    words = train(experiment, Address("local://bucket/run"))
+    code, err = signalled(2, words, 1, signal.SIGTERM, "step 20/")
+    assert code == 143, err
+    assert "saved in local://bucket/run/checkpoints" in err
+    _, err = launched(2, words)
+    assert "resuming" in err
+    assert_close(tmp_path / "bucket/run", alone)
 
 
 def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_very_same_run(experiment, two, tmp_path):

@@ -12,7 +12,7 @@ from tiny import Tiny, assert_same, build, leaves, steps, tiny_config
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.training.checkpoint import FORMAT, Checkpoints, save_variables
+from jaxcnn.training.checkpoint import FORMAT, Checkpoints, on_host, save_variables
 from jaxcnn.training.initial_state import load_variables
 from jaxcnn.training.state import check_tree
 
@@ -487,3 +487,11 @@ def test_other_characters_are_kept(tmp_path):
         save_variables(tmp_path / name, variables(3), info(0))
         found = Checkpoints(tmp_path / name, ("none", "max")).restore_variables(0, variables(3, fill=0.0))
         assert_same(found, variables(3))
+
+
+def test_an_array_that_is_spread_over_devices_is_gathered_for_a_process_with_a_folder_of_its_own():
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    x = np.arange(48, dtype=np.float32).reshape(8, 6)
+    for axes in ((), ("data", "model"), (None, "model"), (("data", "model"),)):
+        spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
+        np.testing.assert_array_equal(on_host(spread), x)

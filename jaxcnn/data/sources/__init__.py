@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex
 
 from jaxcnn import UserError
 from jaxcnn.data import usable_cores
-from jaxcnn.locations import location
+from jaxcnn.locations import Address, is_address, location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,7 +208,7 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
 
     Args:
       name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR` or
-        `packed:DIR`.
+        `packed:DIR`; DIR of the former may be an address, such as gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
@@ -297,10 +297,16 @@ def path_of(name: str) -> Path:
     return Path(os.path.abspath(location(folder, f"{kind}:")))
 
 
+def address_of(name: str) -> Address | None:
+    """Return the address of an object store in the name of a data set, None where it names no such place."""
+    folder = name.partition(":")[2]
+    return Address(folder) if is_address(folder) else None
+
+
 def missing(name: str) -> str:
     """Return what an error adds about a folder that is not there: a relative one may be meant from elsewhere."""
     path = name.partition(":")[2]
-    if os.path.isabs(path) or path.startswith(("~", "file:")):
+    if os.path.isabs(path) or path.startswith(("~", "file:")) or is_address(path):
         return ""
     return f" ('{path}' counts from the folder that this runs in; --config.data.name gives a run another)"
 

@@ -1,6 +1,7 @@
 """Images in folders, DIR/SPLIT/CLASS/…: the layout of torchvision's ImageFolder.
 
-The files of a split stand in its order: class after class, in a class folder after folder, sorted by name.
+The files of a split stand in its order: class after class, in a class folder after folder, sorted by name. DIR may be
+the address of an object store, of which every image is read when it is needed.
 """
 
 import os
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxcnn import UserError
+from jaxcnn import UserError, stores
 from jaxcnn.data.images.decode import MAX_BYTES
-from jaxcnn.data.sources import Source, imagenet, missing, path_of
-from jaxcnn.locations import composed
+from jaxcnn.data.sources import Source, address_of, imagenet, missing, path_of
+from jaxcnn.locations import Address, composed, is_address
 from jaxcnn.safe_files import printable, read_bytes
 
 EXTENSIONS = (
@@ -33,13 +34,13 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     Raises:
       UserError: DIR or the split is missing, has a class that DIR/train lacks, or the folder of a class has no image.
     """
-    root, splits = path_of(name), labelled_splits(name)
+    root, splits = _root(name), labelled_splits(name)
     if split not in splits:
-        if split == "train" and not (root / split).is_dir():
+        if split == "train" and not _is_dir(root / split):
             raise UserError(
                 f"{root} has no train/CLASS folders, which training needs: it has {', '.join(splits)} alone"
             )
-        without = f": {root / split} has no folders, one of each class" if (root / split).is_dir() else ""
+        without = f": {root / split} has no folders, one of each class" if _is_dir(root / split) else ""
         raise UserError(f"{name} has no split '{split}'{without}: its splits are {', '.join(splits)}")
     here = _folders(root / split)
     classes = _folders(root / "train") if "train" in splits else here
@@ -65,8 +66,8 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
     Raises:
       UserError: DIR is missing, or has none.
     """
-    root = path_of(name)
-    if not root.is_dir():
+    root = _root(name)
+    if not _is_dir(root):
         raise UserError(
             f"{name}: there is no folder {root}{missing(name)}: write folder:DIR, where DIR holds train/CLASS/…"
         )
@@ -91,7 +92,7 @@ class _Folder(Source):
         return f"{super().where(index)} ({os.fsdecode(self.files[index])})"
 
     def file(self, index: int) -> str:
-        return os.path.relpath(os.fsdecode(self.files[index]), path_of(self.name) / self.split)
+        return os.fsdecode(self.files[index]).removeprefix(f"{_root(self.name) / self.split}/")
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -102,16 +103,36 @@ class _Folder(Source):
         return "replace the file"
 
     def _read(self, index: int) -> dict[str, Any]:
-        return {"image": read_bytes(self.files[index], MAX_BYTES), "label": self.labels[index]}
+        file = self.files[index]
+        read = stores.read_bytes if is_address(os.fsdecode(file)) else read_bytes
+        return {"image": read(file, MAX_BYTES), "label": self.labels[index]}
 
 
-def _folders(path: Path) -> dict[str, str]:
+def _root(name: str) -> Path | Address:
+    return address_of(name) or path_of(name)
+
+
+def _is_dir(path: Path | Address) -> bool:
+    return path.is_dir() if isinstance(path, Path) else bool(_entries(os.fsencode(path)))
+
+
+def _entries(folder: bytes) -> list[tuple[bytes, bool]]:
+    """Return the names in a folder, but for hidden ones, each with whether it is a folder."""
+    if is_address(written := os.fsdecode(folder)):
+        entries = stores.entries(Address(written))
+    else:
+        try:
+            with os.scandir(folder) as found:
+                entries = [(entry.name, entry.is_dir()) for entry in found]
+        except OSError as error:
+            raise UserError(f"cannot list the folder {os.fsdecode(folder)}: {error.strerror}") from error
+    return [(name, is_folder) for name, is_folder in entries if not name.startswith(b".")]
+
+
+def _folders(path: Path | Address) -> dict[str, str]:
     """Return the folders in a folder: their names, composed, so that those of all systems compare -> as they are."""
-    try:
-        with os.scandir(path) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.name not in _NOT_OURS and e.is_dir()]
-    except OSError as error:
-        raise UserError(f"cannot list the folder {path}: {error.strerror}") from error
+    names = [os.fsdecode(name) for name, is_folder in _entries(os.fsencode(path)) if is_folder]
+    names = [name for name in names if name not in _NOT_OURS]
     folders = {composed(name): name for name in names}
     if len(folders) < len(names):
         twice = next(name for name in names if name not in folders.values())
@@ -124,7 +145,7 @@ def _in_order(path: bytes) -> bytes:
     return path if path.isascii() else os.fsencode(composed(os.fsdecode(path)))
 
 
-def _is_split(folder: Path) -> bool:
+def _is_split(folder: Path | Address) -> bool:
     """Whether the folder has folders, and an image in one of them or deeper."""
     inner = (os.fsencode(folder / name) for name in _folders(folder).values())
     return any(images for path in inner for _, images, _ in _walk(path))
@@ -140,18 +161,16 @@ def _walk(
     Args:
       above: device and inode of the folders that this one is in.
     """
-    try:
+    found = _entries(folder)
+    if not is_address(os.fsdecode(folder)):
         stat = os.stat(folder)
         if (here := (stat.st_dev, stat.st_ino)) in above:  # a link to a folder that it is in
             return
-        with os.scandir(folder) as entries:
-            found = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(b".")]
-    except OSError as error:
-        raise UserError(f"cannot list the folder {os.fsdecode(folder)}: {error.strerror}") from error
+        above |= {here}
     images = sorted((n for n, is_folder in found if not is_folder and n.lower().endswith(_ENDINGS)), key=_in_order)
     others = [name for name, is_folder in found if not is_folder and not name.lower().endswith(_ENDINGS)]
     endings = [printable(os.path.splitext(os.fsdecode(name))[1].lower()) or "without an ending" for name in others]
     yield folder, [folder + b"/" + name for name in images], endings
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(folder + b"/" + name, above | {here})
+            yield from _walk(folder + b"/" + name, above)

@@ -3,7 +3,9 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from encode import png
@@ -11,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import eval_split, imagenet, make_source, split_sizes
+from jaxcnn.data.sources import BadExample, eval_split, imagenet, make_source, split_sizes
+
+
+@pytest.fixture
+def memory():
+    """A file system in memory, which is empty before and after; it stands for an object store."""
+    fs: Any = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
 
 
 @pytest.fixture
@@ -186,3 +198,55 @@ class TestErrors:
             source[1]
         assert str(caught.value).count(str(file)) == 1
         assert str(caught.value).endswith("replace the file")
+
+
+class TestOnAnObjectStore:
+    PATHS = (
+        "train/b/1.png", "train/b/deep/0.JPG", "train/a b/z.webp", "train/b/note.txt", "train/.x/1.png",
+        "train/b/.hidden.png", "val/b/x.png", "notes/x.txt",
+    )  # fmt: skip
+
+    def test_the_images_are_those_of_the_folder(self, write_folder, memory, tmp_path):
+        local = write_folder(*self.PATHS)
+        memory.put(f"{tmp_path}/my: folder ü", "/bucket/set", recursive=True)
+        name = "folder:memory://bucket/set"
+        assert split_sizes(name) == split_sizes(local) == {"train": 3, "val": 1}
+        for split in ("train", "val"):
+            here, there = make_source(local, split), pickle.loads(pickle.dumps(make_source(name, split)))
+            assert numbers(there) == numbers(here)
+            assert there.class_names == here.class_names == ("a b", "b")
+            assert there.left_out == here.left_out
+            assert [there.file(i) for i in range(len(there))] == [here.file(i) for i in range(len(here))]
+        assert "(memory://bucket/set/train/b/deep/0.JPG)" in make_source(name).where(2)
+
+    def test_what_is_wrong_there_is_named_by_its_address(self, write_folder, memory, tmp_path):
+        name = "folder:memory://bucket/set"
+        TestErrors().fails(name, "no folder memory://bucket/set: ")
+        write_folder("train/a/1.png", "train/a/2.png", "train/a/3.png", "test/b/1.png")
+        memory.put(f"{tmp_path}/my: folder ü", "/bucket/set", recursive=True)
+        TestErrors().fails(name, "no split 'val'", split="val")
+        TestErrors().fails(name, "memory://bucket/set/test has class 'b'", split="test")
+        source = make_source(name)
+        memory.pipe_file("/bucket/set/train/a/1.png", b"text")
+        memory.rm("/bucket/set/train/a/2.png")
+        for index in (0, 1):
+            with pytest.raises(BadExample, match=rf"memory://bucket/set/train/a/{index + 1}\.png"):
+                source[index]
+        assert source[2]["label"] == 0
+
+    def test_a_store_that_fails_is_no_broken_image(self, write_folder, memory, tmp_path, monkeypatch):
+        def fail(*_: Any, **__: Any) -> None:
+            raise ConnectionError("the network is down")
+
+        write_folder("train/a/1.png")
+        memory.put(f"{tmp_path}/my: folder ü", "/bucket/set", recursive=True)
+        source = make_source("folder:memory://bucket/set")
+        monkeypatch.setattr(type(memory), "cat_file", fail)
+        with pytest.raises(UserError, match=r"memory://bucket/set/train/a/1\.png") as caught:
+            source.read(0)
+        assert not isinstance(caught.value, BadExample)
+
+    @pytest.mark.parametrize("name", ["packed:memory://bucket/set", "tfds:mnist"])
+    def test_other_kinds_are_refused_by_their_address(self, name):
+        with pytest.raises(UserError, match="memory://bucket/set"):
+            make_source(name, data_dir="memory://bucket/set")
