@@ -188,7 +188,7 @@ KEYS: dict[str, Row] = {
 }
 # What may differ when a run is resumed: it changes how the run is watched or where it runs, or makes it longer.
 RESUMABLE = frozenset({
-    "steps", "epochs", "onednn", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat",
+    "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat",
     "mesh.data", "mesh.model", "mesh.placement",
     "data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error", "data.resident",
     "data.steps_per_call",
