@@ -6,7 +6,7 @@ Training, evaluation and compilation for devices that are not here all start fro
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -28,8 +28,6 @@ from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_tra
 
 Tree = Any
 Bucket = tuple[int, int]  # (H, W) of the images of a batch
-# XLA has it since jaxlib 0.12; jaxlib 0.10 takes it and rewrites nothing.
-_ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 
 
 class Data(Protocol):
@@ -187,7 +185,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
         batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data.position["examples"], one)}
         eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data.eval_examples, eval_one)}
     group = group_size(config, mesh.shape["data"])
-    options = compiler_options(config, mesh.devices.flat[0].platform)
+    options = compiler_options(config)
     initial = jax.jit(
         lambda: start(init_variables(model, config.seed, data.image_shape), metrics=metrics),
         out_shardings=placed.state.replace(constants={}),
@@ -219,29 +217,12 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
     )
 
 
-def compiler_options(config: Config, platform: str) -> dict[str, bool]:
-    """Return XLA's options for the programs of a config; a GPU alone heeds `deterministic`, a CPU alone `onednn`.
+def compiler_options(config: Config) -> dict[str, bool]:
+    """Return XLA's options for the programs of a config; a GPU alone heeds `deterministic`.
 
     They go with each program, unlike XLA_FLAGS, which XLA reads once: in a notebook it may have done so long before.
-
-    Args:
-      platform: of the devices: "cpu", "gpu" or "tpu".
     """
-    options = {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
-    if platform == "cpu" and config.onednn and config.dtype == "bfloat16" and _is_known(_ONEDNN):
-        options[_ONEDNN] = True
-    return options
-
-
-@cache
-def _is_known(option: str) -> bool:
-    """Return whether this XLA has an option for its CPU programs: it refuses to compile with one that it has not."""
-    try:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda: 0, compiler_options={option: True}).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+    return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
 
 
 def check_shapes(model: nn.Module, config: Config, data: Data, variables: Tree) -> None:

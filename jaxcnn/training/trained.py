@@ -305,7 +305,7 @@ class TrainedModel:
             x = x[endpoint].astype(jnp.float32)
             return {"features": x.mean((1, 2)) if x.ndim == 4 else x}
 
-        compiled = jax.jit(program, compiler_options=self._compiler_options)
+        compiled = jax.jit(program, compiler_options=compiler_options(self.config))
         return self._through(lambda batch: jax.device_get(compiled(self._weights, batch)), images)
 
     def _through(self, outputs: Callable[[np.ndarray], dict[str, np.ndarray]], images: Iterable[Any]) -> Any:
@@ -352,10 +352,6 @@ class TrainedModel:
         # One device does: the variables of a run are on all, and each would compute the same.
         return jax.device_put(self.variables, jax.local_devices()[0])
 
-    @property
-    def _compiler_options(self) -> dict[str, bool]:
-        return compiler_options(self.config, jax.default_backend())
-
     def forward(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
         rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
@@ -364,7 +360,7 @@ class TrainedModel:
 
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
-        return partial(jax.jit(self.forward, compiler_options=self._compiler_options), self._weights)
+        return partial(jax.jit(self.forward, compiler_options=compiler_options(self.config)), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])
