@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tiny_experiment import experiment_text
 
-from jaxcnn import cli
+from jaxcnn import cli, models
+from jaxcnn.data.dataset import Dataset
 
 # The run of seed 2 waits for the batch that SWEEP_WAITS names: what is done to it meanwhile is no matter of luck.
 WAITS = """
@@ -43,11 +45,14 @@ SEEDS = '[[run]]\nconfig = "tiny.py"\nseeds = [1, 2, 3]\n'
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with an experiment and a sweep of three seeds."""
     (tmp_path / "tiny.py").write_text(WAITS + experiment_text(**SETTINGS))
     (tmp_path / "sweep.toml").write_text(SEEDS)
-    return tmp_path
+    # A sweep reads the experiment in this process, too: what it registers and replaces ends with the test.
+    batches = mock.patch.object(Dataset, "train_batches", Dataset.train_batches)
+    with mock.patch.dict(models._REGISTRY), batches:
+        yield tmp_path
 
 
 @contextlib.contextmanager
