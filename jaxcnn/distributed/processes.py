@@ -214,15 +214,18 @@ def joined(
         jax.distributed.shutdown()
         yield team
         return
-    threading.Thread(target=_listen, args=(team,), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(team,), daemon=True)
+    listener.start()
     try:
         yield team
     except BaseException as error:
         _end_all(team, error, heartbeat_timeout)
+        listener.join(_FAREWELL / 1000)  # A thread that came back from C++ while Python ends would abort the process.
         if isinstance(error, OSError):
             raise UserError(f"{error.strerror or error}: {error.filename or 'while reading or writing'}") from error
         raise
     jax.distributed.shutdown()
+    listener.join(_FAREWELL / 1000)
 
 
 def _listen(team: Team) -> None:

@@ -1,11 +1,14 @@
 """How a process finds the others of its run: by the arguments that reach JAX."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -215,6 +218,32 @@ def test_the_others_hear_the_exit_code_and_why_and_no_class_where_it_is_the_user
     assert (process, found) == (2, code)
     assert words in said
     assert (type(error).__name__ in said) == (code == 1)
+
+
+@pytest.mark.parametrize("error", [None, UserError("no data set")])
+def test_no_thread_is_left_waiting_in_c_plus_plus_when_a_process_leaves(error, monkeypatch):
+    # One that came back from there while Python ends would abort the process in place of its exit code.
+    heard = threading.Event()
+
+    def get(*_: Any) -> str:
+        assert heard.wait(10)
+        time.sleep(0.2)  # The answer is still under way when the leaving process goes on.
+        return json.dumps([0, 2, ""])
+
+    client = SimpleNamespace(
+        key_value_set=lambda *_: heard.set(), blocking_key_value_get=get, wait_at_barrier=lambda *_: None
+    )
+    monkeypatch.setattr(processes.compat, "coordination_client", lambda: client)
+    monkeypatch.setattr(processes, "_part", lambda *_: None)
+    monkeypatch.setattr(processes, "_keep_stdout", lambda: None)
+    monkeypatch.setattr(Team, "here", lambda: Team(0, 2))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    monkeypatch.setattr(jax.distributed, "shutdown", heard.set)
+    before = threading.active_count()
+    with contextlib.suppress(UserError), joined(by_flags("127.0.0.1:9000", 2, 0)):
+        if error:
+            raise error
+    assert threading.active_count() == before
 
 
 def test_ctrl_c_ends_a_process_that_waits_for_the_others():
