@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxcnn.models import create_model, list_models
-    from jaxcnn.training.trained import Prediction, TrainedModel, open_run, train
+    from jaxcnn.training.train import train
+    from jaxcnn.training.trained import Prediction, TrainedModel, open_run
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "TrainedModel", "UserError", "create_model", "list_models", "open_run", "train"]
 
-_HOMES = {"create_model": "jaxcnn.models", "list_models": "jaxcnn.models"}  # all other names are in training.trained
+# All other names are in jaxcnn.training.trained.
+_HOMES = {"create_model": "jaxcnn.models", "list_models": "jaxcnn.models", "train": "jaxcnn.training.train"}
 
 
 class UserError(Exception):

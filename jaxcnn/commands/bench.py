@@ -60,7 +60,7 @@ def _measure(config: Config, lengths: dict[str, int], folder: Path | None) -> di
     from jaxcnn.data import usable_cores
     from jaxcnn.training import profile, run_log, throughput
     from jaxcnn.training.program import ByBucket
-    from jaxcnn.training.trained import assemble
+    from jaxcnn.training.train import assemble
 
     commit = run_log.commit()
     throughput.check_one_shape(config)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     with team_of(arguments, stops=True) as team, team.interrupt() as interrupt:
         set_up_jax(devices=False)  # The folder's lock comes before the memory of a GPU.
         from jaxcnn.training import run_log
-        from jaxcnn.training.trained import dry_run, train
+        from jaxcnn.training.train import dry_run, train
 
         if arguments.dry_run:
             text = dry_run(config)

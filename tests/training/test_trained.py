@@ -197,7 +197,7 @@ class TwoRates(nn.Module):
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    from jaxcnn.training.trained import dry_run
+    from jaxcnn.training.train import dry_run
 
     monkeypatch.chdir(tmp_path)
     config = own_config(global_batch_size=32)
