@@ -112,6 +112,7 @@ KEYS: dict[str, Row] = {
     "global_batch_size": (128, _at_least(1), "examples a step, over all devices and processes"),
     "dtype": ("bfloat16", _one_of("bfloat16", "float32"), "compute type; state is float32 always"),
     "deterministic": (False, _ANY, "ask XLA for deterministic GPU operations, which may be slower"),
+    "onednn": (True, _ANY, "on a CPU in bfloat16, convolutions and products by oneDNN (jaxlib 0.12 or newer)"),
     "log_every": (50, _at_least(1), "steps between two lines of training metrics"),
     "eval_every": (0, _at_least(0), "steps between two evaluations (0: once an epoch)"),
     "checkpoint_every": (0, _at_least(0), "steps between two checkpoints (0: once an epoch)"),

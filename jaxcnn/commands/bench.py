@@ -66,7 +66,7 @@ def _measure(config: Config, lengths: dict[str, int], folder: Path | None) -> di
     throughput.check_one_shape(config)
     data, program = assemble(config)
     devices, compiling, state = program.mesh.devices.flatten(), time.monotonic(), program.init()
-    train_step = program.train_step.lower(state, program.largest_batch).compile()
+    train_step = program.compiled(program.lower(program.largest_batch))
     if jax.process_index() == 0:
         compiled = run_log.compiled_line(ByBucket({data.buckets[0]: train_step}), time.monotonic() - compiling)
         print(run_log.start_lines(config, program, data, 0), compiled, sep="\n", file=sys.stderr, flush=True)

@@ -32,6 +32,12 @@ def statistics_axis() -> str | None:
     return _statistics.get()
 
 
+def platform() -> str:
+    """Return the platform of the mesh's devices, such as "cpu", "gpu" or "tpu"; "" where there is no mesh."""
+    device = get_abstract_mesh().abstract_device
+    return device.platform if device else ""
+
+
 def model_parallel(features: int) -> bool:
     """Return whether a fully connected layer of so many features is sharded over `model`."""
     size = get_abstract_mesh().shape.get("model", 1)

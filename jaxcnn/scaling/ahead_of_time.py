@@ -282,14 +282,14 @@ def compile_step(program: Program, topology: Topology, folder: Path) -> dict[str
       "unfit", [bytes needed, bytes there are], of a program that the compiler refuses for its size. "cached" says
       whether it was on the disk.
     """
-    lowered = program.train_step.lower(program.state, program.largest_batch)
+    lowered = program.lower(program.largest_batch)
     text = f"{program.compiler_options or ''}{lowered.as_text()}"  # The text of the program is without its options.
     path = folder / f"{_key(text, topology)}.json.gz"
     if kept := _read(path):
         return kept | {"cached": True}
     start = time.monotonic()
     try:
-        executable = lowered.compile()
+        executable = program.compiled(lowered)
     except jax.errors.JaxRuntimeError as error:
         if not (sizes := unfit(str(error))):
             raise

@@ -122,7 +122,7 @@ def _program(
 
 def _case(config: Config, data: Data, program: Program, steps: int) -> _Case:
     state, start = program.init(), time.monotonic()
-    executable = program.train_step.lower(program.state, program.largest_batch).compile()
+    executable = program.compiled(program.lower(program.largest_batch))
     seconds = time.monotonic() - start
     return _Case(config, program, executable, seconds, state, throughput.one_call(config, data, program, steps))
 

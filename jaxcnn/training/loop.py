@@ -79,7 +79,7 @@ def train(
         log.say(run_log.start_lines(config, program, data, start))
         compiling = time.monotonic()
         with clock.measuring("compile_time_s"):
-            train_step, eval_step = program.compile()
+            train_step, eval_step = program.compile_training(), program.compile_evaluation()
         log.say(run_log.compiled_line(train_step, time.monotonic() - compiling))
 
         def save(step: int, scores: dict[str, float], due: bool = False) -> None:

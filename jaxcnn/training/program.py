@@ -6,7 +6,7 @@ Training, evaluation and compilation for devices that are not here all start fro
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -28,6 +28,8 @@ from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_tra
 
 Tree = Any
 Bucket = tuple[int, int]  # (H, W) of the images of a batch
+# XLA has it since jaxlib 0.12; jaxlib 0.10 takes it and rewrites nothing.
+_ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 
 
 class Data(Protocol):
@@ -99,7 +101,7 @@ class Program:
       state: shapes, dtypes and shardings of the state.
       batch, eval_batch: {bucket (H, W): shapes, dtypes and shardings of a batch}.
       normalised: images that BatchNorm's statistics are over, 0 where there is none.
-      compiler_options: of XLA, that the two steps are compiled with.
+      compiler_options: of XLA, which `compile_training` and `compile_evaluation` give it.
       init: () -> TrainState on the mesh.
       constants: () -> the task's constants on the mesh, which no checkpoint holds.
       average_of: (variables) -> a moving average that begins there, {} where it is off.
@@ -134,12 +136,22 @@ class Program:
         """Shapes of the batch of the bucket with the most pixels."""
         return self.batch[max(self.batch, key=lambda bucket: bucket[0] * bucket[1])]
 
-    def compile(self) -> tuple[ByBucket, ByBucket]:
-        """Return the training and the evaluation step compiled for every bucket, before the first batch is read."""
-        train = {key: self.train_step.lower(self.state, batch).compile() for key, batch in self.batch.items()}
-        variables = self.state.variables
-        evaluation = {k: self.eval_step.lower(variables, batch).compile() for k, batch in self.eval_batch.items()}
-        return ByBucket(train), ByBucket(evaluation)
+    def compile_training(self) -> ByBucket:
+        """Return the training step compiled for every bucket, before the first batch is read."""
+        return ByBucket({key: self.compiled(self.lower(batch)) for key, batch in self.batch.items()})
+
+    def compile_evaluation(self) -> ByBucket:
+        """Return the evaluation step compiled for every bucket."""
+        lower = partial(self.eval_step.lower, self.state.variables)
+        return ByBucket({key: self.compiled(lower(batch)) for key, batch in self.eval_batch.items()})
+
+    def lower(self, batch: dict[str, Any]) -> Any:
+        """Return the training step lowered for batches of these shapes."""
+        return self.train_step.lower(self.state, batch)
+
+    def compiled(self, lowered: Any) -> Any:
+        """Compile a lowered step with XLA's options: were they of `jit`, no jaxpr could be made of the step."""
+        return lowered.compile(compiler_options=self.compiler_options)
 
 
 def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_example: bool = False) -> Program:
@@ -185,7 +197,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
         batch = {data.buckets[0]: resident.feed_shapes(mesh, most, n, data.position["examples"], one)}
         eval_batch = {data.eval_buckets[0]: resident.eval_shapes(mesh, rows, n, data.eval_examples, eval_one)}
     group = group_size(config, mesh.shape["data"])
-    options = compiler_options(config)
+    options = compiler_options(config, mesh.devices.flat[0].platform)
     initial = jax.jit(
         lambda: start(init_variables(model, config.seed, data.image_shape), metrics=metrics),
         out_shardings=placed.state.replace(constants={}),
@@ -208,21 +220,36 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
             lambda x: jax.tree.map(jnp.copy, select(x, task.averaged) if shapes.ema else {}),
             out_shardings=placed.state.ema,
         ),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere), compiler_options=options),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(placed.state, everywhere)),
         eval_step=jax.jit(
-            evaluation,
-            out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)},
-            compiler_options=options,
+            evaluation, out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)}
         ),
     )
 
 
-def compiler_options(config: Config) -> dict[str, bool]:
-    """Return XLA's options for the programs of a config; a GPU alone heeds `deterministic`.
+def compiler_options(config: Config, platform: str) -> dict[str, bool]:
+    """Return XLA's options for the programs of a config; a GPU alone heeds `deterministic`, a CPU alone `onednn`.
 
     They go with each program, unlike XLA_FLAGS, which XLA reads once: in a notebook it may have done so long before.
+
+    Args:
+      platform: of the devices: "cpu", "gpu" or "tpu".
     """
-    return {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
+    options = {"xla_gpu_deterministic_ops": True} if config.deterministic else {}
+    if platform == "cpu" and config.onednn and config.dtype == "bfloat16" and _is_known(_ONEDNN):
+        options[_ONEDNN] = True
+    return options
+
+
+@cache
+def _is_known(option: str) -> bool:
+    """Return whether this XLA has an option for its CPU programs: it refuses to compile with one that it has not."""
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda: 0, compiler_options={option: True}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def check_shapes(model: nn.Module, config: Config, data: Data, variables: Tree) -> None:

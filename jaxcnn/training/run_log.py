@@ -393,7 +393,7 @@ def commit() -> str:
 def dry_run(config: Config, program: Program, data: Data) -> str:
     """Compile the step -> the config as JSON, and lines of network, devices, steps, batches, optimizer, memory."""
     began = time.monotonic()
-    train_step, _ = program.compile()
+    train_step = program.compile_training()
     batches = [
         ", ".join(f"{path_name(path)} {x.dtype} {x.shape}" for path, x in jax.tree_util.tree_leaves_with_path(batch))
         for batch in program.batch.values()

@@ -178,7 +178,7 @@ class TrainedModel:
             x = x[endpoint].astype(jnp.float32)
             return {"features": x.mean((1, 2)) if x.ndim == 4 else x}
 
-        compiled = jax.jit(program, compiler_options=compiler_options(self.config))
+        compiled = jax.jit(program, compiler_options=self._compiler_options)
         return self._through(lambda batch: jax.device_get(compiled(self._weights, batch)), images)
 
     def _through(self, outputs: Callable[[np.ndarray], dict[str, np.ndarray]], images: Iterable[Any]) -> Any:
@@ -225,6 +225,10 @@ class TrainedModel:
         # One device does: the variables of a run are on all, and each would compute the same.
         return jax.device_put(self.variables, jax.local_devices()[0])
 
+    @property
+    def _compiler_options(self) -> dict[str, bool]:
+        return compiler_options(self.config, jax.default_backend())
+
     def forward(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
         rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
@@ -233,7 +237,7 @@ class TrainedModel:
 
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
-        return partial(jax.jit(self.forward, compiler_options=compiler_options(self.config)), self._weights)
+        return partial(jax.jit(self.forward, compiler_options=self._compiler_options), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
         shape = tuple(self.input["image_shape"])
@@ -283,8 +287,9 @@ class TrainedModel:
         # Weights that were made for the centre of an image are scored on it, though the data set would give all of it.
         if not protocol and "resize" in self.input and "resize" not in data.input:
             protocol = "1crop"
-        step, batches = program.eval_step, data.eval_batches()
-        if protocol:
+        if not protocol:
+            step, batches = program.compile_evaluation(), data.eval_batches()
+        else:
             step, batches, views = self._views(protocol, scales, config, data, program, per_example)
             about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
         scores, rows = evaluate_rows(

@@ -247,7 +247,7 @@ def test_buckets_are_compiled_before_the_first_batch_and_resume_to_the_bit(tmp_p
         fit(tiny_config(**made), tmp_path / "two", TwoShapes(eval_examples=20), Tiny(), Stop(7))
     fit(tiny_config(**made), tmp_path / "two", TwoShapes(eval_examples=20), Tiny())
     assert lines(tmp_path / "one") == lines(tmp_path / "two")
-    train_step, _ = build(tiny_config(), Tiny(), TwoShapes()).compile()
+    train_step = build(tiny_config(), Tiny(), TwoShapes()).compile_training()
     assert set(train_step.programs) == {(5, 4), (4, 6)}
 
 

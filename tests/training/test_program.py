@@ -23,7 +23,7 @@ from tiny import tiny_config
 where = jax.sharding.SingleDeviceSharding(abstract_devices(parse_topology("gpu:h100:8"))[0])
 shapes = [jax.ShapeDtypeStruct((n,), t, sharding=where) for n, t in ((9, "f4"), (999, "i4"), (999, "f4"))]
 for on in (False, True):
-    options = compiler_options(tiny_config(deterministic=on))
+    options = compiler_options(tiny_config(deterministic=on), "gpu")
     step = jax.jit(lambda x, i, y: x.at[i].add(y), compiler_options=options)
     print(step.lower(*shapes).compile().as_text().count("sort("))
 """
@@ -41,12 +41,31 @@ def test_the_options_reach_xla_with_every_program_of_a_run_though_its_backend_is
     config = tiny_config(steps=2, deterministic=True, model__name="mine")
     jax.devices()
     assert jaxcnn.train(config, tmp_path, model=Tiny(), data=Blobs())["deterministic"] is True
-    monkeypatch.setattr(program, "compiler_options", lambda config: {"no_such_option": config.deterministic})
+    monkeypatch.setattr(program, "compiler_options", lambda config, platform: {"no_such_option": config.deterministic})
     made = build(config)
     batch, evaluated = (next(iter(x.values())) for x in (made.batch, made.eval_batch))
     for lowered in (
-        made.train_step.lower(made.state, batch),
+        made.lower(batch),
         made.eval_step.lower(made.variables, evaluated),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-            lowered.compile()
+            made.compiled(lowered)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "passed"),
+    [
+        ("cpu", {"dtype": "bfloat16"}, True),
+        ("cpu", {"dtype": "bfloat16", "onednn": False}, False),
+        ("cpu", {"dtype": "float32"}, False),
+        ("gpu", {"dtype": "bfloat16"}, False),
+        ("tpu", {"dtype": "bfloat16"}, False),
+    ],
+)
+def test_onednn_is_asked_for_on_a_cpu_in_16_bits(platform, changes, passed):
+    assert bool(program.compiler_options(tiny_config(**changes), platform)) is passed
+
+
+def test_an_option_that_this_xla_does_not_have_never_reaches_it(monkeypatch):
+    monkeypatch.setattr(program, "_ONEDNN", "xla_cpu_no_such_option")
+    assert program.compiler_options(tiny_config(dtype="bfloat16"), "cpu") == {}

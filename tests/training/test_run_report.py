@@ -126,7 +126,7 @@ def test_what_surprises_is_noted():
 
 def test_the_compiled_step_tells_its_memory():
     program = build(tiny_config())
-    executable, _ = program.compile()
+    executable = program.compile_training()
     assert re.fullmatch(
         r"compiled   in 1\.5 s; each device holds [\d.]+ kB of state and batch, [\d.]+ k?B of temporaries",
         run_log.compiled_line(executable, 1.5),

@@ -1,0 +1,124 @@
+"""Convolution in forms that XLA's CPU compiler is fast at; on a GPU and a TPU it is `lax.conv_general_dilated`.
+
+All are NHWC with kernels (H, W, C_in, C_out). What a form computes does not change, but for rounding.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.models.sharding import platform
+
+Padding = tuple[tuple[int, int], ...]  # pixels before and after, of height and width
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int = 1, **rest: Any
+) -> jax.Array:
+    """Convolve as `lax.conv_general_dilated` does, whose arguments these are: (N, H, W, C) -> (N, H', W', features)."""
+    plain = rest.get("precision") is None and not isinstance(padding, str)
+    plain &= all(factor == 1 for key in ("lhs_dilation", "rhs_dilation") for factor in rest.get(key) or ())
+    if feature_group_count > 1:
+        return _by_group(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
+    # Chosen as the step is built for its mesh: `platform_dependent` would put both forms into its jaxpr.
+    if plain and x.dtype.itemsize == 2 and platform() == "cpu":
+        return _in_16_bits(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
+    return lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+
+def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: int, **kwargs: Any) -> jax.Array:
+    """Convolve by group; a CPU runs one convolution a group, which is five times faster there but slower on a TPU."""
+
+    def side_by_side(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        parts = zip(jnp.split(x, feature_group_count, -1), jnp.split(kernel, feature_group_count, -1), strict=True)
+        return jnp.concatenate([convolve(a, b, *args, **kwargs) for a, b in parts], axis=-1)
+
+    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, *args, feature_group_count=feature_group_count, **kwargs)
+
+    return lax.platform_dependent(x, kernel, cpu=side_by_side, default=grouped)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _in_16_bits(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+    return _plain(x, kernel, strides, padding)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> Any:
+    return _plain(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(
+    strides: tuple[int, ...], padding: Padding, operands: Any, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    # XLA's own gradient is a convolution whose window is reversed and, of a strided one, whose operand is dilated.
+    # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed.
+    of_x = _by_phase(grad, kernel, strides, padding, x.shape)
+    of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
+    return of_x, of_kernel
+
+
+_in_16_bits.defvjp(_forward, _backward)
+
+
+def _by_phase(
+    grad: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> jax.Array:
+    """Return the gradient with respect to the image, by convolutions of stride 1 with parts of the flipped kernel.
+
+    y[o] = Σ_i w[i] · x[s·o + i - p] along each axis, so dx[s·m + a] = Σ_i w[i] · g[m + (a + p - i) / s] over those taps
+    i for which the division is exact: one convolution for each phase a = 0 … s - 1. Phases are interleaved at the end.
+
+    Args:
+      grad: (N, H', W', features).
+      shape: (N, H, W, C), that of the image.
+    """
+    (rows, columns), channels = (-(-side // s) for side, s in zip(shape[1:3], strides, strict=True)), shape[3]
+    down, across = (
+        [
+            _phase(a, strides[axis], padding[axis][0], kernel.shape[axis], size, grad.shape[1 + axis])
+            for a in range(strides[axis])
+        ]
+        for axis, size in enumerate((rows, columns))
+    )
+    phases = []
+    for (vertical, below), (horizontal, beside) in itertools.product(down, across):
+        part = kernel[vertical, horizontal].swapaxes(2, 3)  # (taps, taps, features, C), flipped
+        if 0 in part.shape:  # a stride that is larger than the kernel passes over pixels
+            phases.append(jnp.zeros((shape[0], rows, columns, channels), grad.dtype))
+        else:
+            # jaxlib 0.10.2 computes a negative padding wrongly on a CPU: the pixels are cropped before.
+            crops = [tuple(min(0, n) for n in pads) for pads in ((0, 0), below, beside, (0, 0))]
+            cropped = lax.pad(grad, jnp.zeros((), grad.dtype), [(*crop, 0) for crop in crops])
+            pads = [tuple(max(0, n) for n in pads) for pads in (below, beside)]
+            # The barrier keeps XLA from folding the flip into a reversed window again.
+            phases.append(_plain(cropped, lax.optimization_barrier(part), (1, 1), pads))
+    if len(phases) == 1:
+        return phases[0]
+    x = jnp.stack(phases, 3).reshape(shape[0], rows, columns, *strides, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(shape[0], rows * strides[0], columns * strides[1], channels)
+    return x[:, : shape[1], : shape[2]]
+
+
+def _phase(a: int, stride: int, before: int, taps: int, size: int, out: int) -> tuple[slice, tuple[int, int]]:
+    """Return the taps of phase `a`, in falling order, and the padding that gives `size` pixels.
+
+    Args:
+      before: padding of the forward convolution.
+      out: length of the gradient along this axis.
+    """
+    last = max((i for i in range(taps) if (a + before - i) % stride == 0), default=None)
+    if last is None:
+        return slice(0), (0, 0)
+    first = (a + before - last) // stride  # the pixel of the gradient that tap `last` meets at m = 0
+    return slice(last, None, -stride), (-first, size - out + first + last // stride)
