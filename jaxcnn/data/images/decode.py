@@ -183,7 +183,12 @@ def _pillow_orientation(data: bytes) -> int:
 
 def check_scans(data: bytes) -> None:
     """Raise ValueError if `data` is a JPEG of so many scans that it is made to take minutes."""
-    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+    if data[:2] != b"\xff\xd8":
+        return
+    # `bytes.count` of two bytes takes seven times as long where the first of them is as frequent as in a JPEG.
+    pairs = (np.frombuffer(data, "<u2", (len(data) - odd) // 2, odd) for odd in (0, 1))
+    scans = sum(np.count_nonzero(pair == 0xDAFF) for pair in pairs)
+    if scans > _MOST_SCANS:
         raise ValueError(f"it has {scans} scans: more than {_MOST_SCANS} are refused")
 
 
