@@ -12,17 +12,15 @@ which is in order, 16 batches of 64 are all 256 files four times.
 """
 
 import argparse
-import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import photographs
+from alternating import Competitor
 
 NAMES = 32  # of each file, by links: 8192 examples in all
 
@@ -69,45 +67,20 @@ TABLES = {  # title: its cores, and the rows, the first of which the others are 
 }  # fmt: skip
 
 
-class Competitor:
-    """A pipeline in a process group of its own, which is stopped but for while it is asked."""
-
-    def __init__(self, entry: Entry, python: str, cores: int, batch: int, folder: Path):
-        script = Path(__file__).with_name("competitors.py")
-        words = [python, str(script), entry.kind, str(entry.cores or cores), str(batch), str(folder), entry.how]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process: Any = subprocess.Popen(words, start_new_session=True, **pipes)
-        self.there = bool(self.process.stdout.readline())  # warmed up
-        if self.there:
-            os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def ask(self, batches: int) -> dict[str, float]:
-        """Images a second of `batches` batches, and of processor time."""
-        os.killpg(self.process.pid, signal.SIGCONT)
-        print(batches, file=self.process.stdin, flush=True)
-        told = json.loads(self.process.stdout.readline())
-        os.killpg(self.process.pid, signal.SIGSTOP)
-        return {"wall": told["images"] / told["seconds"], "cpu": told["images"] / told["cpu"]}
-
-    def end(self) -> str:
-        """End the processes; the last line of complaint."""
-        if self.there:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        complaint = self.process.communicate()[1].strip().splitlines()
-        return complaint[-1] if complaint else ""
-
-
 def run(title: str, pythons: dict[str, str], folder: Path, batch: int, batches: int, rounds: int) -> None:
     """Measure a table and print it."""
     cores, entries = TABLES[title]
-    entrants = {
-        e: Competitor(e, pythons.get(e.kind.split(",")[0], sys.executable), cores, batch, folder) for e in entries
-    }
-    missing = {e.name: c.end() for e, c in entrants.items() if not c.there}
-    rates: dict[Entry, list[dict[str, float]]] = {e: [] for e, c in entrants.items() if c.there}
+    script = str(Path(__file__).with_name("competitors.py"))
+    entrants: dict[Entry, Competitor] = {}
+    for e in entries:
+        python = pythons.get(e.kind.split(",")[0], sys.executable)
+        entrants[e] = Competitor([python, script, e.kind, str(e.cores or cores), str(batch), str(folder), e.how])
+    missing = {e.name: c.end() for e, c in entrants.items() if not c.ready}
+    rates: dict[Entry, list[dict[str, float]]] = {e: [] for e, c in entrants.items() if c.ready}
     for _ in range(rounds):
         for entry, rows in rates.items():
-            rows.append(entrants[entry].ask(batches))
+            spent = entrants[entry].ask(batches)
+            rows.append({"wall": spent["images"] / spent["seconds"], "cpu": spent["images"] / spent["cpu"]})
     for entry in rates:
         entrants[entry].end()
     judged = "wall" if cores > 1 else "cpu"
