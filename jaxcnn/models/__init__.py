@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, googlenet, resnet, vgg
+from jaxcnn.models import alexnet, googlenet, resnet, vae, vgg
 from jaxcnn.models.check import NotApplicableError, check_module
 
-_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS}
+_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS, **vae.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
@@ -27,9 +27,16 @@ _TRIAL = 64  # side in pixels of the images that a network of the user's own is 
 _RATE: Any = (lambda x: isinstance(x, int | float) and 0 <= x < 1, "at least 0 and less than 1")
 _POSITIVE: Any = (lambda x: isinstance(x, int | float) and 0 < x < float("inf"), "more than 0")
 _BOOL: Any = (lambda x: isinstance(x, bool), "True or False")
+_COUNT: Any = (lambda x: type(x) is int and x > 0, "a whole number, 1 or more")
+_COUNTS: Any = (
+    lambda x: isinstance(x, tuple | list) and len(x) > 0 and all(type(n) is int and n > 0 for n in x),
+    "whole numbers, 1 or more each, such as (200, 200)",
+)
 _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
     "small_images": _BOOL, "frozen_norm": _BOOL,
+    "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
+    "form": (lambda x: x in vae.FORMS, " | ".join(vae.FORMS)),
 }  # fmt: skip
 
 
@@ -42,7 +49,8 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     """Return the Flax module called `name`, computing in `dtype` with float32 parameters.
 
     `module.apply(variables, images, train=False)` takes NHWC float images and returns a dict: "logits" (N, num_classes)
-    in float32, and the endpoints that `module.endpoints` lists with stride and channels.
+    in float32, and the endpoints that `module.endpoints` lists with stride and channels; of a VAE "logits" (N, H, W, C)
+    of the pixels, "mean" and "logvar" (N, latents).
 
     Args:
       name: an architecture as its paper publishes it; the suffix `_tv` is torchvision's form where that differs. Or a
@@ -50,9 +58,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         code of the user's: importing it executes it, and it is executed only where this name is given.
       num_classes: outputs of the head.
       dtype: compute type of every convolution and matrix product.
-      overrides: further fields of the module. All of ours have `dropout` (a rate) and `small_images`, which makes a
-        network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm have
-        `frozen_norm` and `norm_epsilon`.
+      overrides: further fields of the module. All of our classifiers have `dropout` (a rate) and `small_images`, which
+        makes a network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm
+        have `frozen_norm` and `norm_epsilon`.
 
     Raises:
       UserError: an unknown name or override (the nearest are listed), or an illegal value; of a network of the user's

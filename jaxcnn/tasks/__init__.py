@@ -3,8 +3,9 @@
 from jaxcnn.config import Config
 from jaxcnn.tasks.base import Task
 from jaxcnn.tasks.classification import Classification
+from jaxcnn.tasks.vae import VAE
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "vae": VAE}
 
 
 def create_task(config: Config) -> Task:
