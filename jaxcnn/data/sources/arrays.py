@@ -73,11 +73,15 @@ def _order(count: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(count)
 
 
-@lru_cache(maxsize=2)
 def _load(path: Path) -> np.ndarray:
-    """Return the images of a file, mapped into memory: (N, H, W, C)."""
+    """Return the images of a file as it is now, (N, H, W, C)."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, changed: int) -> np.ndarray:
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)  # a header cannot ask for more than the file has
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no NumPy array ({one_line(error)}): write one by numpy.save") from error
     if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.bool_):
@@ -86,10 +90,11 @@ def _load(path: Path) -> np.ndarray:
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[-1] not in _CHANNELS or not math.prod(images.shape):
         raise UserError(f"{path} has the shape {images.shape}: write images (N, H, W) or (N, H, W, C), C of 1 or 3")
+    images = np.array(images)  # now: another file may take its place
+    images.setflags(write=False)  # every source of this process shares them
     return images
 
 
-@lru_cache(maxsize=4)
 def _statistics(path: Path, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of each channel of the last `count` of the images in their order, those of training."""
     images = _load(path)

@@ -28,15 +28,15 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     """
     if split not in _FILES:
         raise UserError(f"data set '{name}' has no split '{split}': its splits are {', '.join(_FILES)}")
-    images = _read(_path_of(name, split))
-    share = float(_read(_path_of(name, "train")).mean())
+    images = _load(_path_of(name, split))
+    share = float(_load(_path_of(name, "train")).mean())
     mean, std = (share,), ((share - share**2) ** 0.5,)
     return _Binarized(name, split, len(images), ("image",), (_SIDE, _SIDE, 1), mean, std, images)
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
     """Return the number of examples of each split; errors are those of `open_split`."""
-    return {split: len(_read(_path_of(name, split))) for split in _FILES}
+    return {split: len(_load(_path_of(name, split))) for split in _FILES}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,9 +60,13 @@ def _path_of(name: str, split: str) -> Path:
     return path
 
 
+def _load(path: Path) -> np.ndarray:
+    """Return the images of a file as it is now, bool (N, 28, 28, 1)."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=3)
-def _read(path: Path) -> np.ndarray:
-    """Return the images of a file, bool (N, 28, 28, 1)."""
+def _read(path: Path, changed: int) -> np.ndarray:
     try:
         characters = np.frombuffer(read_bytes(path, _MOST), np.uint8)
     except (OSError, ValueError) as error:
