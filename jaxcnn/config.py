@@ -103,6 +103,11 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
     "classification": {
         "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     },
+    "gan": {
+        "task.loss": ("non_saturating", _one_of("non_saturating", "minimax"), "of the generator: -log D(G(z)), or "
+                      "log(1 - D(G(z)))"),
+        "task.prior": ("uniform", _one_of("uniform", "normal"), "of the latents: -1 … 1, or N(0, I)"),
+    },
     "vae": {
         "task.objective": ("elbo", _one_of("elbo", "iwae"), "bound that is maximised: with the KL in closed form, or "
                            "that of importance weights"),

@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, googlenet, resnet, vae, vgg
+from jaxcnn.models import alexnet, gan, googlenet, resnet, vae, vgg
 from jaxcnn.models.check import NotApplicableError, check_module
 
-_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS, **vae.MODELS}
+_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS, **vae.MODELS, **gan.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
@@ -36,8 +36,9 @@ _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
     "small_images": _BOOL, "frozen_norm": _BOOL,
     "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
-    "form": (lambda x: x in vae.FORMS, " | ".join(vae.FORMS)),
+    "maxout": _COUNTS,
 }  # fmt: skip
+_FORMS = {"vae_mlp": tuple(vae.FORMS), "dcgan64": gan.FORMS, "dcgan32": gan.FORMS}  # values of the override `form`
 
 
 def list_models() -> list[str]:
@@ -76,12 +77,14 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         raise UserError(f"model {name}: dtype={dtype} is no floating-point type: bfloat16 or float32")
     network: Any = _own_class(name) if own else _REGISTRY[name]
     fields = getattr(network, "func", network).__dataclass_fields__
-    known = [key for key in fields if key not in ("spec", "num_classes", "dtype", "parent", "name")]
+    known = [key for key in fields if key not in ("spec", "forms", "num_classes", "dtype", "parent", "name")]
     for key, value in overrides.items():
         if key not in known:
             raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
         if not own and key in _LEGAL and not _LEGAL[key][0](value):
             raise UserError(f"model {name}: {key}={value!r}, it must be {_LEGAL[key][1]}")
+        if not own and key == "form" and value not in _FORMS[name]:
+            raise UserError(f"model {name}: form={value!r}, it must be {' | '.join(_FORMS[name])}")
     try:
         module = network(num_classes=num_classes, dtype=dtype, **overrides)
     except TypeError as error:

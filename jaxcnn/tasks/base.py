@@ -68,6 +68,11 @@ class Headline(NamedTuple):
 class Parts(Protocol):
     """What `make_step` builds an unusual update from; the spine's own code, not copies of it."""
 
+    @property
+    def model(self) -> Any:
+        """The network, a flax.linen.Module."""
+        ...
+
     def gradients(self, objective: Callable[..., Any] | None = None, player: str = "") -> Callable[[Any, Batch], Any]:
         """Return (state, batch) -> gradients of an objective with respect to one player.
 
@@ -160,6 +165,10 @@ class Task:
     def make_step(self, parts: Parts) -> Callable[[Any, Batch], tuple[Any, jax.Array]] | None:
         """Return None, or (state, batch) -> (state, loss) built from `parts` for an unusual update."""
         return None
+
+    def alarms(self, values: dict[str, float]) -> list[str]:
+        """Return what is to be said of the metrics of a line of the log, {"train/NAME": value}; [] where all is well."""
+        return []
 
     def of_crop(self, outputs: Any) -> jax.Array:
         """Return what a test protocol averages of the outputs for one crop an image, (N, …)."""

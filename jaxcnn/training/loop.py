@@ -132,6 +132,8 @@ def train(
                             state = state.replace(metrics=jax.tree.map(on_mesh, zeros_like(program.metrics)))
                             values |= clock.lap((step - logged) * config.global_batch_size)
                             log.metrics(step, epoch_of(step), values)
+                            for words in program.task.alarms(values):
+                                log.say(words)
                             logged = step
                         due = cadence.due("eval", step)
                     # Evaluate.
