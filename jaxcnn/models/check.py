@@ -46,8 +46,9 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
     evaluation, training = (_trace(model, who, image_shape, mode) for mode in (False, True))
     modes = {"in evaluation": evaluation, "in training": training}
     # Each generator may take for granted that those before it have found no fault.
-    if getattr(model, "task", "") == "vae":
-        outputs = (_vae_outputs(trace.outputs, mode, image_shape) for mode, trace in modes.items())
+    if (task := getattr(model, "task", "")) in ("vae", "gan"):
+        check: Any = {"vae": _vae_outputs, "gan": _gan_outputs}[task]
+        outputs = (check(trace.outputs, mode, image_shape) for mode, trace in modes.items())
         faults = chain(*outputs, _variables(evaluation.variables, training.variables), _decays(training))
     else:
         outputs = (_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
@@ -160,6 +161,13 @@ def _vae_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterato
     for name in shapes:
         if _narrow(outputs[name]):
             yield f'{mode} returns "{name}" in {outputs[name].dtype}: make it float32, as layers.Classifier does'
+
+
+def _gan_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterator[str]:
+    """The task reads a logit of each image."""
+    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs
+    if not isinstance(outputs, dict) or getattr(logits, "shape", None) != (2,) or _narrow(logits):
+        yield f'{mode} returns {_kind(logits)} for 2 images: return a dict with "logits" (N,) float32, a logit each'
 
 
 def _decays(trace: _Trace) -> Iterator[str]:

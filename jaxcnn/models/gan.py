@@ -81,7 +81,7 @@ class GAN(nn.Module):
 
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """Return the discriminator's logits; in training BatchNorm is over these images alone."""
-        if self.is_initializing():
+        if self.is_mutable_collection("params"):  # by `init`: both players are made
             self.generator(jnp.zeros((len(images), self.latent)), images.shape[1:], train)
         return {"logits": self.discriminator(images, train)}
 

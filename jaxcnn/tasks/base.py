@@ -167,7 +167,7 @@ class Task:
         return None
 
     def alarms(self, values: dict[str, float]) -> list[str]:
-        """Return what is to be said of the metrics of a line of the log, {"train/NAME": value}; [] where all is well."""
+        """Return what is to be said of the metrics of a line of the log, {"train/NAME": value}; [] of good ones."""
         return []
 
     def of_crop(self, outputs: Any) -> jax.Array:

@@ -109,7 +109,7 @@ class GAN(Task):
         return {"discriminator_real": (jnp.sum(jax.nn.softplus(-outputs["logits"]) * mask), mask.sum())}
 
     def alarms(self, values: dict[str, float]) -> list[str]:
-        """Return a sentence where the discriminator has won: its loss stays at 0 over the steps of a line of the log."""
+        """Return a sentence where the discriminator has won: its loss stays at 0 for all steps of a line of the log."""
         loss = values.get("train/discriminator_loss")
         if loss is None or loss >= _LOST:
             return []
