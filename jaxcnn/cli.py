@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": "train a list of configs and seeds, resumable, and table their scores",
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
+    "sample": "draw images out of a VAE or a GAN",
     "plot": "draw the curves of one or several runs",
     "bench": "images per second of reading, of the step and of both",
     "models": "list the networks, with their parameters, MACs and activations",

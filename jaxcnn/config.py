@@ -98,13 +98,30 @@ _SIZES = Rule(lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … 
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (all remaining) or a positive number")
 
 # The keys of each task, which only a config of that task has.
+# fmt: off
 TASK_KEYS: dict[str, dict[str, Row]] = {
     "classification": {
         "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     },
+    "gan": {
+        "task.loss": ("non_saturating", _one_of("non_saturating", "minimax"), "of the generator: -log D(G(z)), or "
+                      "log(1 - D(G(z)))"),
+        "task.prior": ("uniform", _one_of("uniform", "normal"), "of the latents: -1 … 1, or N(0, I)"),
+    },
+    "vae": {
+        "task.objective": ("elbo", _one_of("elbo", "iwae"), "bound that is maximised: with the KL in closed form, or "
+                           "that of importance weights"),
+        "task.samples": (1, _at_least(1), "latents drawn of an example in training, k of IWAE"),
+        "task.beta": (1.0, _at_least(0), "objective=elbo: weight of the KL"),
+        "task.likelihood": ("bernoulli", _one_of("bernoulli", "gaussian", "discretized_logistic"), "p(x|z) of a pixel"),
+        "task.pixels": ("fresh", _one_of("fresh", "fixed", "grey"), "binarised anew at every use, binary in the data, "
+                        "or grey: three data sets, whose scores do not compare"),
+        "task.eval_samples": (100, _at_least(1), "importance samples an example of eval/iwae (published tables: 5000)"),
+        "task.output_bias": ("zero", _one_of("zero", "mean"), "first bias of the output: 0, or the logit of the "
+                             "training images' mean"),
+    },
 }
 # The keys that every config has.
-# fmt: off
 KEYS: dict[str, Row] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
@@ -123,7 +140,8 @@ KEYS: dict[str, Row] = {
                   "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
-    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),
+    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR | "
+                  "binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
@@ -167,6 +185,8 @@ KEYS: dict[str, Row] = {
     "optimizer.rms_decay": (0.9, _between(0, 1), "rmsprop: decay of the mean square (Tieleman and Hinton 2012)"),
     "optimizer.initial_accumulator": (0.0, _at_least(0), "adagrad: first sum of squares (TensorFlow: 0.1)"),
     "optimizer.trust_coefficient": (0.001, _above(0), "lars: η, share of a layer's norm by which it moves"),
+    "optimizer.initial_second_moment": (0.0, _at_least(0), "adam, adamw, lamb: what the second moment begins at (Burda "
+                                        "et al. 2015: 1)"),
     "optimizer.epsilon": (1e-8, _above(0), "adam, adamw, lamb, rmsprop: added to the denominator (LAMB's paper: 1e-6)"),
     "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
     "optimizer.freeze": ("", Rule(lambda v: all(names_of(v)), "NAME,NAME"),

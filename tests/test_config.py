@@ -100,6 +100,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "optimizer.b2": ([0.0], [-0.1, 1.0]),
     "optimizer.rms_decay": ([0.0], [-0.1, 1.0]),
     "optimizer.initial_accumulator": ([0.1], [-0.1, INF]),
+    "optimizer.initial_second_moment": ([1.0], [-0.1, INF]),
     "optimizer.trust_coefficient": ([1.0], [0.0, -0.1]),
     "optimizer.epsilon": ([1.0], [0.0, -1e-8]),
     "optimizer.weight_decay": ([1e-4], [-1e-4, INF]),
@@ -700,6 +701,9 @@ DATA = {
     "folder:photos": (2, (None, None, 3), 200),
     "folder:data/fashion_mnist_jpeg": (10, (None, None, 3), 60_000),
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
+    "tfds:mnist": (10, (28, 28, 1), 59_600),
+    "binarized_mnist:data/binarized_mnist": (1, (28, 28, 1), 50_000),
+    "frey:data/frey/freyfaces.npy": (1, (28, 20, 1), 1_565),
 }
 
 

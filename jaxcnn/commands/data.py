@@ -236,7 +236,7 @@ def _tally(source: "Source", progress: "Progress") -> _Tally:
         except UserError as error:
             tally.bad[index] = str(error)
         else:
-            tally.add(example["image"], example["label"])
+            tally.add(example["image"], example.get("label", 0))
     return tally
 
 
@@ -340,13 +340,15 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     config = config_of(arguments, overrides)
     set_up_jax()
     from jaxcnn.data.dataset import Dataset
+    from jaxcnn.tasks import create_task
 
-    data = Dataset(config)
+    task = create_task(config)
+    data = Dataset(config, targets=task.targets, pixel_range=task.pixel_range)
     rows = min(arguments.examples, len(data.train))
     examples = [i * len(data.train) // rows for i in range(rows)]
     evaluated = [data.train_readers[0].eval(example)["image"] for example in examples]
     columns = [evaluated, *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
-    labels = [data.train.read(i)["label"] for i in examples]
+    labels = [data.train.read(i).get("label", 0) for i in examples]
     titles = [class_title(label, data.class_names)[:40] for label in labels]
     rows_of = list(zip(titles, map(list, zip(*columns, strict=True)), strict=True))
     save_sheet(contact_sheet(rows_of, _TILE), arguments.out)
@@ -362,7 +364,7 @@ def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.nda
     rows = [data.train_readers[0].train(epoch, example) for example in examples]
     batch = {
         "image": jnp.asarray(np.stack([row["image"] for row in rows])),
-        "label": jnp.asarray([row["label"] for row in rows]),
+        "label": jnp.asarray([row.get("label", 0) for row in rows]),
         "epoch": jnp.full(len(rows), epoch),
         "example": jnp.asarray(examples),
     }

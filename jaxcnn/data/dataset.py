@@ -194,6 +194,7 @@ class Dataset:
       targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
         (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
       network: that there is already, which the images and labels are for; None: one is made for the data.
+      pixel_range: what 0 and 255 become; None: pixels are centred and scaled by mean and deviation.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -202,6 +203,7 @@ class Dataset:
     def __init__(
         self, config: Any, part: Slice = WHOLE, training: bool = True,
         targets: Callable[[Any], Any] | None = None, network: Network | None = None,
+        pixel_range: tuple[float, float] | None = None,
     ):  # fmt: skip
         data = config.data
         self.config, self.part, self.targets = config, part, targets
@@ -222,8 +224,7 @@ class Dataset:
         self.class_names = tuple(known or (*self.train.class_names, *map(str, spare)))
         sizes, eval_sizes = self._sizes()
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
-        self.mean = self._per_channel("mean", data.mean or self.train.mean)
-        self.std = self._per_channel("std", data.std or self.train.std)
+        self.mean, self.std = self._mean_and_std(pixel_range)
         self.augmentation, self.mirror = self._augmentation()
         self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
         # A bigger or smaller image has a frame in proportion.
@@ -288,7 +289,8 @@ class Dataset:
         """Return shape and type of each target of an example."""
         if self.targets is None:
             return LABEL
-        specs = self.targets(SimpleNamespace(num_classes=self.num_classes, image_shape=image_shape))
+        known = {"num_classes": self.num_classes, "image_shape": image_shape, "levels": self.train.levels}
+        specs = self.targets(SimpleNamespace(**known))
         if lacking := specs.keys() - {*self.train.targets, "valid"}:
             raise UserError(
                 f"the task {self.config.task.name} needs '{min(lacking)}', which {self.config.data.name} lacks: it has "
@@ -327,6 +329,21 @@ class Dataset:
         if not (kind := path_kind(self.config.data.name)):
             return self.config.data.name
         return f"{kind} {hashlib.sha256(repr(tuple(map(composed, self.train.class_names))).encode()).hexdigest()[:12]}"
+
+    def _mean_and_std(self, pixel_range: tuple[float, float] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return what each channel's pixels, in 0 … 1, are centred and scaled by."""
+        data = self.config.data
+        mean, std = data.mean or self.train.mean, data.std or self.train.std
+        if pixel_range:
+            low, high = pixel_range
+            channels = self.image_shape[-1]
+            mean, std = (0.0 - low / (high - low),) * channels, (1 / (high - low),) * channels
+            if (data.mean or mean, data.std or std) != (mean, std):
+                raise UserError(
+                    f"config.data.mean={data.mean} and .std={data.std}: the pixels of task.name="
+                    f"{self.config.task.name} are {low:g} … {high:g}, leave both out"
+                )
+        return self._per_channel("mean", mean), self._per_channel("std", std)
 
     def _per_channel(self, key: str, values: tuple[float, ...]) -> tuple[float, ...]:
         channels = self.image_shape[-1]
@@ -380,6 +397,15 @@ class Dataset:
             for _ in threads.map(read, range(count)):
                 pass  # what is raised there is raised here
         return arrays, mask
+
+    def mean_image(self) -> np.ndarray:
+        """Return the mean of the training images as they are without random changes, float64 (H, W, C) in 0 … 1."""
+        reader = self.train_readers[0]
+        total = np.zeros((*reader.size, reader.source.image_shape[-1]))
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for row in threads.map(reader.eval, range(len(reader.source))):
+                total += row["image"]
+        return total / (255 * len(reader.source))
 
     def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return epoch and example, int32 (stop - start, global batch) each, of the batches of those steps."""

@@ -64,7 +64,8 @@ def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
     sized = bool(data.image_size or data.eval_size or data.buckets)
     if not sized:
         height, width, _ = given["image_shape"]
-        data.image_size = height if height == width else (height, width)
+        with data.ignore_type():  # the copy holds a key to the type of its value, and this one takes two
+            data.image_size = height if height == width else (height, width)
         taken.append(f"size {height}×{width}")
     if "resize" in given and not (data.resize or data.buckets):
         data.resize = wanted["resize"]

@@ -78,6 +78,23 @@ def heat_cards(
     return _written(sheet.figure, out)
 
 
+def pairs(
+    images: np.ndarray, others: np.ndarray, titles: Sequence[str], captions: Sequence[str], out: Path | None = None
+) -> Figure:
+    """Draw each image under its title, and beside it another, such as its reconstruction, under the caption.
+
+    Args:
+      others: float (N, H, W, C) in 0 … 1.
+    """
+    side, gap = 1.8, 0.15  # inches
+    sheet = _Sheet(len(images), 2 * side + 3 * gap, side + 3 * gap)
+    for i, image in enumerate(images):
+        show(sheet.axes(i, gap, gap, side, side), image, titles[i])
+        other = np.rint(255 * others[i]).astype(np.uint8)
+        show(sheet.axes(i, side + 2 * gap, gap, side, side), other, captions[i])
+    return _written(sheet.figure, out)
+
+
 class _Sheet:
     """A figure of `count` cards, each `width` by `height` inches, that is about square."""
 

@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, googlenet, resnet, vgg
+from jaxcnn.models import alexnet, gan, googlenet, resnet, vae, vgg
 from jaxcnn.models.check import NotApplicableError, check_module
 
-_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS}
+_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS, **vae.MODELS, **gan.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
@@ -27,10 +27,18 @@ _TRIAL = 64  # side in pixels of the images that a network of the user's own is 
 _RATE: Any = (lambda x: isinstance(x, int | float) and 0 <= x < 1, "at least 0 and less than 1")
 _POSITIVE: Any = (lambda x: isinstance(x, int | float) and 0 < x < float("inf"), "more than 0")
 _BOOL: Any = (lambda x: isinstance(x, bool), "True or False")
+_COUNT: Any = (lambda x: type(x) is int and x > 0, "a whole number, 1 or more")
+_COUNTS: Any = (
+    lambda x: isinstance(x, tuple | list) and len(x) > 0 and all(type(n) is int and n > 0 for n in x),
+    "whole numbers, 1 or more each, such as (200, 200)",
+)
 _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
     "small_images": _BOOL, "frozen_norm": _BOOL,
+    "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
+    "maxout": _COUNTS,
 }  # fmt: skip
+_FORMS = {"vae_mlp": tuple(vae.FORMS), "dcgan64": gan.FORMS, "dcgan32": gan.FORMS}  # values of the override `form`
 
 
 def list_models() -> list[str]:
@@ -42,7 +50,8 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     """Return the Flax module called `name`, computing in `dtype` with float32 parameters.
 
     `module.apply(variables, images, train=False)` takes NHWC float images and returns a dict: "logits" (N, num_classes)
-    in float32, and the endpoints that `module.endpoints` lists with stride and channels.
+    in float32, and the endpoints that `module.endpoints` lists with stride and channels; of a VAE "logits" (N, H, W, C)
+    of the pixels, "mean" and "logvar" (N, latents).
 
     Args:
       name: an architecture as its paper publishes it; the suffix `_tv` is torchvision's form where that differs. Or a
@@ -50,9 +59,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         code of the user's: importing it executes it, and it is executed only where this name is given.
       num_classes: outputs of the head.
       dtype: compute type of every convolution and matrix product.
-      overrides: further fields of the module. All of ours have `dropout` (a rate) and `small_images`, which makes a
-        network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm have
-        `frozen_norm` and `norm_epsilon`.
+      overrides: further fields of the module. All of our classifiers have `dropout` (a rate) and `small_images`, which
+        makes a network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm
+        have `frozen_norm` and `norm_epsilon`.
 
     Raises:
       UserError: an unknown name or override (the nearest are listed), or an illegal value; of a network of the user's
@@ -68,12 +77,14 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         raise UserError(f"model {name}: dtype={dtype} is no floating-point type: bfloat16 or float32")
     network: Any = _own_class(name) if own else _REGISTRY[name]
     fields = getattr(network, "func", network).__dataclass_fields__
-    known = [key for key in fields if key not in ("spec", "num_classes", "dtype", "parent", "name")]
+    known = [key for key in fields if key not in ("spec", "forms", "num_classes", "dtype", "parent", "name")]
     for key, value in overrides.items():
         if key not in known:
             raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
         if not own and key in _LEGAL and not _LEGAL[key][0](value):
             raise UserError(f"model {name}: {key}={value!r}, it must be {_LEGAL[key][1]}")
+        if not own and key == "form" and value not in _FORMS[name]:
+            raise UserError(f"model {name}: form={value!r}, it must be {' | '.join(_FORMS[name])}")
     try:
         module = network(num_classes=num_classes, dtype=dtype, **overrides)
     except TypeError as error:

@@ -44,14 +44,21 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
     if train is None or train.default is not False:
         raise UserError(f"{who} has no argument train=False: define __call__(self, images, train=False)")
     evaluation, training = (_trace(model, who, image_shape, mode) for mode in (False, True))
+    modes = {"in evaluation": evaluation, "in training": training}
     # Each generator may take for granted that those before it have found no fault.
-    faults = chain(
-        _outputs(evaluation.outputs, "in evaluation", num_classes),
-        _outputs(training.outputs, "in training", num_classes),
-        _variables(evaluation.variables, training.variables),
-        _names(training, num_classes),
-        _endpoints(model, evaluation, image_shape),
-    )
+    if (task := getattr(model, "task", "")) in ("vae", "gan"):
+        check: Any = {"vae": _vae_outputs, "gan": _gan_outputs}[task]
+        outputs = (check(trace.outputs, mode, image_shape) for mode, trace in modes.items())
+        faults = chain(*outputs, _variables(evaluation.variables, training.variables), _decays(training))
+    else:
+        outputs = (_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
+        faults = chain(
+            *outputs,
+            _variables(evaluation.variables, training.variables),
+            _decays(training),
+            _names(training, num_classes),
+            _endpoints(model, evaluation, image_shape),
+        )
     for fault in faults:
         raise UserError(f"{who} {fault}")
 
@@ -143,13 +150,38 @@ def _variables(evaluation: dict[str, Any], training: dict[str, Any]) -> Iterator
             yield f"has {path} in {x.dtype}: make it float32 (param_dtype)"
 
 
-def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
-    """Weight decay, sharding and `reset_head` go by names: a layer that they would pass over is an error."""
+def _vae_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterator[str]:
+    """The task reads these: the pixels' logits, and mean and logarithm of the variance of as many latents each."""
+    shapes = {name: getattr(outputs[name], "shape", ()) for name in ("logits", "mean", "logvar") if name in outputs}
+    if len(shapes) < 3 or shapes["logits"] != (2, *image_shape) or len({*map(shapes.get, ("mean", "logvar"))}) > 1:
+        yield (
+            f'{mode} returns {shapes} for 2 images: return "logits" {(2, *image_shape)}, "mean" and "logvar" (2, '
+            "latents)"
+        )
+    for name in shapes:
+        if _narrow(outputs[name]):
+            yield f'{mode} returns "{name}" in {outputs[name].dtype}: make it float32, as layers.Classifier does'
+
+
+def _gan_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterator[str]:
+    """The task reads a logit of each image."""
+    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs
+    if not isinstance(outputs, dict) or getattr(logits, "shape", None) != (2,) or _narrow(logits):
+        yield f'{mode} returns {_kind(logits)} for 2 images: return a dict with "logits" (N,) float32, a logit each'
+
+
+def _decays(trace: _Trace) -> Iterator[str]:
+    """Weight decay goes by the name."""
     for path, x in trace.variables.items():
         collection, _, rest = path.partition("/")
-        module, _, leaf = rest.rpartition("/")
-        if collection == "params" and x.ndim > 1 and leaf != "kernel":
+        if collection == "params" and x.ndim > 1 and rest.rpartition("/")[2] != "kernel":
             yield f"has the parameter {rest} {x.shape}, which would not decay: call it 'kernel'"
+
+
+def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
+    """Sharding and `reset_head` go by names: a layer that they would pass over is an error."""
+    for path, x in trace.variables.items():
+        module, _, leaf = path.partition("/")[2].rpartition("/")
         if leaf == "kernel" and (x.ndim == 2 or module in trace.dense) and not CLASSIFIER.search(path):
             yield (
                 f"has a fully connected layer '{module}', which would not be sharded over mesh.model: call it 'fc', "

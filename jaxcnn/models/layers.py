@@ -8,7 +8,8 @@ a pixel and would break parity with published weights.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -51,6 +52,7 @@ class Network(nn.Module):
       small_images: the form for images of 28 to 64 pixels, which changes stem and head only.
     """
 
+    task: ClassVar[str] = "classification"  # that a network is for
     spec: Any
     num_classes: int = 1000
     dtype: Dtype = jnp.bfloat16
@@ -88,6 +90,61 @@ def conv(
         features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), feature_group_count=groups,
         conv_general_dilated=convolve, param_dtype=_wide(dtype), **kwargs,
     )  # fmt: skip
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution: (N, H, W, C) -> (N, stride·(H - 1) + kernel - 2 pad + extra, …, features).
+
+    It is the gradient of the strided convolution of the same kernel, stride and padding with respect to its input, as
+    torch's ConvTranspose2d: `extra` is its `output_padding`. The kernel (kernel, kernel, C, features) is applied as it
+    is stored: torch's, turned by 180° about its centre.
+
+    Attributes:
+      wide: accumulate and return float32, as the last layer before a loss must.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    pad: int
+    extra: int = 0
+    use_bias: bool = False
+    dtype: Dtype = jnp.bfloat16
+    wide: bool = False
+    kernel_init: Callable[..., Any] = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the enlarged map, in `dtype` or, if `wide`, float32."""
+        shape, high = (self.kernel, self.kernel, x.shape[-1], self.features), _wide(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, high).astype(self.dtype)
+        before = self.kernel - 1 - self.pad
+        around = (before, before + self.extra)  # rows of zeros above and below the map, which is spread by the stride
+        convolve = partial(
+            lax.conv_general_dilated, window_strides=(1, 1), padding=(around, around),
+            lhs_dilation=(self.stride, self.stride), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        x = x.astype(self.dtype)
+        y: Any = _accumulated(convolve, x, kernel) if self.wide else convolve(x, kernel)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros_init(), shape[-1:], high).astype(y.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _accumulated(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve with sums of float32 that are not rounded; the gradient convolves operands of the type of `x`."""
+    return convolve(x, kernel, preferred_element_type=_wide(x.dtype))
+
+
+def _accumulated_gradients(
+    convolve: Callable[..., jax.Array], operands: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # As of `_product`: JAX's own rule would mix the two types, which a convolution refuses.
+    return jax.vjp(convolve, *operands)[1](grad.astype(operands[0].dtype))
+
+
+_accumulated.defvjp(lambda f, x, kernel: (_accumulated(f, x, kernel), (x, kernel)), _accumulated_gradients)
 
 
 def batch_norm(

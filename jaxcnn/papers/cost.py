@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
+from jaxcnn.models.check import STREAMS
 
 # Named scopes of `models.layers` that are rows of their own, though no module: what has no parameters has no name else.
 SCOPES = {"max_pool": "max pool", "avg_pool": "avg pool", "global_avg_pool": "global pool", "lrn": "LRN"}
@@ -70,7 +71,7 @@ def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[J
     """
 
     def forward(images: jax.Array) -> Any:
-        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        rngs = {"params": jax.random.key(0)} | {name: jax.random.key(1) for name in STREAMS}
         return model.apply({}, images, train=train, rngs=rngs, mutable=["params", "batch_stats"])
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -169,13 +170,14 @@ def describe(
         raise UserError(f"a batch of {batch} images of {size}×{size}: both must be 1 or more")
     model: Any = create_model(name, classes, jnp.dtype(dtype), **overrides)
     auxiliary = hasattr(model, "aux_dropout")  # an override of models whose training has classifiers of its own
-    evaluated = layers(model, (size, size, 3), batch)
-    trained = layers(model, (size, size, 3), batch, train=True) if auxiliary or train else evaluated
+    image = (size, size, getattr(model, "image_channels", 3))
+    evaluated = layers(model, image, batch)
+    trained = layers(model, image, batch, train=True) if auxiliary or train else evaluated
     rows, parameters = trained if train else evaluated, total(evaluated, "parameters")
     return {
         "name": name, "parameters": parameters, "aux_parameters": total(trained, "parameters") - parameters,
         "macs": total(rows, "macs"), "activation_bytes": total(rows, "activation_bytes"), "num_classes": classes,
-        "image_size": size, "batch": batch, "dtype": dtype, "layers": rows,
+        "image_size": size, "channels": image[-1], "batch": batch, "dtype": dtype, "layers": rows,
         "endpoints": getattr(model, "endpoints", {}),
     }  # fmt: skip
 

@@ -179,7 +179,7 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
 
 def layer_by_layer(row: dict[str, Any]) -> str:
     """Return one model of `cost.describe`: its sums, its layers, its endpoints."""
-    size, layers = f"{row['image_size']}×{row['image_size']}×3", row["layers"]
+    size, layers = f"{row['image_size']}×{row['image_size']}×{row['channels']}", row["layers"]
     lines = [
         f"{row['name']}: images {size}, {row['num_classes']:,} classes, {row['dtype']}, batch {row['batch']:,}",
         f"{row['parameters']:,} parameters, {_prefixed(row['macs'])}MACs an image, "

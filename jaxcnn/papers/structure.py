@@ -294,7 +294,8 @@ def precision(
     if seed < 0:
         raise UserError(f"--seed {seed}: it must be 0 or more")
     rows = []
-    for name in names or [name for name in list_models() if name != "resnet1202"]:
+    classifiers = [name for name in list_models() if getattr(create_model(name), "task", "") == "classification"]
+    for name in names or [name for name in classifiers if name != "resnet1202"]:
         report(name)
         model: Any = create_model(name)
         largest, mean = errors(name, seed)

@@ -23,10 +23,16 @@ Variables = Any
 
 
 class Images(NamedTuple):
-    """What a task may know of a data set to say what its targets are; (H, W, C) is the shape of one bucket's images."""
+    """What a task may know of a data set to say what its targets are.
+
+    Attributes:
+      image_shape: (H, W, C) of one bucket's images.
+      levels: that a pixel may have, 2 or 256; 0: not known.
+    """
 
     num_classes: int
     image_shape: tuple[int, int, int]
+    levels: int = 0
 
 
 class Group(NamedTuple):
@@ -62,6 +68,11 @@ class Headline(NamedTuple):
 class Parts(Protocol):
     """What `make_step` builds an unusual update from; the spine's own code, not copies of it."""
 
+    @property
+    def model(self) -> Any:
+        """The network, a flax.linen.Module."""
+        ...
+
     def gradients(self, objective: Callable[..., Any] | None = None, player: str = "") -> Callable[[Any, Batch], Any]:
         """Return (state, batch) -> gradients of an objective with respect to one player.
 
@@ -84,6 +95,8 @@ class Task:
     headline: tuple[Headline, ...] = ()  # none: `best` alone is shown
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
+    # What pixels of 0 … 255 become, (low, high); None: they are centred and scaled by the data's mean and deviation.
+    pixel_range: tuple[float, float] | None = None
 
     def __init__(self, config: Config | None = None):
         """Take what the task needs of a validated config."""
@@ -91,6 +104,10 @@ class Task:
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
         return {"label": jax.ShapeDtypeStruct((), np.int32)}
+
+    def initial(self, params: Variables, data: Any) -> Variables:
+        """Return the parameters that training begins with, of fresh ones; `data` is what is trained on."""
+        return params
 
     def forward(
         self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
@@ -149,6 +166,10 @@ class Task:
         """Return None, or (state, batch) -> (state, loss) built from `parts` for an unusual update."""
         return None
 
+    def alarms(self, values: dict[str, float]) -> list[str]:
+        """Return what is to be said of the metrics of a line of the log, {"train/NAME": value}; [] of good ones."""
+        return []
+
     def of_crop(self, outputs: Any) -> jax.Array:
         """Return what a test protocol averages of the outputs for one crop an image, (N, …)."""
         raise self._lacks("test protocol over crops: leave --protocol out")
@@ -182,6 +203,22 @@ class Task:
           targets: the truth to compare with, as a batch holds it, where it is known.
         """
         raise self._lacks("picture of predictions: define `draw`, or leave --save out")
+
+    def latents(self, model: Any, key: jax.Array, count: int, limit: float | None = None) -> jax.Array | None:
+        """Return latents (count, …) to generate images of, drawn from their prior; None where nothing is generated.
+
+        Args:
+          limit: largest magnitude; None: the prior's own.
+        """
+        return None
+
+    def generate(self, model: nn.Module, variables: Variables, z: jax.Array, image_shape: Sequence[int]) -> jax.Array:
+        """Return the images of latents, float32 (N, H, W, C) in 0 … 1.
+
+        Args:
+          image_shape: (H, W, C) of the images that the network was trained on.
+        """
+        raise self._lacks("images to generate: sample goes with VAEs and GANs")
 
     def per_example(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Return rows (N, …) of which the tables and the picture below are made; `jaxcnn evaluate` alone asks for them.

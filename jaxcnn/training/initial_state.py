@@ -65,6 +65,9 @@ def restore_or_init(
             if jax.process_index() == 0:
                 print(line, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
+    elif (params := program.task.initial(state.params, data)) is not state.params:
+        begin = {"params": params, "batch_stats": state.batch_stats}
+        state = state.replace(params=params, ema=program.average_of(begin))
     return 0, state, {}
 
 

@@ -28,6 +28,7 @@ from jaxcnn.training.evaluation import check_scored, evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.run_log import RunLog
+from jaxcnn.training.samples import tiled, write_picture
 from jaxcnn.training.sharding import make_mesh, on_all
 from jaxcnn.training.state import TrainState, zeros_like
 
@@ -131,6 +132,8 @@ def train(
                             state = state.replace(metrics=jax.tree.map(on_mesh, zeros_like(program.metrics)))
                             values |= clock.lap((step - logged) * config.global_batch_size)
                             log.metrics(step, epoch_of(step), values)
+                            for words in program.task.alarms(values):
+                                log.say(words)
                             logged = step
                         due = cadence.due("eval", step)
                     # Evaluate.
@@ -150,6 +153,8 @@ def train(
                             check_scored(scores, data, config.data.name)
                         due = False
                         log.metrics(step, epoch_of(step), scores)
+                        if program.samples:
+                            save_samples(workdir, step, program.samples(state.variables))
                         clock.start()
                     for words in data.complaints(epoch_of(step)):
                         log.say(words, everywhere=True)
@@ -173,6 +178,12 @@ def train(
     result = run_log.result(config, program, workdir, commit, total * config.global_batch_size, clock.totals())
     write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def save_samples(workdir: Path, step: int, images: jax.Array) -> None:
+    """Write a square picture of generated images, uint8 (N, H, W, C), into the folder of the run."""
+    if jax.process_index() == 0:
+        write_picture(tiled(jax.device_get(images), math.isqrt(len(images))), workdir / "samples" / f"{step:08}.png")
 
 
 def read_result(workdir: Path) -> dict[str, Any]:

@@ -192,7 +192,9 @@ def make_optimizer(config: Config, schedule: optax.Schedule, groups: Groups) -> 
         return _by_path(lambda group, _: group.decay, groups, params)
 
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask=decayed)
-    adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.epsilon)
+    adam = _beginning_at(
+        optimizer.initial_second_moment, optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.epsilon)
+    )
     momentum = optax.trace(optimizer.momentum, optimizer.nesterov)
     rate = optax.scale_by_learning_rate(schedule)
     rules = {
@@ -218,6 +220,19 @@ def make_optimizer(config: Config, schedule: optax.Schedule, groups: Groups) -> 
         # The last link scales the updates; it has no state, and momentum before it is linear in the rate.
         chain.append(optax.stateless(lambda updates, _: _by_path(_multiplied, groups, updates)))
     return optax.chain(*chain)
+
+
+def _beginning_at(value: float, adam: Any) -> optax.GradientTransformation:
+    """Return Adam with a second moment that begins at `value`, which makes its first steps small.
+
+    Above 0 they depend on the scale of the gradient, which Adam's do not otherwise.
+    """
+
+    def init(params: Tree) -> Any:
+        state = adam.init(params)
+        return state._replace(nu=jax.tree.map(lambda x: jnp.full_like(x, value), state.nu))
+
+    return optax.GradientTransformation(init, adam.update) if value else adam
 
 
 def _by_path(function: Callable[[Group, Any], Any], groups: Groups, tree: Tree) -> Tree:

@@ -3,7 +3,7 @@
 Training, evaluation and compilation for devices that are not here all start from `build_program`: the step has no copy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, partial
@@ -30,6 +30,7 @@ Tree = Any
 Bucket = tuple[int, int]  # (H, W) of the images of a batch
 # XLA has it since jaxlib 0.12; jaxlib 0.10 takes it and rewrites nothing.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
+SAMPLES = 64  # images that training draws at each evaluation
 
 
 class Data(Protocol):
@@ -108,6 +109,7 @@ class Program:
       train_step: (state, batch) -> (state, loss); the state is donated. With `config.data.resident` what is called a
         batch here and below is all examples and which of them to take, in many steps.
       eval_step: (variables, batch) -> {"examples", "sums", "rows"}, stacked over the batches of a call.
+      samples: (variables) -> images of fixed latents, uint8 (SAMPLES, H, W, C); None where the task generates none.
     """
 
     mesh: Mesh
@@ -125,6 +127,7 @@ class Program:
     average_of: Callable[[Tree], Tree]
     train_step: Any
     eval_step: Any
+    samples: Any
 
     @property
     def variables(self) -> Tree:
@@ -224,7 +227,22 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
         eval_step=jax.jit(
             evaluation, out_shardings={"examples": everywhere, "sums": everywhere, "rows": over_rows(mesh, axis=1)}
         ),
+        samples=make_samples(model, task, config.seed, (*data.eval_buckets[0], data.image_shape[-1]), mesh),
     )
+
+
+def make_samples(model: nn.Module, task: Task, seed: int, image_shape: Sequence[int], mesh: Mesh) -> Any:
+    """Return (variables) -> uint8 images of the same SAMPLES latents each time; None where nothing is generated."""
+    key = jax.random.key(seed)
+    if jax.eval_shape(lambda: task.latents(model, key, SAMPLES)) is None:
+        return None
+
+    def samples(variables: Tree) -> jax.Array:
+        z: Any = task.latents(model, key, SAMPLES)
+        images = task.generate(model, variables, z, image_shape)
+        return jnp.rint(255 * images).astype(jnp.uint8)
+
+    return jax.jit(samples, out_shardings=replicated(mesh))
 
 
 def compiler_options(config: Config, platform: str) -> dict[str, bool]:

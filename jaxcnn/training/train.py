@@ -118,7 +118,8 @@ def _parts(
         taking, _ = of_weights(config, known)
         weights = Network(f"config.init_from={config.init_from}", known["image_shape"][2]) if known else None
         part = Slice(jax.process_index(), jax.process_count())
-        data = Dataset(taking, part, targets=create_task(config).targets, network=weights)
+        task = create_task(config)
+        data = Dataset(taking, part, targets=task.targets, network=weights, pixel_range=task.pixel_range)
     return network_of(config, data.num_classes, data.image_shape, model), data
 
 
@@ -130,6 +131,8 @@ def network_of(config: Config, classes: int, image_shape: Sequence[int], given: 
         raise UserError(f"model={given!r} is a name: give a flax.linen.Module, or set config.model.name")
     if model is None:
         model = create_model(name, classes, jnp.dtype(config.dtype), **config.model.overrides)
+    if (of := getattr(model, "task", config.task.name)) != config.task.name:
+        raise UserError(f"model {name} is for task.name={of}, not {config.task.name}: take another, or the other task")
     if given is not None or ":" in name:
         check_model(model, classes, image_shape)
     return model

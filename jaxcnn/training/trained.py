@@ -34,6 +34,7 @@ from jaxcnn.models import list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import shown
 from jaxcnn.tasks import create_task
+from jaxcnn.tasks.base import Images
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import Evaluation, check_scored, densely, evaluate_rows, make_crops_step
 from jaxcnn.training.program import Program, build_program, compiler_options
@@ -166,7 +167,7 @@ class TrainedModel:
           UserError: there is no such endpoint; before any image is read.
         """
         shape = (1, *self.input["image_shape"])
-        found = jax.eval_shape(lambda x: self.model.apply(self.variables, x), jax.ShapeDtypeStruct(shape, jnp.float32))
+        found = jax.eval_shape(self._outputs, self.variables, jax.ShapeDtypeStruct(shape, jnp.uint8))
         names = [name for name, x in dict(found).items() if getattr(x, "ndim", 0) in (2, 4)]
         if endpoint not in names:
             raise UserError(
@@ -174,8 +175,7 @@ class TrainedModel:
             )
 
         def program(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            x: Any = self.model.apply(variables, self.normalize(images))
-            x = x[endpoint].astype(jnp.float32)
+            x = self._outputs(variables, images)[endpoint].astype(jnp.float32)
             return {"features": x.mean((1, 2)) if x.ndim == 4 else x}
 
         compiled = jax.jit(program, compiler_options=self._compiler_options)
@@ -231,9 +231,12 @@ class TrainedModel:
 
     def forward(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
+        return self.task.predict(self._outputs(variables, images))
+
+    def _outputs(self, variables: Any, images: jax.Array) -> Any:
+        """Return all that the network gives for uint8 images (N, H, W, C) of its size."""
         rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
-        outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
-        return self.task.predict(outputs)
+        return self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)[0]
 
     @cached_property
     def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
@@ -320,8 +323,14 @@ class TrainedModel:
         config.data.resident = False  # What is read once need not stay on the devices.
         part = Slice(jax.process_index(), jax.process_count())
         config, _ = of_weights(config, self.input)
-        network = Network(self.source, self.input["image_shape"][2], self.input["class_names"])
-        return config, Dataset(config, part, training=False, targets=self.task.targets, network=network)
+        # A task without labels takes data of any classes, or of none.
+        labelled = "label" in self.task.targets(Images(len(self.input["class_names"]), self.input["image_shape"]))
+        classes = self.input["class_names"] if labelled else None
+        network = Network(self.source, self.input["image_shape"][2], classes)
+        data = Dataset(
+            config, part, training=False, targets=self.task.targets, network=network, pixel_range=self.task.pixel_range
+        )
+        return config, data
 
     def _views(
         self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program, per_example: bool

@@ -59,6 +59,16 @@ VGG = {
 }
 GOOGLENET = {"googlenet": 13_378_280, "googlenet_tv": 13_004_888}  # with both auxiliary heads
 PARAMETERS = ALEXNET | VGG | GOOGLENET | RESNET | CIFAR
+# Of grey images of 28 pixels, counted by hand: the layers of the papers, which give no numbers.
+GENERATIVE = {
+    "vae_mlp": (784 + 1) * 500 + 2 * (500 + 1) * 20 + (20 + 1) * 500 + (500 + 1) * 784,
+    "vae_conv": (16 * 1 + 1) * 32 + (16 * 32 + 1) * 64 + (3136 + 1) * 256 + 2 * (256 + 1) * 32
+    + (32 + 1) * 256 + (256 + 1) * 3136 + (16 * 64 + 1) * 32 + 16 * 32 + 1,
+    "gan_mlp": (100 + 1) * 1200 + (1200 + 1) * 1200 + (1200 + 1) * 784 + (784 + 1) * 1200 + (240 + 1) * (1200 + 1),
+    # In colour: generator and discriminator, as tests/golden has them; and the same without their largest level.
+    "dcgan64": 18_885_760 + 17_232_768,
+    "dcgan32": 100 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 3) * 2 + 2 * (8192 + 256 + 128) + 2 * (256 + 512) + 8192,
+}  # fmt: skip
 
 # One network for everything that the new families do differently; small enough to be computed with.
 KINDS = ("alexnet", "alexnet_tv", "vgg11_lrn", "vgg11_bn", "googlenet", "googlenet_tv")

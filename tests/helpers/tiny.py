@@ -124,7 +124,7 @@ def build(config: Config, model: nn.Module | None = None, data: Blobs | None = N
 def steps(program: Program, count: int, data: Blobs | None = None, state: Any = None) -> tuple[Any, list[float]]:
     """The state after `count` more steps of a program, and their losses."""
     state = program.init() if state is None else state
-    data = data or Blobs(program.largest_batch["label"].shape[0])
+    data = data or Blobs(program.largest_batch["mask"].shape[0])
     start, losses = int(state.step), []
     for batch in on_devices(data.train_batches(start, start + count), program.mesh):
         state, loss = program.train_step(state, batch)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from nets import GENERATIVE
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model, list_models
@@ -62,7 +63,7 @@ DEEP = ["resnet101_tv", "resnet152", "resnet152_tv", "resnet1202"]  # a trace ta
 
 
 def test_the_figures_cover_the_registry():
-    assert sorted(IMAGENET | CIFAR) == list_models()
+    assert sorted(IMAGENET | CIFAR | GENERATIVE) == list_models()
 
 
 @pytest.mark.parametrize(

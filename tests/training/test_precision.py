@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pixels import Pixels
 from tiny import Blobs, build, tiny_config
 
 from jaxcnn.models import create_model
@@ -112,3 +113,16 @@ def test_logits_are_float32_and_are_not_rounded_to_16_bits_on_the_way():
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x)["logits"])(variables, images)  # type: ignore[index]
     last = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
     assert [e.outvars[0].aval.dtype for e in last] == [jnp.float32]
+
+
+@pytest.mark.parametrize("name", ["vae_mlp", "vae_conv"])
+def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_are_float32(name):
+    config = tiny_config(task__name="vae", dtype="bfloat16", task__samples=2, task__objective="iwae")
+    data = Pixels(image_shape=(28, 28, 1))
+    program = build(config, create_model(name, dtype=jnp.bfloat16, hidden=(8,), latent=2), data)
+    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
+    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
+    assert_float32(program, jaxpr)
+    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
+    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
+    assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}

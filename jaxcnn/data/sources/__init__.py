@@ -34,7 +34,7 @@ class Kind(NamedTuple):
     Attributes:
       module: its module in this folder.
       form: how the name of a data set of this kind is written.
-      is_path: whether the rest of the name is a folder, which may be moved between two parts of a run.
+      is_path: whether the rest of the name is a folder or a file, which may be moved between two parts of a run.
       marker: file that tells a folder of this kind from the others.
       slices: what a split may be besides those there are, as the end of a sentence.
     """
@@ -52,6 +52,9 @@ KINDS = {
     "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
     "folder": Kind("folder", "folder:DIR", is_path=True),
     "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),
+    "binarized_mnist": Kind("binarized_mnist", "binarized_mnist:DIR", True, "binarized_mnist_train.amat"),
+    "arrays": Kind("arrays", "arrays:FILE.npy", is_path=True),
+    "frey": Kind("arrays", "frey:FILE.npy", is_path=True),
 }
 
 
@@ -82,6 +85,11 @@ class Source(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     targets: ClassVar[tuple[str, ...]] = ("label",)
+
+    @property
+    def levels(self) -> int:
+        """Return how many values a pixel may have, 2 or 256."""
+        return 256
 
     @property
     def num_classes(self) -> int:
@@ -207,8 +215,9 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR` or
-        `packed:DIR`; DIR of the former may be an address, such as gs://BUCKET/DIR.
+      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR`, `packed:DIR`,
+        `binarized_mnist:DIR`, `arrays:FILE.npy` or `frey:FILE.npy`; DIR of folder: may be an address, such as
+        gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
