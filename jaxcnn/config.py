@@ -16,6 +16,8 @@ from jaxcnn.safe_files import shown
 
 Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
 
+VOID = 255  # of a label map, a pixel that counts nowhere: neither in a loss nor in a score
+
 
 class Rule(NamedTuple):
     """Which values a key may hold.
@@ -98,13 +100,21 @@ _SIZES = Rule(lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … 
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (all remaining) or a positive number")
 
 # The keys of each task, which only a config of that task has.
+# fmt: off
 TASK_KEYS: dict[str, dict[str, Row]] = {
     "classification": {
         "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     },
+    "segmentation": {
+        "task.reduction": ("mean", _one_of("mean", "sum"), "cross-entropy over the pixels that count: their mean, or "
+                           "the undivided sum of FCN's released recipe, whose rates are 1e-10 and less"),
+        "task.class_weights": ("none", _one_of("none", "median_frequency"), "weight of a pixel by its class: 1, or the "
+                               "median of all classes' frequencies in the training split over its own"),
+        "task.aux_weight": (0.5, _at_least(0), "weight of each auxiliary head's loss"),
+        "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (FCN: 2)"),
+    },
 }
 # The keys that every config has.
-# fmt: off
 KEYS: dict[str, Row] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
