@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex
 
+import numpy as np
+
 from jaxcnn import UserError
-from jaxcnn.config import height_width
+from jaxcnn.config import VOID, height_width
 from jaxcnn.data.sources import Source, imagenet
 
 _COLOURS = {1: " (grey)", 3: " (colour)"}
@@ -157,9 +159,24 @@ class Relabelled(Source):
         return f"its classes are taken in their order, not by name: '{pairs[0][1]}' is '{pairs[0][0]}' of the network"
 
     def read(self, index: SupportsIndex) -> dict[str, Any]:
-        """Return example `index` with the network's label."""
+        """Return example `index` with the network's labels."""
         example = self.source.read(index)
-        return example | {"label": self.labels[example["label"]]}
+        if "label" in example:
+            example |= {"label": self.labels[example["label"]]}
+        if "label_map" in example:
+            network = np.full(256, VOID, np.uint8)
+            network[: len(self.labels)] = self.labels
+            example |= {"label_map": network[example["label_map"]]}
+        return example
+
+    @property
+    def targets(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Return the names of what `read` gives besides "image"."""
+        return self.source.targets
+
+    def sizes(self, skip: bool = False) -> np.ndarray:
+        """Return the height and width of every image; see `Source.sizes`."""
+        return self.source.sizes(skip)
 
     def where(self, index: int) -> str:
         """Return what an error calls the example."""

@@ -4,9 +4,12 @@ from jaxcnn.config import Config
 from jaxcnn.tasks.base import Task
 from jaxcnn.tasks.classification import Classification
 from jaxcnn.tasks.gan import GAN
+from jaxcnn.tasks.segmentation import Segmentation
 from jaxcnn.tasks.vae import VAE
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "vae": VAE, "gan": GAN}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification, "segmentation": Segmentation, "vae": VAE, "gan": GAN,
+}  # fmt: skip
 
 
 def create_task(config: Config) -> Task:

@@ -101,6 +101,15 @@ class Task:
     def __init__(self, config: Config | None = None):
         """Take what the task needs of a validated config."""
 
+    def prepare(self, data: Any) -> None:
+        """Take what the task needs of the data set besides shapes, such as the names of the classes.
+
+        Called once, before anything is traced.
+
+        Args:
+          data: as `jaxcnn.training.program.Data`.
+        """
+
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
         return {"label": jax.ShapeDtypeStruct((), np.int32)}

@@ -168,6 +168,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
     """
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     task = create_task(config)
+    task.prepare(data)
     n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
     batch, eval_batch = (
         {(h, w): batch_shapes(task, data, (h, w), n, mesh) for h, w in buckets}
