@@ -98,9 +98,9 @@ def _by_phase(
             phases.append(jnp.zeros((shape[0], rows, columns, channels), grad.dtype))
         else:
             # jaxlib 0.10.2 computes a negative padding wrongly on a CPU: the pixels are cropped before.
-            crops = [tuple(min(0, n) for n in pads) for pads in ((0, 0), below, beside, (0, 0))]
-            cropped = lax.pad(grad, jnp.zeros((), grad.dtype), [(*crop, 0) for crop in crops])
-            pads = [tuple(max(0, n) for n in pads) for pads in (below, beside)]
+            crops = [(min(0, before), min(0, after), 0) for before, after in ((0, 0), below, beside, (0, 0))]
+            cropped = lax.pad(grad, jnp.zeros((), grad.dtype), crops)
+            pads = [(max(0, before), max(0, after)) for before, after in (below, beside)]
             # The barrier keeps XLA from folding the flip into a reversed window again.
             phases.append(_plain(cropped, lax.optimization_barrier(part), (1, 1), pads))
     if len(phases) == 1:
