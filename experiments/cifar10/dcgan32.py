@@ -4,8 +4,8 @@
     jaxcnn train --config experiments/cifar10/dcgan32.py --workdir runs/cifar10-dcgan32
     jaxcnn sample --workdir runs/cifar10-dcgan32 --save samples.png
 
-Recipe (section 4 of the paper): Adam at 2e-4 with β1 0.5, batches of 128, latents uniform in -1 … 1, images in -1 … 1, no
-augmentation; half the channels. Samples are of a moving average of the generator. There is no figure to compare: the
+Recipe (section 4 of the paper): Adam at 2e-4 with β1 0.5, batches of 128, latents uniform in -1 … 1, images in -1 … 1,
+no augmentation; half the channels. Samples are of a moving average of the generator. There is no figure to compare: the
 FIDs in print are of other features (42.72 after 100,000 steps, w86763777/pytorch-gan-collections).
 
 Hardware and time: experiments/README.md has them of each recorded run.

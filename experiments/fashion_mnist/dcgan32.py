@@ -4,8 +4,8 @@
     jaxcnn train --config experiments/fashion_mnist/dcgan32.py --workdir runs/fashion_mnist-dcgan32
     jaxcnn sample --workdir runs/fashion_mnist-dcgan32 --save samples.png
 
-Recipe (section 4 of the paper): Adam at 2e-4 with β1 0.5, batches of 128, latents uniform in -1 … 1, images in -1 … 1, no
-augmentation; half the channels. Samples are of a moving average of the generator. There is no figure to compare: the
+Recipe (section 4 of the paper): Adam at 2e-4 with β1 0.5, batches of 128, latents uniform in -1 … 1, images in -1 … 1,
+no augmentation; half the channels. Samples are of a moving average of the generator. There is no figure to compare: the
 FIDs in print are of other features (Lucic et al. 2018: 26.5 ± 1.6 of a non-saturating GAN, best of 100 settings).
 
 Hardware and time: experiments/README.md has them of each recorded run.

@@ -65,6 +65,20 @@ class Headline(NamedTuple):
     error: bool = False
 
 
+class Features(NamedTuple):
+    """A trained network whose features scores are of.
+
+    Attributes:
+      name: of the network and where it is from, for records.
+      input: "image_shape" (H, W, C), and "mean" and "std" of each channel of pixels in 0 … 1.
+    """
+
+    name: str
+    model: Any
+    variables: Any
+    input: Mapping[str, Any]
+
+
 class Parts(Protocol):
     """What `make_step` builds an unusual update from; the spine's own code, not copies of it."""
 
@@ -97,6 +111,7 @@ class Task:
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
     # What pixels of 0 … 255 become, (low, high); None: they are centred and scaled by the data's mean and deviation.
     pixel_range: tuple[float, float] | None = None
+    features: str = ""  # run folder of a network that `use_features` is given; "": none
 
     def __init__(self, config: Config | None = None):
         """Take what the task needs of a validated config."""
@@ -174,6 +189,13 @@ class Task:
     def make_step(self, parts: Parts) -> Callable[[Any, Batch], tuple[Any, jax.Array]] | None:
         """Return None, or (state, batch) -> (state, loss) built from `parts` for an unusual update."""
         return None
+
+    def use_features(self, network: Features) -> None:
+        """Take the network that `features` names; its variables belong into `constants`."""
+
+    def about(self) -> dict[str, Any]:
+        """Return what result.json says of the scores besides them."""
+        return {}
 
     def alarms(self, values: dict[str, float]) -> list[str]:
         """Return what is to be said of the metrics of a line of the log, {"train/NAME": value}; [] of good ones."""

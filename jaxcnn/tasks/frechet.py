@@ -16,12 +16,12 @@ class Moments(NamedTuple):
     """What of a set of features the distance needs, float64.
 
     Attributes:
-      count: rows.
+      rows: their number.
       mean: (D,).
       scatter: (D, D), the sum over rows of the outer products of their deviations from the mean.
     """
 
-    count: int
+    rows: int
     mean: np.ndarray
     scatter: np.ndarray
 
@@ -32,9 +32,9 @@ class Moments(NamedTuple):
         Raises:
           UserError: there are fewer than two rows.
         """
-        if self.count < 2:
-            raise UserError(f"a covariance of {self.count} images: the Fréchet distance needs 2 or more of each kind")
-        return self.scatter / (self.count - 1)
+        if self.rows < 2:
+            raise UserError(f"a covariance of {self.rows} images: the Fréchet distance needs 2 or more of each kind")
+        return self.scatter / (self.rows - 1)
 
 
 def moments(features: np.ndarray) -> Moments:
@@ -50,11 +50,11 @@ def merged(parts: Iterable[Moments]) -> Moments:
     first, *rest = parts
     count, mean, scatter = first
     for part in rest:
-        if not part.count:
+        if not part.rows:
             continue
-        total, apart = count + part.count, part.mean - mean
-        scatter = scatter + part.scatter + np.outer(apart, apart) * (count * part.count / total)
-        mean = mean + apart * (part.count / total)
+        total, apart = count + part.rows, part.mean - mean
+        scatter = scatter + part.scatter + np.outer(apart, apart) * (count * part.rows / total)
+        mean = mean + apart * (part.rows / total)
         count = total
     return Moments(count, mean, scatter)
 

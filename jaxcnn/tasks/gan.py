@@ -10,8 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.tasks.base import Batch, Headline, Images, Parts, Sums, Task, Terms, Variables
+from jaxcnn.tasks.base import Batch, Features, Headline, Images, Parts, Rows, Sums, Task, Terms, Variables
+from jaxcnn.tasks.frechet import distance, moments
 
 PLAYERS = ("discriminator", "generator")
 _NOISE = 0x6E6F6973  # folded into the seed for the latents, which nothing else shares
@@ -21,8 +23,9 @@ _LOST = 1e-3  # nats: a discriminator's loss at which the generator has nothing 
 class GAN(Task):
     """A generator that makes images of noise, and a discriminator that tells them from those of the data."""
 
-    best = ("discriminator_real", "max")  # no score of quality: it keeps the last checkpoint's company
+    best = ("discriminator_real", "max")  # of the FID, where there are features
     headline = (
+        Headline("fid", "FID {:.2f}", "FID"),
         Headline("discriminator_loss", "D {:.3f}", "loss of the discriminator, nats"),
         Headline("generator_loss", "G {:.3f}", "loss of the generator, nats"),
     )
@@ -31,6 +34,70 @@ class GAN(Task):
 
     def __init__(self, config: Config):
         self.seed, self.saturating, self.prior = config.seed, config.task.loss == "minimax", config.task.prior
+        self.features, self.endpoint = config.task.features, config.task.endpoint
+        self.network: Features | None = None
+        if self.features:
+            self.best = ("fid", "min")
+
+    def use_features(self, network: Features) -> None:
+        """Take the classifier whose features the FID is of.
+
+        Raises:
+          UserError: it has no such endpoint, or none.
+        """
+        endpoints = list(getattr(network.model, "endpoints", {}))
+        self.endpoint = self.endpoint or (endpoints[-1] if endpoints else "")
+        if self.endpoint not in endpoints:
+            known = f"take one of {', '.join(endpoints)}" if endpoints else "take another network, this has none"
+            raise UserError(f"config.task.endpoint={self.endpoint!r} is no endpoint of {network.name}: {known}")
+        self.network, self.constants = network, {"features": network.variables}
+
+    def about(self) -> dict[str, Any]:
+        """Return of which features and against which images the FID is; FIDs of others do not compare."""
+        if not self.network:
+            return {}
+        return {"fid_features": f"{self.endpoint} of {self.network.name}", "fid_reference": "the evaluation images"}
+
+    def forward(
+        self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
+    ) -> tuple[Any, Variables]:
+        """Judge a batch; in evaluation with features, those of its images and of as many that are generated.
+
+        Latents of evaluation are a function of (seed, example).
+        """
+        outputs, updates = super().forward(model, variables, batch, rngs, train)
+        if train or not self.network or "constants" not in variables:
+            return outputs, updates
+        z = jax.vmap(lambda key: self.latents(model, key, 1)[0])(rngs["example"])
+        made: Any = model.apply(variables, z, method="generate")
+        weights = variables["constants"]["features"]
+        named = {"real": batch["image"], "made": made}
+        return outputs | {name: self._features(weights, images) for name, images in named.items()}, updates
+
+    def _features(self, weights: Variables, images: jax.Array) -> jax.Array:
+        """Return an endpoint's mean over space, float32 (N, D), of images in -1 … 1, resized to the network's size."""
+        network: Any = self.network
+        *size, channels = network.input["image_shape"]
+        if channels != images.shape[-1]:
+            raise UserError(
+                f"config.task.features={self.features} takes images of {channels} channels, these have "
+                f"{images.shape[-1]}: take a network that was trained on such images"
+            )
+        images = jax.image.resize(images, (len(images), *size, channels), "bilinear")
+        mean, std = (jnp.asarray(network.input[key], jnp.float32) for key in ("mean", "std"))
+        x = network.model.apply(weights, ((images + 1) / 2 - mean) / std)[self.endpoint].astype(jnp.float32)
+        return x.mean((1, 2)) if x.ndim == 4 else x
+
+    def collect(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array] | None:
+        """Return the features of real and of generated images, (N, D) each, where there are any."""
+        return {name: outputs[name] for name in ("real", "made")} if "made" in outputs else None
+
+    def scores(self, sums: Sums, rows: Rows) -> dict[str, float]:
+        """Return {"discriminator_real": nats}, and the "fid" of as many images made as the evaluation set has."""
+        scores = super().scores(sums, rows)
+        if len(rows.get("made", ())) > 1:
+            scores["fid"] = distance(moments(rows["real"]), moments(rows["made"]))
+        return scores
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return {}: labels are not read, if there are any."""

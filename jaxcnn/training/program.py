@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.tasks import create_task
-from jaxcnn.tasks.base import Group, Images, Task
+from jaxcnn.tasks.base import Features, Group, Images, Task
 from jaxcnn.training import resident
 from jaxcnn.training.optimizer import groups as optimizer_groups
 from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
@@ -169,6 +169,8 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     task = create_task(config)
     task.prepare(data)
+    if task.features:
+        task.use_features(feature_network(task.features))
     n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
     batch, eval_batch = (
         {(h, w): batch_shapes(task, data, (h, w), n, mesh) for h, w in buckets}
@@ -230,6 +232,19 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
         ),
         samples=make_samples(model, task, config.seed, (*data.eval_buckets[0], data.image_shape[-1]), mesh),
     )
+
+
+def feature_network(folder: str) -> Features:
+    """Return the network of a run at its last checkpoint.
+
+    Raises:
+      UserError: as of `open_run`.
+    """
+    from jaxcnn.training.trained import open_run  # which imports this module
+
+    run = open_run(folder)
+    variables = jax.tree.map(np.asarray, jax.device_get(run.variables))
+    return Features(f"{run.config.model.name} at step {run.step} of {folder}", run.model, variables, run.input)
 
 
 def make_samples(model: nn.Module, task: Task, seed: int, image_shape: Sequence[int], mesh: Mesh) -> Any:

@@ -364,6 +364,7 @@ def result(
         "model": config.model.name,
         **final,
         f"best/eval/{best}": {"max": max, "min": min}[direction](scores, default=None),
+        **program.task.about(),
         "parameters": count_params(program.state.params),
         "config_hash": config_hash(config),
         "commit": commit,

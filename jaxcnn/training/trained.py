@@ -295,8 +295,10 @@ class TrainedModel:
         else:
             step, batches, views = self._views(protocol, scales, config, data, program, per_example)
             about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
+        about |= program.task.about()
+        constants = {"constants": program.constants()} if program.task.constants else {}
         scores, rows = evaluate_rows(
-            step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
+            step, self.variables | constants, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
         )  # fmt: skip
         if isinstance(data.eval, Relabelled) and data.eval.by_place and jax.process_index() == 0:

@@ -67,7 +67,8 @@ GENERATIVE = {
     "gan_mlp": (100 + 1) * 1200 + (1200 + 1) * 1200 + (1200 + 1) * 784 + (784 + 1) * 1200 + (240 + 1) * (1200 + 1),
     # In colour: generator and discriminator, as tests/golden has them; and the same without their largest level.
     "dcgan64": 18_885_760 + 17_232_768,
-    "dcgan32": 100 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 3) * 2 + 2 * (8192 + 256 + 128) + 2 * (256 + 512) + 8192,
+    "dcgan32": 100 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 3) * 2 + 8192
+    + 2 * (8192 + 256 + 128) + 2 * (256 + 512),
 }  # fmt: skip
 
 # One network for everything that the new families do differently; small enough to be computed with.

@@ -48,7 +48,7 @@ def test_moments_of_parts_are_those_of_all_rows(sizes, offset):
     features = RNG.standard_normal((sum(sizes), 4)) + offset
     parts = np.split(features, np.cumsum(sizes)[:-1])
     every, joined = moments(features), merged(map(moments, parts))
-    assert joined.count == every.count
+    assert joined.rows == every.rows
     np.testing.assert_allclose(joined.mean, every.mean, atol=1e-9 * (1 + abs(offset)))
     np.testing.assert_allclose(joined.scatter, every.scatter, atol=1e-6)
 

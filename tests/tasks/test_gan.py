@@ -3,8 +3,9 @@
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,12 @@ from tiny import Stop, assert_same, build, fit, leaves, lines, steps, tiny_confi
 from jaxcnn import UserError
 from jaxcnn.distributed.interrupt import Interrupted
 from jaxcnn.models import check_model, create_model
+from jaxcnn.tasks.base import Features
+from jaxcnn.tasks.frechet import distance, moments
 from jaxcnn.tasks.gan import GAN
+from jaxcnn.training import program as program_module
 from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluation import evaluate_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gan.npz"
 # Ours: torch's modules, of the generator and of the discriminator.
@@ -244,6 +249,40 @@ def test_a_discriminator_that_has_won_is_said_and_one_that_has_not_is_not():
     task = GAN(gan_config())
     assert "discriminator's loss is 1.0e-05" in task.alarms({"train/discriminator_loss": 1e-5})[0]
     assert task.alarms({"train/discriminator_loss": 0.4}) == task.alarms({}) == []
+
+
+class Means(nn.Module):
+    """A network of features that are known: the means of the channels."""
+
+    endpoints: ClassVar[dict[str, tuple[int, int]]] = {"stage1": (1, 3)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        return {"stage1": images * self.param("scale", nn.initializers.ones_init(), ())}
+
+
+def test_the_fid_is_of_the_features_of_as_many_images_as_are_evaluated(monkeypatch):
+    given = {"image_shape": (5, 4, 3), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # back to -1 … 1
+    features = Features("means", Means(), {"params": {"scale": jnp.float32(1)}}, given)
+    monkeypatch.setattr(program_module, "feature_network", lambda folder: features)
+    found = []
+    for batch, devices in ((37, 1), (16, 8)):
+        data = Pixels(batch)
+        data.low = -1.0
+        program = build(gan_config(task__features="here", global_batch_size=batch, mesh__data=devices), MLP, data)
+        state = program.init()
+        found.append(evaluate_rows(
+            program.eval_step, state.variables, data.eval_batches(), task=program.task, mesh=program.mesh, examples=37
+        ))  # fmt: skip
+    (scores, rows), (other, _) = found
+    assert scores["eval/fid"] == pytest.approx(other["eval/fid"], rel=1e-4)
+    real = 2 * data.rows(1, 37)["image"].mean((1, 2)) / 255 - 1
+    np.testing.assert_allclose(rows["real"], real, atol=1e-5)
+    assert scores["eval/fid"] == pytest.approx(distance(moments(real), moments(rows["made"])), rel=1e-4)
+    assert program.task.about() == {"fid_features": "stage1 of means", "fid_reference": "the evaluation images"}
+    assert program.task.best == ("fid", "min")
+    with pytest.raises(UserError, match=r"config\.task\.endpoint='stage9' .*take one of stage1"):
+        build(gan_config(task__features="here", task__endpoint="stage9"), MLP, Pixels())
 
 
 def test_a_player_that_is_no_number_stops_the_run(tmp_path):

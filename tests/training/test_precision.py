@@ -126,3 +126,14 @@ def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_a
     evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
     assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(("name", "side"), [("gan_mlp", 8), ("dcgan32", 32)])
+def test_every_product_of_a_gan_has_bfloat16_operands_and_its_losses_and_state_are_float32(name, side):
+    small = {"hidden": (4,), "maxout": (3,)} if name == "gan_mlp" else {"width": 1 / 64}
+    model = create_model(name, dtype=jnp.bfloat16, latent=3, **small)
+    config = tiny_config(task__name="gan", dtype="bfloat16", ema__decay=0.9)
+    program = build(config, model, Pixels(image_shape=(side, side, 3)))
+    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
+    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
+    assert_float32(program, jaxpr)
