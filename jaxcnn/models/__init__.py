@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, googlenet, resnet, vgg
+from jaxcnn.models import fcn
 from jaxcnn.models.check import NotApplicableError, check_module
+from jaxcnn.models.trunk import CLASSIFIERS
 
-_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS}
+_REGISTRY = {**CLASSIFIERS, **fcn.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
@@ -29,7 +30,11 @@ _POSITIVE: Any = (lambda x: isinstance(x, int | float) and 0 < x < float("inf"),
 _BOOL: Any = (lambda x: isinstance(x, bool), "True or False")
 _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
-    "small_images": _BOOL, "frozen_norm": _BOOL,
+    "small_images": _BOOL, "frozen_norm": _BOOL, "ceil_pool": _BOOL,
+    "padding": (lambda x: type(x) is int and x >= 0, "a whole number of pixels, 0 or more"),
+    "fc6_window": (lambda x: type(x) is int and x >= 1, "a whole number of cells, 1 or more"),
+    "output_stride": (lambda x: type(x) is int and x >= 0 and x & (x - 1) == 0, "a power of two, or 0 for none"),
+    "enlarging": (lambda x: x in fcn.ENLARGING, " | ".join(fcn.ENLARGING)),
 }  # fmt: skip
 
 
@@ -42,7 +47,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     """Return the Flax module called `name`, computing in `dtype` with float32 parameters.
 
     `module.apply(variables, images, train=False)` takes NHWC float images and returns a dict: "logits" (N, num_classes)
-    in float32, and the endpoints that `module.endpoints` lists with stride and channels.
+    in float32, and the endpoints that `module.endpoints` lists with stride and channels. A segmentation network's
+    `apply(variables, images, sizes=None, train=False)` returns logits (N, H, W, num_classes); `sizes` (N, 2) are the
+    heights and widths of images that a canvas has padded at the bottom and the right.
 
     Args:
       name: an architecture as its paper publishes it; the suffix `_tv` is torchvision's form where that differs. Or a
@@ -52,7 +59,7 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
       dtype: compute type of every convolution and matrix product.
       overrides: further fields of the module. All of ours have `dropout` (a rate) and `small_images`, which makes a
         network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm have
-        `frozen_norm` and `norm_epsilon`.
+        `frozen_norm` and `norm_epsilon`; segmentation networks have `backbone`, a classification network's name.
 
     Raises:
       UserError: an unknown name or override (the nearest are listed), or an illegal value; of a network of the user's
@@ -69,6 +76,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     network: Any = _own_class(name) if own else _REGISTRY[name]
     fields = getattr(network, "func", network).__dataclass_fields__
     known = [key for key in fields if key not in ("spec", "num_classes", "dtype", "parent", "name")]
+    if "backbone" in overrides and (backbone := str(overrides["backbone"])) not in CLASSIFIERS and "backbone" in known:
+        near = _nearest(backbone.lower(), CLASSIFIERS, "see `jaxcnn models`")
+        raise UserError(f"model {name}: backbone={backbone!r} is no classification network: {near}")
     for key, value in overrides.items():
         if key not in known:
             raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
@@ -87,6 +97,8 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
             check_model(module)
     elif {"frozen_norm", "norm_epsilon"} & overrides.keys() and not getattr(module.spec, "norm", True):
         raise UserError(f"model {name} has no BatchNorm: leave out frozen_norm and norm_epsilon")
+    elif hasattr(module, "trunk"):
+        module.trunk()  # which says what of the overrides the backbone lacks
     return module
 
 

@@ -59,6 +59,18 @@ VGG = {
 }
 GOOGLENET = {"googlenet": 13_378_280, "googlenet_tv": 13_004_888}  # with both auxiliary heads
 PARAMETERS = ALEXNET | VGG | GOOGLENET | RESNET | CIFAR
+# Segmentation, with 21 classes; no interpolation kernels. Those of torchvision have an auxiliary head.
+FCN = {
+    "fcn32s": 134_346_581,
+    "fcn16s": 134_357_354,
+    "fcn8s": 134_362_751,
+    "fcn8s_atonce": 134_362_751,
+    # The classifier's, but for its head of 1,000 classes.
+    "fcn32s_alexnet": 60_965_224 + 4097 * (21 - 1000),
+    "fcn32s_googlenet": 6_998_552 + 1025 * (21 - 1000),
+    "fcn_resnet50_tv": 35_322_218,
+    "fcn_resnet101_tv": 54_314_346,
+}
 
 # One network for everything that the new families do differently; small enough to be computed with.
 KINDS = ("alexnet", "alexnet_tv", "vgg11_lrn", "vgg11_bn", "googlenet", "googlenet_tv")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nets import (
     CIFAR,
+    FCN,
     GOOGLENET,
     KINDS,
     PARAMETERS,
@@ -34,7 +35,7 @@ NEW = [name for name in NAMES if name not in RESNET | CIFAR]
 
 
 def test_the_names_are_those_whose_counts_are_published():
-    assert list_models() == sorted(PARAMETERS)
+    assert list_models() == sorted(PARAMETERS | FCN)
 
 
 @pytest.mark.parametrize("name", NAMES)
