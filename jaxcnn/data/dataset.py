@@ -5,6 +5,7 @@ training and evaluation, asks for their batches, and says what the device does t
 """
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +230,7 @@ class Dataset:
         (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
       network: that there is already, which the images and labels are for; None: one is made for the data.
       pixel_range: what 0 and 255 become; None: pixels are centred and scaled by mean and deviation.
-      kept: `input` of an earlier checkpoint of the run, from which is taken what was counted once.
+      kept: returns the `input` of an earlier checkpoint of the run, in which is what was counted once.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -239,10 +240,10 @@ class Dataset:
         self, config: Any, part: Slice = WHOLE, training: bool = True,
         targets: Callable[[Any], Any] | None = None, network: Network | None = None,
         pixel_range: tuple[float, float] | None = None,
-        kept: Mapping[str, Any] | None = None,
+        kept: Callable[[], Mapping[str, Any] | None] = dict,
     ):  # fmt: skip
         data = config.data
-        self.config, self.part, self.targets = config, part, targets
+        self.config, self.part, self.targets, self._kept = config, part, targets, kept
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
         # Data that is evaluated alone need not have a training split.
@@ -272,10 +273,9 @@ class Dataset:
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
         photographs = None in self.train.image_shape  # of which evaluation sees the centre
-        self.input = {
+        self.input: dict[str, Any] = {
             "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
         } | ({"min_size": self.resize} if self.padded else {"resize": self.resize} if photographs else {})  # fmt: skip
-        self.input |= {key: value for key, value in (kept or {}).items() if key == "class_frequencies"}
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
@@ -495,6 +495,36 @@ class Dataset:
         names = np.array([places.names(step, range(size))[1] for step in range(start, stop)], np.int32)
         epochs, examples = names.transpose(2, 0, 1)
         return epochs, examples
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Return each class's share of the pixels that count in the training images that it is in; 0 where in none.
+
+        They are counted once, when they are first asked for, and then are part of `input`.
+        """
+        kept: Any = self.input.get("class_frequencies") or (self._kept() or {}).get("class_frequencies")
+        self.input |= {"class_frequencies": list(kept or self._frequencies())}
+        return self.input["class_frequencies"]
+
+    def _frequencies(self) -> list[float]:
+        print(f"counting   the pixels of {len(self.train):,} label maps of {self.train.name}", file=sys.stderr)
+
+        def pixels_of(example: int) -> np.ndarray:
+            """Return int64 (classes,): how many pixels of an image are of each class."""
+            try:
+                labels = self.train.read(example)["label_map"]
+            except BadExample:
+                if self.config.data.on_error != "skip":
+                    raise
+                return np.zeros(self.num_classes, np.int64)
+            return np.bincount(labels.ravel(), minlength=VOID + 1)[: self.num_classes]
+
+        own, around = np.zeros((2, self.num_classes), np.int64)
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for pixels in threads.map(pixels_of, range(len(self.train))):
+                own += pixels
+                around += np.where(pixels > 0, pixels.sum(), 0)
+        return (own / np.maximum(around, 1)).tolist()
 
     @property
     def eval_broken(self) -> int:

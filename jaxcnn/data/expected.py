@@ -38,7 +38,8 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     Args:
       given: "image_shape" (H, W, C), "mean", "std", "class_names", and "resize" of photographs.
       data: the group `config.data`, or its keys "image_size", "eval_size", "resize", "mean" and "std". Where it has
-        another size and no "resize", the crop keeps its share of the image.
+        another size and no "resize", the crop keeps its share of the image. Where `given` has "min_size", the shorter
+        side of images that are padded, not cut, `data` has it too.
     """
     height, width, channels = given["image_shape"]
     size = height_width(data["eval_size"] or data["image_size"]) or (height, width)
@@ -46,14 +47,17 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     changed |= {key: list(data[key]) for key in ("mean", "std") if data[key]}
     if "resize" in given:
         changed["resize"] = data["resize"] or round(given["resize"] * max(size) / max(height, width))
+    if "min_size" in given:
+        changed["min_size"] = data["min_size"] or given["min_size"]
     return {**given, **changed}
 
 
-def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
+def of_weights(config: Any, given: Mapping[str, Any], padded: bool = False) -> tuple[Any, str]:
     """Return a copy of `config` that takes its images from weights where it sets nothing, and words of what it took.
 
     Args:
       given: the "input" of the weights, checked; {} where they do not say, which changes nothing.
+      padded: whether the images of `config` are padded, each at its own size: then no size is taken.
     """
     if not given:
         return config, ""
@@ -64,12 +68,12 @@ def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
         (own if data[key] else taken).append(f"{key} {_numbers(data[key] or given[key])}")
         data[key] = tuple(map(float, wanted[key]))
     sized = bool(data.image_size or data.eval_size or data.buckets)
-    if not sized:
+    if not sized and not padded:
         height, width, _ = given["image_shape"]
         with data.ignore_type():  # the copy holds a key to the type of its value, and this one takes two
             data.image_size = height if height == width else (height, width)
         taken.append(f"size {height}×{width}")
-    if "resize" in given and not (data.resize or data.buckets):
+    if "resize" in given and not (data.resize or data.buckets or padded):
         data.resize = wanted["resize"]
         taken.append(f"resize {data.resize}" + " (in proportion)" * (wanted["resize"] != given["resize"]))
     words = [f"{', '.join(taken)} of the weights"] * bool(taken) + [f"{', '.join(own)} of the config"] * bool(own)

@@ -16,10 +16,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, gan, googlenet, resnet, vae, vgg
+from jaxcnn.models import fcn, gan, vae
 from jaxcnn.models.check import NotApplicableError, check_module
+from jaxcnn.models.trunk import CLASSIFIERS
 
-_REGISTRY = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODELS, **vae.MODELS, **gan.MODELS}
+_REGISTRY = {**CLASSIFIERS, **fcn.MODELS, **vae.MODELS, **gan.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
@@ -34,9 +35,13 @@ _COUNTS: Any = (
 )
 _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
-    "small_images": _BOOL, "frozen_norm": _BOOL,
     "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
     "maxout": _COUNTS,
+    "small_images": _BOOL, "frozen_norm": _BOOL, "ceil_pool": _BOOL,
+    "padding": (lambda x: type(x) is int and x >= 0, "a whole number of pixels, 0 or more"),
+    "fc6_window": (lambda x: type(x) is int and x >= 1, "a whole number of cells, 1 or more"),
+    "output_stride": (lambda x: type(x) is int and x >= 0 and x & (x - 1) == 0, "a power of two, or 0 for none"),
+    "enlarging": (lambda x: x in fcn.ENLARGING, " | ".join(fcn.ENLARGING)),
 }  # fmt: skip
 _FORMS = {"vae_mlp": tuple(vae.FORMS), "dcgan64": gan.FORMS, "dcgan32": gan.FORMS}  # values of the override `form`
 
@@ -51,7 +56,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
 
     `module.apply(variables, images, train=False)` takes NHWC float images and returns a dict: "logits" (N, num_classes)
     in float32, and the endpoints that `module.endpoints` lists with stride and channels; of a VAE "logits" (N, H, W, C)
-    of the pixels, "mean" and "logvar" (N, latents).
+    of the pixels, "mean" and "logvar" (N, latents). A segmentation network's
+    `apply(variables, images, sizes=None, train=False)` returns logits (N, H, W, num_classes); `sizes` (N, 2) are the
+    heights and widths of images that a canvas has padded at the bottom and the right.
 
     Args:
       name: an architecture as its paper publishes it; the suffix `_tv` is torchvision's form where that differs. Or a
@@ -59,9 +66,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
         code of the user's: importing it executes it, and it is executed only where this name is given.
       num_classes: outputs of the head.
       dtype: compute type of every convolution and matrix product.
-      overrides: further fields of the module. All of our classifiers have `dropout` (a rate) and `small_images`, which
-        makes a network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm
-        have `frozen_norm` and `norm_epsilon`.
+      overrides: further fields of the module. All of ours have `dropout` (a rate) and `small_images`, which makes a
+        network of 224-pixel images one of 28 to 64 by changing its stem and its head only; those with BatchNorm have
+        `frozen_norm` and `norm_epsilon`; segmentation networks have `backbone`, a classification network's name.
 
     Raises:
       UserError: an unknown name or override (the nearest are listed), or an illegal value; of a network of the user's
@@ -78,6 +85,9 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     network: Any = _own_class(name) if own else _REGISTRY[name]
     fields = getattr(network, "func", network).__dataclass_fields__
     known = [key for key in fields if key not in ("spec", "forms", "num_classes", "dtype", "parent", "name")]
+    if "backbone" in overrides and (backbone := str(overrides["backbone"])) not in CLASSIFIERS and "backbone" in known:
+        near = _nearest(backbone.lower(), CLASSIFIERS, "see `jaxcnn models`")
+        raise UserError(f"model {name}: backbone={backbone!r} is no classification network: {near}")
     for key, value in overrides.items():
         if key not in known:
             raise UserError(f"model {name} has no override '{key}': " + _nearest(key, known, f"it has {known}"))
@@ -98,6 +108,8 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
             check_model(module)
     elif {"frozen_norm", "norm_epsilon"} & overrides.keys() and not getattr(module.spec, "norm", True):
         raise UserError(f"model {name} has no BatchNorm: leave out frozen_norm and norm_epsilon")
+    elif hasattr(module, "trunk"):
+        module.trunk()  # which says what of the overrides the backbone lacks
     return module
 
 

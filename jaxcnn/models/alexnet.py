@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from jaxcnn.models.grid import CANVAS, Grid, Map
 from jaxcnn.models.layers import Endpoint, Network, classify, conv, local_response_norm, widen
 from jaxcnn.models.pooling import max_pool
 
@@ -67,11 +68,18 @@ class AlexNet(Network):
       width: factor on all channels.
       dense: for evaluation of larger images, `model.clone(dense=True)`; as in VGG. torchvision would instead pool them
         to the size of training.
+      ceil_pool: a pooling window may hang over the edge, as Caffe has it; of 224 pixels none does.
     """
 
     spec: Spec
     width: float = 1.0
     dense: bool = False
+    ceil_pool: bool = False
+
+    @property
+    def fc6_window(self) -> int:
+        """Return the side in cells of the map that fc6 takes at `image_size`."""
+        return 3 if self.small_images else 6
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
@@ -81,9 +89,9 @@ class AlexNet(Network):
         return {f"stage{i + 1}": (stride << i, channels[layer]) for i, layer in enumerate((0, 1, 4))}
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Return logits and endpoints of NHWC float images."""
-        spec, outputs = self.spec, {}
+    def __call__(self, images: jax.Array, train: bool = False, grid: Grid = CANVAS) -> dict[str, Any]:
+        """Return logits and endpoints of NHWC float images; of a trunk its maps, for images on `grid`."""
+        spec, maps = self.spec, dict[str, Map]()
 
         def init(layer: str) -> dict[str, Any]:
             return {"kernel_init": spec.kernel_init, "bias_init": nn.initializers.constant(float(layer in spec.ones))}
@@ -97,12 +105,19 @@ class AlexNet(Network):
                 widen(spec.channels[i - 1], self.width), kernel, stride, pad=pad, groups=spec.groups[i - 1],
                 use_bias=True, dtype=self.dtype, name=f"conv{i}", **init(f"conv{i}"),
             )(x)  # fmt: skip
-            x = nn.relu(x)
+            grid = grid.window(kernel, stride, pad)
+            x = grid.crop(nn.relu(x))
             if i in spec.lrn:
                 x = local_response_norm(x)
             if stage:
-                outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
-                x = max_pool(x, window=3, stride=2)
+                x = Endpoint(name=f"stage{stage}")(x)
+                maps[f"stage{stage}"] = Map(x, grid)
+                grid = grid.window(3, 2, ceil=self.ceil_pool)
+                x = grid.crop(max_pool(x, window=3, stride=2, ceil=self.ceil_pool))
+                maps[f"pool{stage}"] = Map(x, grid)
+        if not self.num_classes:
+            return maps
+        outputs = {name: maps[name].x for name in self.endpoints}
         # 6×6×256 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
         outputs["logits"] = classify(self, x, train, init, spec.dropout_first)
         return outputs

@@ -40,9 +40,12 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
       NotApplicableError: it does not take such images.
       UserError: it breaks a convention; one line says which, and what it must return or be called.
     """
-    train = inspect.signature(type(model).__call__).parameters.get("train")
+    parameters = inspect.signature(type(model).__call__).parameters
+    train = parameters.get("train")
     if train is None or train.default is not False:
         raise UserError(f"{who} has no argument train=False: define __call__(self, images, train=False)")
+    # A network that takes the sizes of images within their canvas gives logits for each of its pixels.
+    shape = (*image_shape[:2], num_classes) if "sizes" in parameters else (num_classes,)
     evaluation, training = (_trace(model, who, image_shape, mode) for mode in (False, True))
     modes = {"in evaluation": evaluation, "in training": training}
     # Each generator may take for granted that those before it have found no fault.
@@ -51,7 +54,7 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
         outputs = (check(trace.outputs, mode, image_shape) for mode, trace in modes.items())
         faults = chain(*outputs, _variables(evaluation.variables, training.variables), _decays(training))
     else:
-        outputs = (_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
+        outputs = (_outputs(trace.outputs, mode, shape) for mode, trace in modes.items())
         faults = chain(
             *outputs,
             _variables(evaluation.variables, training.variables),
@@ -117,9 +120,10 @@ def _narrow(x: Any) -> bool:
     return jnp.promote_types(x.dtype, jnp.float32) != x.dtype  # float64 is what a network of that type has
 
 
-def _outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
-    """Training and evaluation read these: a dict with logits of every class, at least float32."""
-    due = f"(N, {num_classes}) float32"
+def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """Training and evaluation read these: a dict with logits of this shape for each image, at least float32."""
+    words = ", ".join(map(str, shape))
+    due = f"(N, {words}) float32"
     if not isinstance(outputs, dict) or "logits" not in outputs:
         what = f"a dict of {sorted(outputs)}" if isinstance(outputs, dict) else f"no dict but {_kind(outputs)}"
         yield f'{mode} returns {what}: return a dict with "logits" {due}'
@@ -127,9 +131,9 @@ def _outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
     if not isinstance(auxiliary, tuple):
         yield f'{mode} returns "aux_logits" as {_kind(auxiliary)}: return a tuple of {due}'
     for name, logits in [("logits", outputs["logits"]), *(("aux_logits", x) for x in auxiliary)]:
-        if getattr(logits, "shape", None) != (2, num_classes) or _narrow(logits):
+        if getattr(logits, "shape", None) != (2, *shape) or _narrow(logits):
             yield (
-                f'{mode} returns "{name}" {_kind(logits)} for 2 images: make it (2, {num_classes}) float32, as '
+                f'{mode} returns "{name}" {_kind(logits)} for 2 images: make it (2, {words}) float32, as '
                 "layers.Classifier does"
             )
 
@@ -199,6 +203,7 @@ def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
 def _endpoints(model: Any, trace: _Trace, image_shape: Sequence[int]) -> Iterator[str]:
     """Every endpoint that is promised is there, of its stride, channels and type, and can be found by its name."""
     endpoints = getattr(model, "endpoints", {})
+    sides = [side + 2 * getattr(model, "border", 0) for side in image_shape[:2]]
     try:
         promises = [(name, int(stride), int(channels)) for name, (stride, channels) in endpoints.items()]
     except (AttributeError, TypeError, ValueError):
@@ -211,10 +216,10 @@ def _endpoints(model: Any, trace: _Trace, image_shape: Sequence[int]) -> Iterato
         # Windows without padding lose pixels at the edges: a quarter of the map may be missing, not a half.
         fits = len(shape) == 4 and all(
             abs(side * stride - pixels) <= max(stride, pixels / 4)
-            for side, pixels in zip(shape[1:3], image_shape[:2], strict=True)
+            for side, pixels in zip(shape[1:3], sides, strict=True)
         )
         if x is None or not fits or shape[3] != channels or x.dtype != dtype:
-            due = f"{dtype}{[2, *(-(-pixels // stride) for pixels in image_shape[:2]), channels]}"
+            due = f"{dtype}{[2, *(-(-pixels // stride) for pixels in sides), channels]}"
             found = "nothing" if x is None else _kind(x)
             yield f"returns {found} as endpoint '{name}', where `endpoints` promises {due}: correct either"
         if name not in trace.endpoints:

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.models.grid import CANVAS, Grid, Map
 from jaxcnn.models.layers import (
     Classifier,
     Endpoint,
@@ -76,12 +77,12 @@ class Unit(nn.Module):
     dtype: Any = jnp.bfloat16
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Apply it; `train` selects the batch's statistics in BatchNorm."""
+    def __call__(self, x: jax.Array, train: bool, grid: Grid = CANVAS) -> jax.Array:
+        """Apply it; `train` selects the batch's statistics in BatchNorm, and `grid` is that of the result."""
         x = conv(self.features, self.kernel, self.stride, use_bias=not self.norm, dtype=self.dtype, name="conv")(x)
         if self.norm:
-            x = self.norm(train, dtype=self.dtype, name="norm")(x)
-        return nn.relu(x)
+            x = self.norm(train, dtype=self.dtype, name="norm")(x, mask=grid.inside(x))
+        return grid.crop(nn.relu(x))
 
 
 class Inception(nn.Module):
@@ -95,16 +96,16 @@ class Inception(nn.Module):
     unit: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Concatenate the four branches."""
+    def __call__(self, x: jax.Array, train: bool, grid: Grid = CANVAS) -> jax.Array:
+        """Concatenate the four branches; `grid` is that of `x` and of the result."""
         one, reduce3, three, reduce5, five, project = self.channels
-        a = self.unit(one, 1, name="conv1x1")(x, train)
-        b = self.unit(reduce3, 1, name="reduce3x3")(x, train)
-        b = self.unit(three, 3, name="conv3x3")(b, train)
-        c = self.unit(reduce5, 1, name="reduce5x5")(x, train)
-        c = self.unit(five, self.large, name="conv5x5")(c, train)
+        a = self.unit(one, 1, name="conv1x1")(x, train, grid)
+        b = self.unit(reduce3, 1, name="reduce3x3")(x, train, grid)
+        b = self.unit(three, 3, name="conv3x3")(b, train, grid)
+        c = self.unit(reduce5, 1, name="reduce5x5")(x, train, grid)
+        c = self.unit(five, self.large, name="conv5x5")(c, train, grid)
         d = max_pool(x, window=3, stride=1, pad=1)  # the size stays
-        d = self.unit(project, 1, name="project")(d, train)
+        d = self.unit(project, 1, name="project")(d, train, grid)
         return end_of_block(jnp.concatenate([a, b, c, d], axis=-1))
 
 
@@ -167,30 +168,36 @@ class GoogLeNet(Network):
         return tuple(widen(c, self.width) for c in INCEPTIONS[block])
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, Any]:
-        """Return logits and endpoints of NHWC float images."""
-        spec, outputs = self.spec, {}
+    def __call__(self, images: jax.Array, train: bool = False, grid: Grid = CANVAS) -> dict[str, Any]:
+        """Return logits and endpoints of NHWC float images; of a trunk its maps, for images on `grid`."""
+        spec, maps = self.spec, dict[str, Map]()
         norm = partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         unit = partial(Unit, norm=norm if spec.norm else None, dtype=self.dtype)
         lrn = (lambda x: x) if spec.norm else local_response_norm
-        pool = partial(max_pool, stride=2, ceil=True)  # 112 -> 56 -> 28 -> 14 -> 7: not a pixel is left out
 
         def endpoint(name: str, x: jax.Array) -> jax.Array:
-            outputs[name] = Endpoint(name=name)(x)
-            return outputs[name]
+            maps[name] = Map(Endpoint(name=name)(x), grid)
+            return maps[name].x
+
+        def pool(x: jax.Array, window: int = 3) -> Map:  # 112 -> 56 -> 28 -> 14 -> 7: not a pixel is left out
+            after = grid.window(window, 2, ceil=True)
+            return Map(after.crop(max_pool(x, window, 2, ceil=True)), after)
 
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = unit(widen(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train)
+        grid = grid.window(kernel, stride, kernel // 2)
+        x = unit(widen(64, self.width), kernel, stride, name="conv1")(images.astype(self.dtype), train, grid)
         x = endpoint("stage1", x)
-        x = lrn(x if self.small_images else pool(x, window=3))  # Figure 3: after the first pooling, before the second
-        x = unit(widen(64, self.width), 1, name="conv2_reduce")(x, train)
-        x = unit(widen(192, self.width), 3, name="conv2")(x, train)
-        x = pool(endpoint("stage2", lrn(x)), window=3)
+        if not self.small_images:
+            x, grid = pool(x)
+        x = lrn(x)  # Figure 3: after the first pooling, before the second
+        x = unit(widen(64, self.width), 1, name="conv2_reduce")(x, train, grid)
+        x = unit(widen(192, self.width), 3, name="conv2")(x, train, grid)
+        x, grid = pool(endpoint("stage2", lrn(x)))
         aux_logits = []
         for block in INCEPTIONS:
-            x = Inception(self._row(block), spec.large, unit, name=f"inception{block}")(x, train)
+            x = Inception(self._row(block), spec.large, unit, name=f"inception{block}")(x, train, grid)
             # `init` in evaluation makes the auxiliary parameters too, so that both modes have the same.
-            if block in AUXILIARY and (train or self.is_initializing()):
+            if self.num_classes and block in AUXILIARY and (train or self.is_initializing()):
                 auxiliary = Auxiliary(
                     self.num_classes, spec, unit, self.aux_dropout, self.width, name=AUXILIARY[block]
                 )  # fmt: skip
@@ -198,7 +205,10 @@ class GoogLeNet(Network):
             if block in LAST:
                 x = endpoint(LAST[block], x)
             if block in ("3b", "4e"):
-                x = pool(x, window=3 if block == "3b" else spec.last_pool)
+                x, grid = pool(x, window=3 if block == "3b" else spec.last_pool)
+        if not self.num_classes:
+            return maps
+        outputs: dict[str, Any] = {name: maps[name].x for name in self.endpoints}
         if train:
             outputs["aux_logits"] = tuple(aux_logits)
         rate = spec.dropout if self.dropout is None else self.dropout

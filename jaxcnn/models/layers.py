@@ -46,7 +46,8 @@ class Network(nn.Module):
     """What the networks of the registry share. A module of `SPECS` row `spec` has fields of its own besides.
 
     Attributes:
-      num_classes: outputs of the head.
+      num_classes: outputs of the head; 0: there is none, and the network is the trunk of another (`models.trunk`). It
+        then takes the grid of its images, and returns {name: Map} of its endpoints and of what else a head starts from.
       dtype: compute type of every convolution and matrix product.
       dropout: rate before, or in, the classifier.
       small_images: the form for images of 28 to 64 pixels, which changes stem and head only.
@@ -64,6 +65,11 @@ class Network(nn.Module):
         """Return the side in pixels of the images that the network is meant for."""
         return 32 if self.small_images else 224
 
+    @property
+    def published_classes(self) -> int:
+        """Return the number of classes that the published network tells apart: ImageNet's, or CIFAR-10's."""
+        return 10 if self.image_size == 32 else 1000
+
 
 class Endpoint(nn.Module):
     """Identity whose module name is a feature map's name; Grad-CAM intercepts it and differentiates by its output."""
@@ -74,21 +80,23 @@ class Endpoint(nn.Module):
 
 
 def conv(
-    features: int, kernel: int, stride: int = 1, *, dtype: Dtype, pad: int | None = None, groups: int = 1, **kwargs: Any
-) -> nn.Conv:
-    """Return a square convolution, padded by (kernel - 1) // 2 unless `pad` says otherwise.
+    features: int, kernel: int, stride: int = 1, *, dtype: Dtype, pad: int | None = None, groups: int = 1,
+    dilation: int = 1, **kwargs: Any,
+) -> nn.Conv:  # fmt: skip
+    """Return a square convolution, padded by dilation · (kernel - 1) // 2 unless `pad` says otherwise.
 
     (N, H, W, C) -> (N, ceil(H / stride), ceil(W / stride), features) for odd kernels.
 
     Args:
       groups: each of so many equal parts of the output channels sees only its part of the input channels.
+      dilation: cells between those that the kernel sees.
       kwargs: further fields of `nn.Conv`; without them it has no bias, and He's Gaussian for its weights.
     """
-    pad = (kernel - 1) // 2 if pad is None else pad
+    pad = dilation * (kernel - 1) // 2 if pad is None else pad
     kwargs = {"use_bias": False, "kernel_init": he_normal, "dtype": dtype} | kwargs
     return nn.Conv(
         features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), feature_group_count=groups,
-        conv_general_dilated=convolve, param_dtype=_wide(dtype), **kwargs,
+        conv_general_dilated=convolve, kernel_dilation=(dilation, dilation), param_dtype=_wide(dtype), **kwargs,
     )  # fmt: skip
 
 
@@ -152,6 +160,8 @@ def batch_norm(
 ) -> nn.Module:
     """Return BatchNorm over all rows, or as `statistics_over` says, computed in float32; output in `dtype`.
 
+    Called with `mask`, bool (N, H, W, 1), its statistics are those of the cells where that is True.
+
     Args:
       train: normalise by the batch's statistics and move the running ones towards them.
       frozen: normalise by fixed statistics and a fixed affine in both modes, see `FrozenBatchNorm`.
@@ -173,8 +183,8 @@ class FrozenBatchNorm(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `x` over its last axis."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Normalise `x` over its last axis; there are no statistics for `mask` to choose the cells of."""
 
         initial = {"mean": 0, "var": 1, "scale": 1, "bias": 0}
         mean, var, scale, bias = (
@@ -258,7 +268,12 @@ class FullyConnected(nn.Module):
     """Hidden layer (N, H, W, C) or (N, C) -> (N, features) in `dtype`, before its ReLU.
 
     The kernel of a layer over a feature map is kept as (H, W, C, features): the convolution that it is, computed as the
-    matrix product that is faster. `dense`: computed as the convolution, so that the map may be larger (`_convolve`).
+    matrix product that is faster.
+
+    Attributes:
+      dense: compute it as the convolution, so that the map may be larger than that of training (`_convolve`).
+      window: make the kernel for a map of this (H, W), or () after another layer, and compute it as the convolution of
+        whatever map there is, in training too (`_convolve`).
     """
 
     features: int
@@ -266,10 +281,15 @@ class FullyConnected(nn.Module):
     kernel_init: Callable[..., Any] = he_normal
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     dense: bool = False
+    window: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return product and bias, in `dtype`."""
+        if self.window is not None:
+            kernel, bias = _kernel_and_bias(self, (*self.window, x.shape[-1], self.features))
+            params = {"kernel": kernel, "bias": bias}
+            return _model_parallel(lambda rows: _convolve(rows, params, self.dtype), x, self.features)
         if self.dense:
             # Read without `self.param`, which would insist on a kernel of this map's size.
             return _convolve(x, self.variables.get("params", {}), self.dtype)
@@ -314,7 +334,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return logits (N, features) of (N, C); of a map (N, H, W, C) those of every place, in evaluation only."""
+        """Return logits (N, features) of (N, C); of a map (N, H, W, C) those of every cell."""
         kernel, bias = _kernel_and_bias(self, (x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         logits = _model_parallel(lambda rows: _product(rows, kernel) + bias, x, self.features)
@@ -341,7 +361,7 @@ def _model_parallel(layer: Callable[[jax.Array], jax.Array], x: jax.Array, featu
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply (…, C) × (C, features) -> float32. Its gradient, for (N, C), multiplies operands of the type of `x`."""
+    """Multiply (…, C) × (C, features) -> float32. Its gradient multiplies operands of the type of `x`."""
     return jnp.matmul(x, kernel, preferred_element_type=_wide(x.dtype))
 
 
@@ -349,7 +369,10 @@ def _gradients(operands: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[
     # JAX's own rule would multiply in float32, the type of `grad`, which is slow where `x` has 16 bits.
     x, kernel = operands
     grad = grad.astype(x.dtype)
-    return grad @ kernel.T, x.T @ grad
+    if x.ndim == 2:
+        return grad @ kernel.T, x.T @ grad
+    rows = tuple(range(x.ndim - 1))  # of a map: every cell of every image
+    return grad @ kernel.T, lax.dot_general(x, grad, ((rows, rows), ((), ())))
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _gradients)
@@ -373,7 +396,7 @@ def _convolve(x: jax.Array, params: Mapping[str, jax.Array], dtype: Dtype) -> ja
     (height, width), (rows, columns) = kernel.shape[:2], x.shape[1:3]
     if rows < height or columns < width:
         raise UserError(
-            f"dense application: the images leave {rows}×{columns} pixels to a layer that sees {height}×{width}: "
+            f"the images leave {rows}×{columns} cells of a map to a layer that sees {height}×{width}: "
             "take them at least as large as those of training"
         )
     x = x.astype(dtype)

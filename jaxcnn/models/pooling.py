@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn import UserError
+from jaxcnn.models.grid import windows
 
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = False) -> jax.Array:
@@ -21,12 +22,9 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0, ceil: bool = 
     """
 
     def extent(side: int) -> tuple[int, int]:  # windows, and padding after the edge
-        over = side + 2 * pad - window
-        if over < 0:
+        if side + 2 * pad < window:
             raise too_small(x, f"max pooling of {window}×{window}")
-        size = (over + (stride - 1 if ceil else 0)) // stride + 1
-        if (size - 1) * stride >= side + pad:  # a window that begins in the padding is left out, as in torch
-            size -= 1
+        size = windows(side, window, stride, pad, ceil)
         return size, max(0, (size - 1) * stride + window - side - pad)
 
     (rows, below), (columns, beside) = extent(x.shape[1]), extent(x.shape[2])

@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.models.grid import CANVAS, Grid, Map
 from jaxcnn.models.layers import Classifier, Endpoint, Network, batch_norm, conv, end_of_block
 from jaxcnn.models.pooling import global_avg_pool, max_pool
 
@@ -62,7 +63,8 @@ SPECS = {
 class Block(nn.Module):
     """y = ReLU(F(x) + x), equation 1, where F is two 3×3 convolutions or a 1×1, 3×3, 1×1 bottleneck (Figure 5).
 
-    (N, H, W, C) -> (N, H / stride, W / stride, 4·width if bottleneck else width), in `dtype`.
+    (N, H, W, C) -> (N, H / stride, W / stride, 4·width if bottleneck else width), in `dtype`. The 3×3 convolutions are
+    dilated by `dilation`.
     """
 
     width: int
@@ -70,10 +72,11 @@ class Block(nn.Module):
     spec: Spec
     dtype: Any
     norm: Any = batch_norm
+    dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Apply the block; `train` selects the batch's statistics in BatchNorm."""
+    def __call__(self, x: jax.Array, train: bool, grid: Grid = CANVAS) -> jax.Array:
+        """Apply the block; `train` selects the batch's statistics in BatchNorm, and `grid` is that of `x`."""
         norm = partial(self.norm, train, dtype=self.dtype)
         layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
         if self.spec.bottleneck:
@@ -81,20 +84,22 @@ class Block(nn.Module):
             layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
         y = x
         for i, (features, kernel, stride) in enumerate(layers, start=1):
-            y = conv(features, kernel, stride, dtype=self.dtype, name=f"conv{i}")(y)
-            y = norm(name=f"norm{i}")(y)
+            dilation = self.dilation if kernel > 1 else 1
+            y = conv(features, kernel, stride, dilation=dilation, dtype=self.dtype, name=f"conv{i}")(y)
+            grid = grid.window(1, stride)  # the padding keeps the first cell where it was
+            y = norm(name=f"norm{i}")(y, mask=grid.inside(y))
             if i < len(layers):  # the last ReLU follows the addition
-                y = nn.relu(y)
+                y = grid.crop(nn.relu(y))
         if self.spec.shortcut:
-            y += self.shortcut(x, y.shape[-1], norm)
-        return end_of_block(nn.relu(y))
+            y += self.shortcut(x, y.shape[-1], norm, grid)
+        return end_of_block(grid.crop(nn.relu(y)))
 
-    def shortcut(self, x: jax.Array, features: int, norm: Any) -> jax.Array:
+    def shortcut(self, x: jax.Array, features: int, norm: Any, grid: Grid) -> jax.Array:
         """Return what is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""
         grows = self.stride > 1 or x.shape[-1] != features
         if self.spec.shortcut == "C" or (grows and self.spec.shortcut == "B"):
             x = conv(features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            return norm(name="shortcut_norm")(x)
+            return norm(name="shortcut_norm")(x, mask=grid.inside(x))
         if grows:  # option A: every other pixel, and zeros for the channels that x has not
             x = x[:, :: self.stride, :: self.stride]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
@@ -113,12 +118,15 @@ class ResNet(Network):
         CIFAR. The networks of that section are so already.
       frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`layers.FrozenBatchNorm`).
       norm_epsilon: added to the variance in BatchNorm.
+      output_stride: largest stride, 8 say: later stages are dilated in place of striding further, so that their weights
+        see the same pixels on a finer grid (torchvision's `replace_stride_with_dilation`); 0: none.
     """
 
     spec: Spec
     dropout: float = 0.0
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
+    output_stride: int = 0
 
     @property
     def image_size(self) -> int:
@@ -133,26 +141,53 @@ class ResNet(Network):
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         base, growth = 16 if self.spec.cifar else 64, 4 if self.spec.bottleneck else 1
-        stem, stride = (1, 1) if self._small_stem else (2, 4)
-        stages = {f"stage{i + 1}": (stride << i, (base * growth) << i) for i in range(len(self.spec.blocks))}
-        return {"stem": (stem, base)} | stages
+        stem, total = (1, 1) if self._small_stem else (2, 4)
+        found = {"stem": (stem, base)}
+        for i, (stride, *_) in enumerate(self._stages()):
+            total *= stride
+            found[f"stage{i + 1}"] = total, (base * growth) << i
+        return found
+
+    def _stages(self) -> list[tuple[int, int, int]]:
+        """Return for each stage the stride and the dilation of its first block, and the dilation of the others."""
+        stages, total, dilation = [], 1 if self._small_stem else 4, 1
+        for stage in range(len(self.spec.blocks)):
+            stride, before = 2 if stage else 1, dilation  # stage1 follows the stem, which has strided already
+            if self.output_stride and total * stride > self.output_stride:
+                # The blocks skip the cells that striding would leave out; the first still sees those before them.
+                stride, dilation = 1, dilation * stride
+            total *= stride
+            stages.append((stride, before, dilation))
+        return stages
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Return logits and endpoints of NHWC float images."""
-        outputs, norm = {}, partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
+    def __call__(self, images: jax.Array, train: bool = False, grid: Grid = CANVAS) -> dict[str, Any]:
+        """Return logits and endpoints of NHWC float images; of a trunk its maps, for images on `grid`."""
+        maps: dict[str, Map] = {}
+        norm = partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         base, (kernel, stride) = 16 if self.spec.cifar else 64, (3, 1) if self._small_stem else (7, 2)
-        x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(images.astype(self.dtype))
-        x = nn.relu(norm(train, dtype=self.dtype, name="stem_norm")(x))
-        outputs["stem"] = x = Endpoint(name="stem")(x)
+        x, grid = images.astype(self.dtype), grid.window(kernel, stride, kernel // 2)
+        x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(x)
+        x = grid.crop(nn.relu(norm(train, dtype=self.dtype, name="stem_norm")(x, mask=grid.inside(x))))
+        x = Endpoint(name="stem")(x)
+        maps["stem"] = Map(x, grid)
         if not self._small_stem:
-            x = max_pool(x, window=3, stride=2, pad=1)
-        for stage, blocks in enumerate(self.spec.blocks, start=1):  # from stage2 on: half the side, twice the channels
+            grid = grid.window(3, 2, pad=1)
+            x = grid.crop(max_pool(x, window=3, stride=2, pad=1))
+        # From stage2 on: half the side, twice the channels.
+        for stage, (blocks, (first, *dilations)) in enumerate(
+            zip(self.spec.blocks, self._stages(), strict=True), start=1
+        ):
             for block in range(1, blocks + 1):
-                stride = 2 if stage > 1 and block == 1 else 1  # stage1 follows the stem, which has strided already
+                stride, dilation = (first, dilations[0]) if block == 1 else (1, dilations[1])
                 name = f"stage{stage}_block{block}"
-                x = Block(base << (stage - 1), stride, self.spec, self.dtype, norm, name=name)(x, train)
-            outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
+                x = Block(base << (stage - 1), stride, self.spec, self.dtype, norm, dilation, name=name)(x, train, grid)
+                grid = grid.window(1, stride)
+            x = Endpoint(name=f"stage{stage}")(x)
+            maps[f"stage{stage}"] = Map(x, grid)
+        if not self.num_classes:
+            return maps
+        outputs: dict[str, Any] = {name: maps[name].x for name in self.endpoints}
         x = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
         outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)
         return outputs

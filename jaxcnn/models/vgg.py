@@ -17,12 +17,13 @@ see 5×5 pixels, four see 9×9, with fewer weights and more non-linearities (sec
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from jaxcnn import UserError
+from jaxcnn.models.grid import CANVAS, Grid, Map
 from jaxcnn.models.layers import Endpoint, Network, batch_norm, classify, conv, he_normal, local_response_norm, widen
 from jaxcnn.models.pooling import max_pool
 
@@ -76,6 +77,7 @@ class VGG(Network):
         layers are convolutions, with the same variables, and their map of class scores is averaged (section 3.2).
       frozen_norm: for `_bn`: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`FrozenBatchNorm`).
       norm_epsilon: added to the variance in its BatchNorm.
+      ceil_pool: a pooling window may hang over the edge, as Caffe has it; of 224 pixels none does.
     """
 
     spec: Spec
@@ -84,6 +86,12 @@ class VGG(Network):
     dense: bool = False
     frozen_norm: bool = False
     norm_epsilon: float = 1e-5
+    ceil_pool: bool = False
+
+    @property
+    def fc6_window(self) -> int:
+        """Return the side in cells of the map that fc6 takes at `image_size`."""
+        return 2 if self.small_images else 7
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
@@ -91,11 +99,11 @@ class VGG(Network):
         return {f"stage{i + 1}": (1 << i, widen(c, self.width)) for i, c in enumerate(CHANNELS)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Return logits and endpoints of NHWC float images."""
+    def __call__(self, images: jax.Array, train: bool = False, grid: Grid = CANVAS) -> dict[str, Any]:
+        """Return logits and endpoints of NHWC float images; of a trunk its maps, for images on `grid`."""
         if self.init_scheme not in INITS:
             raise UserError(f"model.overrides.init_scheme={self.init_scheme!r}: it must be {' | '.join(INITS)}")
-        kernel_init, outputs = INITS[self.init_scheme], {}
+        kernel_init, maps = INITS[self.init_scheme], dict[str, Map]()
         norm = partial(batch_norm, train, dtype=self.dtype, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
         x = images.astype(self.dtype)
         for stage, (kernels, channels) in enumerate(zip(self.spec.stages, CHANNELS, strict=True), start=1):
@@ -104,14 +112,21 @@ class VGG(Network):
                     widen(channels, self.width), kernel, use_bias=True, kernel_init=kernel_init, dtype=self.dtype,
                     name=f"stage{stage}_conv{i}",
                 )(x)  # fmt: skip
+                grid = grid.window(kernel, pad=kernel // 2)
                 if self.spec.norm:
-                    x = norm(name=f"stage{stage}_norm{i}")(x)
-                x = nn.relu(x)
+                    x = norm(name=f"stage{stage}_norm{i}")(x, mask=grid.inside(x))
+                x = grid.crop(nn.relu(x))
                 if self.spec.lrn and stage == i == 1:
                     x = local_response_norm(x)
-            outputs[f"stage{stage}"] = x = Endpoint(name=f"stage{stage}")(x)
+            x = Endpoint(name=f"stage{stage}")(x)
+            maps[f"stage{stage}"] = Map(x, grid)
             if stage < len(CHANNELS) or not self.small_images:  # stage5 of a 32-pixel image is 2×2 already
-                x = max_pool(x, window=2, stride=2)
+                grid = grid.window(2, 2, ceil=self.ceil_pool)
+                x = grid.crop(max_pool(x, window=2, stride=2, ceil=self.ceil_pool))
+                maps[f"pool{stage}"] = Map(x, grid)
+        if not self.num_classes:
+            return maps
+        outputs = {name: maps[name].x for name in self.endpoints}
         # 7×7×512 at 224 pixels. fc6 keeps its kernel in that shape, so that larger maps can be convolved with it.
         outputs["logits"] = classify(self, x, train, lambda _: {"kernel_init": kernel_init})
         return outputs

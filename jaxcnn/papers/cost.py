@@ -134,6 +134,8 @@ def macs(equation: JaxprEqn) -> int:
 def _kind(path: Path, equations: list[JaxprEqn]) -> str:
     if path[-1] in SCOPES:
         return SCOPES[path[-1]]
+    if path[-1].startswith("enlarge"):  # with a learnt kernel; it is sums and no product, like one that is fixed
+        return "enlarge"
     convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
     if not convolutions:
         return "dense" if any(map(macs, equations)) else "norm"
@@ -155,7 +157,7 @@ def describe(
     name: str, *, batch: int = 1, dtype: str = "bfloat16", image_size: int = 0, num_classes: int = 0,
     small_images: bool = False, train: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the model `name` in numbers; by default with its paper's image size, and ImageNet's or CIFAR-10's classes.
+    """Return the model `name` in numbers; by default with its paper's image size and classes.
 
     "layers" is the list of `layers`, "macs" and "activation_bytes" sum it. "parameters" are those of evaluation,
     whatever `train` is, and "aux_parameters" are of the classifiers that exist in training only.
@@ -164,8 +166,9 @@ def describe(
       UserError: an unknown name, or a size that the model does not take.
     """
     overrides = {"small_images": True} if small_images else {}
-    own_size: int = getattr(create_model(name, **overrides), "image_size", 0) or 224  # a user's network may have none
-    size, classes = image_size or own_size, num_classes or (10 if own_size == 32 else 1000)
+    published: Any = create_model(name, **overrides)
+    size = image_size or getattr(published, "image_size", 0) or 224  # a user's network may have neither
+    classes = num_classes or getattr(published, "published_classes", 1000)
     if batch < 1 or size < 1:
         raise UserError(f"a batch of {batch} images of {size}×{size}: both must be 1 or more")
     model: Any = create_model(name, classes, jnp.dtype(dtype), **overrides)

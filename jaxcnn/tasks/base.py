@@ -107,6 +107,7 @@ class Task:
 
     best: tuple[str, str] = ("top1", "max")  # the score that picks the best checkpoint, and "max" or "min"
     headline: tuple[Headline, ...] = ()  # none: `best` alone is shown
+    padded: bool = False  # images are not cut, but padded within canvases: "sizes" int32 (2,) is then a target
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
     # What pixels of 0 … 255 become, (low, high); None: they are centred and scaled by the data's mean and deviation.
@@ -219,13 +220,15 @@ class Task:
 
     def draw(
         self,
-        images: np.ndarray,
-        predictions: dict[str, np.ndarray],
+        images: Any,
+        predictions: Any,
         names: Sequence[str],
         titles: Sequence[str] = (),
         targets: dict[str, np.ndarray] | None = None,
     ) -> Any:
         """Return a matplotlib figure of images (N, H, W, C) uint8 with their predictions.
+
+        Of a task whose images are padded they may be a list, images (H, W, C) of several sizes.
 
         Args:
           predictions: what `predict` gave, (N, …) each.

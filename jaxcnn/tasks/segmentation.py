@@ -21,6 +21,7 @@ class Segmentation(Task):
     """Cross-entropy over the pixels that count: those with a class, of the rows whose "mask" is 1."""
 
     best = ("miou", "max")
+    padded = True
     headline = (
         Headline("loss", "loss {:.4f}", "cross-entropy, nats a pixel"),
         Headline("pixel_accuracy", "pixels {:.2%}", "pixel error, %", error=True),
@@ -138,8 +139,44 @@ class Segmentation(Task):
         }  # fmt: skip
 
     def predict(self, outputs: dict[str, Any]) -> dict[str, jax.Array]:
-        """Return {"label_map": uint8 (N, H, W)}, the likeliest class of each pixel."""
-        return {"label_map": outputs["logits"].argmax(-1).astype(jnp.uint8)}
+        """Return the likeliest class of each pixel, "label_map" uint8 (N, H, W), and its "probability", float32."""
+        logits = outputs["logits"]
+        likeliest = logits.argmax(-1)
+        return {"label_map": likeliest.astype(jnp.uint8), "probability": jax.nn.softmax(logits).max(-1)}
+
+    def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """Return the size of an image, the pixels of each class, most first, and the mean probability; and a line."""
+        labels = prediction["label_map"]
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        found = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
+        pixels = {names[label]: int(counts[label]) for label in found}
+        words = ", ".join(f"{name} {count / labels.size:.1%}" for name, count in list(pixels.items())[:5])
+        confidence = float(prediction["probability"].mean(dtype=np.float64))
+        return {"size": list(labels.shape), "pixels": pixels, "confidence": confidence}, words
+
+    def draw(
+        self,
+        images: Sequence[np.ndarray],
+        predictions: dict[str, Sequence[np.ndarray]],
+        names: Sequence[str],
+        titles: Sequence[str] = (),
+        targets: dict[str, Any] | None = None,
+    ) -> Any:
+        """Return a figure of each image and its classes over it, the true ones between them where there are `targets`.
+
+        Images may differ in size; of padded ones "sizes" of `targets` says how much is shown.
+        """
+        from jaxcnn.figures.overlays import mask_cards
+
+        shown = [(slice(height), slice(width)) for height, width in (targets or {}).get("sizes", ())]
+        shown = shown or [(slice(None), slice(None))] * len(images)
+
+        def cut(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [array[part] for array, part in zip(arrays, shown, strict=True)]
+
+        maps = {"truth": cut(targets["label_map"])} if targets else {}
+        maps["prediction"] = cut(predictions["label_map"])
+        return mask_cards(cut(images), titles or [""] * len(images), maps, names)
 
 
 def confusion_matrix(labels: jax.Array, logits: jax.Array, counted: jax.Array) -> jax.Array:

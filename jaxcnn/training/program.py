@@ -36,6 +36,8 @@ SAMPLES = 64  # images that training draws at each evaluation
 class Data(Protocol):
     """What a run needs of a data set; `jaxcnn.data.dataset.Dataset` is one.
 
+    A weighted loss of segmentation also asks for `class_frequencies`.
+
     Batches are this process's rows: "image" uint8 (n, H, W, C), the task's targets (n, …), "mask" float32 (n,), and the
     names of the examples, "epoch" and "example" int32 (n,). H and W are those of one of the buckets.
     """

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxcnn.models import check_model, create_model, list_models
 from jaxcnn.safe_files import only_trainer
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
-from jaxcnn.training.initial_state import check_resume, input_to_start_from
+from jaxcnn.training.initial_state import check_resume, input_to_start_from, own_input
 from jaxcnn.training.program import Data, Program, build_program
 from jaxcnn.training.sharding import make_mesh
 
@@ -115,11 +116,14 @@ def _parts(
     check_devices()
     if data is None:
         known = input_to_start_from(config, workdir)
-        taking, _ = of_weights(config, known)
+        task = create_task(config)
+        taking, _ = of_weights(config, known, task.padded)
         weights = Network(f"config.init_from={config.init_from}", known["image_shape"][2]) if known else None
         part = Slice(jax.process_index(), jax.process_count())
-        task = create_task(config)
-        data = Dataset(taking, part, targets=task.targets, network=weights, pixel_range=task.pixel_range)
+        data = Dataset(
+            taking, part, targets=task.targets, network=weights, pixel_range=task.pixel_range,
+            kept=partial(own_input, config, workdir),
+        )  # fmt: skip
     return network_of(config, data.num_classes, data.image_shape, model), data
 
 

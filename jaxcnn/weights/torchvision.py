@@ -1,8 +1,10 @@
-"""PyTorch's state dicts to our variables and back, exactly: torchvision's, and the CIFAR networks of a well-known port.
+"""PyTorch's state dicts to our variables and back, exactly: torchvision's, and those of two other sources.
 
 Torch keeps a convolution as (out, in, height, width) and a linear layer as (out, in), over a feature map as (out,
 in·height·width); Flax as (height, width, in, out) and (in, out). A family's modules are walked in torchvision's order;
 shapes are our own network's, so an entry can neither be forgotten nor invented.
+
+FCN's networks on VGG-16 have the names of the layers in the authors' Caffe files, and no interpolation kernels.
 
 The port is akamaster/pytorch_resnet_cifar10. Its shortcut A pads zero channels on both sides of those that a block
 gets, ours on one: the same network with its channels in another order.
@@ -19,7 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, create_model, googlenet, resnet, vgg
+from jaxcnn.models import alexnet, create_model, fcn, googlenet, resnet, vgg
 from jaxcnn.weights.files import Shape, fit
 
 # torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
@@ -28,12 +30,21 @@ NAMES = (
     *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     "googlenet_tv",
     *("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv"),
+    *("fcn_resnet50_tv", "fcn_resnet101_tv"),
 )
+
+# Networks of Long et al. under the names of the authors' layers.
+CAFFE_NAMES = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
 
 # Networks of He et al., section 4.2, under the port's names.
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
 
-_NAMED = (*NAMES, *CIFAR_NAMES)
+_NAMED = (*NAMES, *CAFFE_NAMES, *CIFAR_NAMES)
+# Auxiliary heads, which only training uses and files may lack: our module, torch's, and torch's layer of the classes.
+_AUXILIARY = {
+    **dict.fromkeys(("googlenet_tv",), tuple((aux, aux, f"{aux}.fc2") for aux in googlenet.AUXILIARY.values())),
+    **dict.fromkeys(("fcn_resnet50_tv", "fcn_resnet101_tv"), (("aux", "aux_classifier", "aux_classifier.4"),)),
+}
 
 Modules = Iterator[tuple[str, str]]  # ours, torch's
 Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
@@ -130,6 +141,25 @@ def _resnet(spec: resnet.Spec) -> Modules:
     yield "head", "linear" if spec.cifar else "fc"
 
 
+def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
+    """A backbone of torchvision's and its heads, or Caffe's layers."""
+    if isinstance(spec, fcn.SpecTv):
+        for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
+            if ours != "head":
+                yield f"trunk/{ours}", f"backbone.{theirs}"
+        for ours, theirs in (("", "classifier"), ("aux/", "aux_classifier")):
+            yield f"{ours}hidden/conv", f"{theirs}.0"
+            yield f"{ours}hidden/norm", f"{theirs}.1"
+            yield f"{ours}head", f"{theirs}.4"
+        return
+    for stage, kernels in enumerate(vgg.SPECS[spec.backbone].stages, start=1):
+        for i in range(1, len(kernels) + 1):
+            yield f"trunk/stage{stage}_conv{i}", f"conv{stage}_{i}"
+    yield from (("fc6", "fc6"), ("fc7", "fc7"), ("head", "score_fr"))
+    for stage in (4, 3)[: len(spec.skips)]:
+        yield f"score_pool{stage}/head", f"score_pool{stage}"
+
+
 def _cifar_orders(spec: resnet.Spec) -> Orders:
     """Return the port's order of the channels that shortcuts carry; those within a block are as ours.
 
@@ -151,7 +181,10 @@ def _cifar_orders(spec: resnet.Spec) -> Orders:
     return orders
 
 
-_FAMILIES: Any = ((alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet))
+_FAMILIES: Any = (
+    (alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet),
+    (fcn.SPECS, _fcn),
+)  # fmt: skip
 
 
 def _modules(name: str) -> list[tuple[str, str]]:
@@ -177,16 +210,20 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
             if path in ours:
                 shape = ours.pop(path).shape
                 order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
-                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, _torch_shape(module, shape), order)
+                torch_shape = _torch_shape(module, shape, convolutional=name in fcn.SPECS)
+                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order)
                 if leaf == "var":  # a BatchNorm's last
                     entries[f"{torch_module}.{_COUNT}"] = None
     assert not ours, f"torch's names of {list(ours)} are not known"
     return entries
 
 
-def _torch_shape(module: str, shape: Shape) -> Shape:
+def _torch_shape(module: str, shape: Shape, convolutional: bool) -> Shape:
+    """Return torch's shape of ours; in a fully convolutional network a layer like `fc6` is a convolution there."""
     if len(shape) == 1:
         return shape
+    if convolutional:
+        return (*shape[:-3:-1], *(shape[:2] if len(shape) == 4 else (1, 1)))
     if module.rpartition("/")[2].startswith(("fc", "head")):
         return shape[-1], int(np.prod(shape[:-1]))
     height, width, channels, features = shape
@@ -198,7 +235,7 @@ def _to_flax(x: np.ndarray, entry: Entry) -> np.ndarray:
         height, width, channels, features = entry.shape
         x = x.reshape(features, channels, height, width).transpose(2, 3, 1, 0)
     else:
-        x = x.T
+        x = x.reshape(entry.shape[::-1]).T
     for axis, order in entry.orders.items():
         x = np.take(x, order, axis)
     return x
@@ -230,7 +267,7 @@ def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, An
     Raises:
       UserError: an unknown name, or two prefixes have all of the network, with other values.
     """
-    heads = tuple(f"{aux}." for aux in googlenet.AUXILIARY.values()) if name == "googlenet_tv" else ()
+    heads = tuple(f"{theirs}." for _, theirs, _ in _AUXILIARY.get(name, ()))
     wanted = {key for key, entry in _entries(name, 1000).items() if entry and not key.startswith(heads or "-")}
     counts = Counter(
         key[:start] for key in state_dict for start in (0, *(dot.end() for dot in re.finditer(r"\.", key)))
@@ -260,13 +297,12 @@ def new_heads(name: str, state_dict: Mapping[str, Any]) -> list[str]:
 
     torchvision's googlenet(weights=…) drops them unless it is given aux_logits=True; only training uses them.
     """
-    names = googlenet.AUXILIARY.values() if name == "googlenet_tv" else ()
     classes = _classes(name, state_dict)
     return [
-        aux
-        for aux in names
-        if not any(str(key).startswith(f"{aux}.") for key in state_dict)
-        or np.shape(state_dict.get(f"{aux}.fc2.bias", 0)) not in ((), (classes,))
+        theirs
+        for _, theirs, head in _AUXILIARY.get(name, ())
+        if not any(str(key).startswith(f"{theirs}.") for key in state_dict)
+        or np.shape(state_dict.get(f"{head}.bias", 0)) not in ((), (classes,))
     ]
 
 

@@ -70,6 +70,18 @@ GENERATIVE = {
     "dcgan32": 100 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 3) * 2 + 8192
     + 2 * (8192 + 256 + 128) + 2 * (256 + 512),
 }  # fmt: skip
+# Segmentation, with 21 classes; no interpolation kernels. Those of torchvision have an auxiliary head.
+FCN = {
+    "fcn32s": 134_346_581,
+    "fcn16s": 134_357_354,
+    "fcn8s": 134_362_751,
+    "fcn8s_atonce": 134_362_751,
+    # The classifier's, but for its head of 1,000 classes.
+    "fcn32s_alexnet": 60_965_224 + 4097 * (21 - 1000),
+    "fcn32s_googlenet": 6_998_552 + 1025 * (21 - 1000),
+    "fcn_resnet50_tv": 35_322_218,
+    "fcn_resnet101_tv": 54_314_346,
+}
 
 # One network for everything that the new families do differently; small enough to be computed with.
 KINDS = ("alexnet", "alexnet_tv", "vgg11_lrn", "vgg11_bn", "googlenet", "googlenet_tv")

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from nets import images, quick
+from nets import filled, images, quick, sizes
 
 from jaxcnn import UserError
 from jaxcnn.models import layers, pooling
+from jaxcnn.models.layers import Classifier, FullyConnected
 
 
 def pooled_size(side: int, window: int, stride: int, pad: int, ceil: bool) -> int:
@@ -231,3 +232,24 @@ def test_logits_of_a_network_in_bfloat16_are_not_rounded_to_it():
     logits: Any = layers.Classifier(16, jnp.bfloat16).init_with_output(jax.random.key(1), x)[0]
     assert logits.dtype == jnp.float32
     assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.5
+
+
+def test_a_fully_connected_layer_and_its_convolution_have_the_same_weights_and_values():
+    x = images(2, 3, 3, 4)
+    layer, window = FullyConnected(6, jnp.float32), FullyConnected(6, jnp.float32, window=(3, 3))
+    made = filled(jax.eval_shape(window.init, jax.random.key(0), images(1, 7, 9, 4)))
+    assert sizes(made) == {"params/kernel": (3, 3, 4, 6), "params/bias": (6,)}
+    assert sizes(jax.eval_shape(layer.init, jax.random.key(0), x)) == sizes(made)
+    np.testing.assert_allclose(quick(window.apply)(made, x)[:, 0, 0], quick(layer.apply)(made, x), rtol=1e-5, atol=1e-5)
+    later = jax.eval_shape(FullyConnected(6, jnp.float32, window=()).init, jax.random.key(0), x)
+    assert sizes(later) == {"params/kernel": (4, 6), "params/bias": (6,)}
+
+
+def test_the_gradient_of_a_map_of_scores_is_that_of_its_cells_one_by_one():
+    x, g = images(2, 3, 4, 6), images(2, 3, 4, 5, seed=1)
+    head = Classifier(5, jnp.float32)
+    made = filled(jax.eval_shape(head.init, jax.random.key(0), x))
+    gradients = quick(jax.grad(lambda made, x, g: jnp.sum(head.apply(made, x) * g), (0, 1)))
+    (of_map, at_x), (of_rows, at_rows) = gradients(made, x, g), gradients(made, x.reshape(-1, 6), g.reshape(-1, 5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), of_map, of_rows)
+    np.testing.assert_allclose(at_x.reshape(-1, 6), at_rows, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nets import (
     CIFAR,
+    FCN,
     GENERATIVE,
     GOOGLENET,
     KINDS,
@@ -35,7 +36,7 @@ NEW = [name for name in NAMES if name not in RESNET | CIFAR]
 
 
 def test_the_names_are_those_whose_counts_are_published():
-    assert list_models() == sorted(PARAMETERS | GENERATIVE)
+    assert list_models() == sorted(PARAMETERS | FCN | GENERATIVE)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,12 +58,24 @@ CIFAR = {
     "resnet1202": (19_421_274, 2829.24),
 }
 CIFAR |= {f"plain{depth}": CIFAR[f"resnet{depth}"] for depth in (20, 32, 44, 56)}  # option A costs nothing
+# Segmentation networks of 21 classes: parameters, and GMACs at their paper's image size, in training. torchvision's are
+# printed, auxiliary head included; the others follow from VGG's: 698 pixels a side, and fc6 on a map of 22.
+FCN = {
+    "fcn32s": (134_346_581, 180.903),
+    "fcn16s": (134_357_354, 180.924),
+    "fcn8s": (134_362_751, 180.966),
+    "fcn8s_atonce": (134_362_751, 180.966),
+    "fcn32s_alexnet": (56_954_261, 20.976),
+    "fcn32s_googlenet": (5_995_077, 14.936),
+    "fcn_resnet50_tv": (35_322_218, 152.717),
+    "fcn_resnet101_tv": (54_314_346, 232.738),
+}
 AUXILIARY = {"googlenet": 13_378_280, "googlenet_tv": 13_004_888}
 DEEP = ["resnet101_tv", "resnet152", "resnet152_tv", "resnet1202"]  # a trace takes seconds
 
 
 def test_the_figures_cover_the_registry():
-    assert sorted(IMAGENET | CIFAR | GENERATIVE) == list_models()
+    assert sorted(IMAGENET | CIFAR | FCN | GENERATIVE) == list_models()
 
 
 @pytest.mark.parametrize(
@@ -75,6 +87,14 @@ def test_parameters_and_macs_are_those_of_the_references(name):
     parameters, macs = (IMAGENET | CIFAR)[name]
     assert total(rows, "parameters") == parameters
     assert round(total(rows, "macs") / unit, digits) == macs
+
+
+@pytest.mark.parametrize("name", FCN)
+def test_a_segmentation_network_is_counted_with_its_auxiliary_head_and_without_interpolation(name):
+    found = describe(name, train=True)
+    assert found["parameters"] + found["aux_parameters"] == FCN[name][0]
+    assert round(found["macs"] / 1e9, 3) == FCN[name][1]
+    assert (found["num_classes"], found["image_size"]) == (21, 520 if name.endswith("_tv") else 500)
 
 
 @pytest.mark.parametrize("name", AUXILIARY)

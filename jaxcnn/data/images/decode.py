@@ -374,6 +374,16 @@ def read_image(image: Path | np.ndarray, shape: tuple[int, int, int], resize: in
     return np.asarray(opened).reshape(height, width, channels)
 
 
+def read_all(image: Path | np.ndarray, channels: int) -> np.ndarray:
+    """Return all of an image, a file or pixels, upright: uint8 (H, W, channels), of 1 or 3.
+
+    Raises:
+      UserError: as of `read_image`.
+    """
+    pixels = np.asarray(_pillow_image(image, channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
 def _pillow_image(image: Path | np.ndarray, channels: int) -> Image.Image:
     """Open the image in a file, or its pixels uint8 (H, W) or (H, W, C), in mode L (1 channel) or RGB (3)."""
     if isinstance(image, np.ndarray):
