@@ -244,7 +244,7 @@ class TestErrors:
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
             (
                 "zzz",
-                r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR, packed:DIR, binarized_mnist:DIR",
+                r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR, packed:DIR, ",
             ),
             ("", "no data set '': there are digits"),
             ("foler:/x:y", "did you mean folder:/x:y"),
