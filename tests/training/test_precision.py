@@ -128,7 +128,7 @@ def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_a
 
 @pytest.mark.parametrize(("name", "side"), [("gan_mlp", 8), ("dcgan32", 32)])
 def test_every_product_of_a_gan_has_bfloat16_operands_and_its_losses_and_state_are_float32(name, side):
-    small = {"hidden": (4,), "maxout": (3,)} if name == "gan_mlp" else {"width": 1 / 64}
+    small: dict[str, Any] = {"hidden": (4,), "maxout": (3,)} if name == "gan_mlp" else {"width": 1 / 64}
     model = create_model(name, dtype=jnp.bfloat16, latent=3, **small)
     config = tiny_config(task__name="gan", dtype="bfloat16", ema__decay=0.9)
     program = build(config, model, Pixels(image_shape=(side, side, 3)))
