@@ -16,6 +16,8 @@ from jaxcnn.safe_files import shown
 
 Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
 
+VOID = 255  # of a label map, a pixel that counts nowhere: neither in a loss nor in a score
+
 
 class Rule(NamedTuple):
     """Which values a key may hold.
@@ -98,13 +100,21 @@ _SIZES = Rule(lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … 
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (all remaining) or a positive number")
 
 # The keys of each task, which only a config of that task has.
+# fmt: off
 TASK_KEYS: dict[str, dict[str, Row]] = {
     "classification": {
         "task.label_smoothing": (0.0, _between(0, 1), "probability spread evenly over the classes"),
     },
+    "segmentation": {
+        "task.reduction": ("mean", _one_of("mean", "sum"), "cross-entropy over the pixels that count: their mean, or "
+                           "the undivided sum of FCN's released recipe, whose rates are 1e-10 and less"),
+        "task.class_weights": ("none", _one_of("none", "median_frequency"), "weight of a pixel by its class: 1, or the "
+                               "median of all classes' frequencies in the training split over its own"),
+        "task.aux_weight": (0.5, _at_least(0), "weight of each auxiliary head's loss"),
+        "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (FCN: 2)"),
+    },
 }
 # The keys that every config has.
-# fmt: off
 KEYS: dict[str, Row] = {
     "seed": (0, _between(0, 2**31), "seeds initialisation, shuffling, dropout and augmentation"),
     "steps": (0, _between(0, 2**31), "length of training in steps (0: see epochs)"),
@@ -122,16 +132,20 @@ KEYS: dict[str, Row] = {
                   "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
-    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR"),
+    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR | "
+                  "voc_segmentation:DIR | camvid:DIR | masks:DIR"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
     "data.image_size": (0, _SIDES, "pixels of the network's images: a side, or (height, width) (0: as stored)"),
-    "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size)"),
+    "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size; of tasks that see all of an "
+                       "image: as stored)"),
     "data.buckets": ((), _SIZES, "instead of image_size, several (height, width): an image goes where the aspect is "
-                     "nearest, a batch has one"),
+                     "nearest, a batch has one; of tasks that see all of an image: into the smallest that holds it"),
     "data.resize": (0, _between(0, 8193), "shorter side of photographs before their centre is cut out for evaluation "
                     "(0: eval_size × 256/224); of sizes that are no square, the longer side of what they must cover"),
+    "data.min_size": (0, _between(0, _SIDE + 1), "of tasks that see all of an image: pixels that its shorter side is "
+                      "brought to (0: as stored)"),
     "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see "
                      "jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),

@@ -67,13 +67,14 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "eval_every": ([1], [-1]),
     "checkpoint_every": ([1], [-1]),
     "keep_last": ([1], [0]),
-    "task.name": (["classification"], ["segmentation", ""]),
+    "task.name": (["classification"], ["classify", ""]),
     "task.label_smoothing": ([0.1], [-0.1, 1.0, NAN]),
     "model.num_classes": ([10], [-1]),
     "data.image_size": ([224, (96, 128)], [-1, 4097, (8,), (0, 8), (8.0, 8)]),
     "data.eval_size": ([0, 96, (96, 128)], [-1, (96, 128, 3)]),
     "data.buckets": ([(), ((96, 128), (128, 96))], [(96,), ((96,),), ((0, 8),)]),
     "data.resize": ([256], [-1, 8193]),
+    "data.min_size": ([520], [-1, 4097]),
     "data.interpolation": (["bilinear", "bicubic", "antialias"], ["nearest", ""]),
     "data.on_error": (["stop", "skip"], ["ignore", ""]),
     "data.steps_per_call": ([1], [-1]),
@@ -211,6 +212,29 @@ def test_an_illegal_value_is_named_with_its_key_and_the_legal_ones(key, value):
     config = config_with()
     put(config, key, value)
     assert f"config.{key}={value!r}: it must be {ROWS[key][1].words}" in refusal(config)
+
+
+OF_SEGMENTATION: dict[str, tuple[list[Any], list[Any]]] = {
+    "task.reduction": (["mean", "sum"], ["average", ""]),
+    "task.class_weights": (["none", "median_frequency"], ["balanced"]),
+    "task.aux_weight": ([0.0, 0.4], [-0.1, INF]),
+    "task.bias_multiplier": ([2.0], [0.0, -1.0]),
+}
+
+
+def test_the_keys_of_another_task_have_their_rules_and_exist_for_it_alone():
+    config = base_config("segmentation")
+    config.epochs = 1
+    assert {key for key in flatten(config) if key.startswith("task.")} == {"task.name", *OF_SEGMENTATION}
+    for key, (legal, illegal) in OF_SEGMENTATION.items():
+        for value in illegal:
+            put(config, key, value)
+            assert f"config.{key}={value!r}: it must be " in refusal(config)
+        for value in legal:
+            put(config, key, value)
+            validate(config)
+    with pytest.raises(UserError, match=r"task\.reduction.*task\.name=segmentation"):
+        set_key(base_config(), "task.reduction", "sum")
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0.0), (10, 1.0)])

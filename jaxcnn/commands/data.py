@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import UserError
-from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, picture, set_up_jax
+from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, picture, save, set_up_jax
 from jaxcnn.data.sources import KINDS
 from jaxcnn.locations import location
 
@@ -30,6 +30,7 @@ _SHEET_CLASSES, _SHEET_COLUMNS = 25, 10
 _LISTED_CLASSES, _LISTED_BAD = 25, 100  # lines of a report, at most
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}  # of contact sheets
 _TILE = 112  # pixels of an image that `show` draws
+_OVERLAYS = 12  # images with their label maps that `check` draws
 
 
 def main(argv: list[str]) -> int:
@@ -136,18 +137,28 @@ class _Tally:
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
     labels: Counter[int] = field(default_factory=Counter)
+    pixels: "np.ndarray | int" = 0  # (256,): pixels of each number in the label maps
+    seen_in: "np.ndarray | int" = 0  # (256,): images that have the number
     values: "np.ndarray | int" = 0  # (C, 256): how often each value occurs in each channel
     samples: "dict[int, list[np.ndarray]]" = field(default_factory=dict)  # label: the first images
+    overlays: "list[tuple[str, np.ndarray, np.ndarray]]" = field(default_factory=list)  # title, image, label map
 
-    def add(self, image: "np.ndarray", label: int) -> None:
+    def add(self, example: "dict[str, Any]", title: str, drawn: bool) -> None:
         import numpy as np
 
+        image = example["image"]
         self.shapes[image.shape] += 1
         self.dtypes.add(str(image.dtype))
-        self.labels[label] += 1
         self.values += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
-        if len(images := self.samples.setdefault(label, [])) < _SHEET_COLUMNS:
-            images.append(image)
+        if "label" in example:
+            self.labels[example["label"]] += 1
+            if len(images := self.samples.setdefault(example["label"], [])) < _SHEET_COLUMNS:
+                images.append(image)
+        if "label_map" in example:
+            counts = np.bincount(example["label_map"].ravel(), minlength=256)
+            self.pixels, self.seen_in = self.pixels + counts, self.seen_in + (counts > 0)
+            if drawn:
+                self.overlays.append((title, image, example["label_map"]))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -178,6 +189,12 @@ def _check(arguments: argparse.Namespace) -> None:
         names, samples = sources[0].class_names, tallies[0].samples
         rows = [(class_title(label, names), samples[label]) for label in sorted(samples)[:_SHEET_CLASSES]]
         save_sheet(contact_sheet(rows), out)
+        print(f"examples of {sources[0].split} are drawn in {out}")
+    elif tallies and tallies[0].overlays:
+        from jaxcnn.figures.overlays import mask_cards
+
+        titles, images, maps = zip(*tallies[0].overlays, strict=True)
+        save(mask_cards(images, titles, {"labels": maps}, sources[0].class_names), out)
         print(f"examples of {sources[0].split} are drawn in {out}")
     if bad:
         first = next(error for tally in tallies for error in tally.bad.values())
@@ -230,13 +247,14 @@ def _tally(source: "Source", progress: "Progress") -> _Tally:
     tally = _Tally()
     if progress.disable:
         print(f"reading {len(source):,} examples of {source.split}", file=sys.stderr)
+    drawn = {i * len(source) // _OVERLAYS for i in range(_OVERLAYS)}
     for index in progress.track(range(len(source)), description=f"reading {source.split}"):
         try:
             example = source[index]
         except UserError as error:
             tally.bad[index] = str(error)
         else:
-            tally.add(example["image"], example["label"])
+            tally.add(example, source.file(index) or f"example {index}", index in drawn)
     return tally
 
 
@@ -248,12 +266,43 @@ def _report(source: "Source", tally: _Tally) -> None:
     few = " ".join(f"{shape_text(shape)} ({count:,})" for shape, count in tally.shapes.most_common(3))
     more = f" and {len(tally.shapes) - 3:,} other shapes" if len(tally.shapes) > 3 else ""
     print(f"{source.name}, {source.split}: {len(source):,} examples")
-    if tally.labels:
+    if tally.shapes:
         print(f"  image  {few}{more}, {' '.join(sorted(tally.dtypes))}")
         share = np.asarray(tally.values) / np.sum(tally.values, axis=-1, keepdims=True)
         mean = share @ np.arange(256) / 255
         std = np.sqrt(share @ np.arange(256) ** 2 / 255**2 - mean**2)
         print(f"  mean   {' '.join(f'{v:.4f}' for v in mean)}   std {' '.join(f'{v:.4f}' for v in std)}")
+    if "label_map" in source.targets:
+        _report_pixels(source, tally)
+    if "label" in source.targets:
+        _report_labels(source, tally)
+    if source.left_out:
+        kinds = ", ".join(f"{count:,} {ending}" for ending, count in source.left_out.items())
+        print(f"  {sum(source.left_out.values()):>9,}  other files are left out: {kinds}")
+    if tally.bad:
+        print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
+        for error in list(tally.bad.values())[:_LISTED_BAD]:
+            print(f"             {printable(error)}")
+
+
+def _report_pixels(source: "Source", tally: _Tally) -> None:
+    """Print the pixels of each class, their share of those that count, and the images that have some."""
+    import numpy as np
+
+    from jaxcnn.config import VOID
+
+    pixels, images = (np.zeros(256, int) + counts for counts in (tally.pixels, tally.seen_in))
+    total = max(1, int(pixels[: source.num_classes].sum()))
+    for label in range(source.num_classes):
+        count, title = pixels[label], class_title(label, source.class_names)
+        print(f"  {count:>13,} pixels {count / total:>7.2%} in {images[label]:>7,} images  {title}")
+    print(f"  {pixels[VOID]:>13,} pixels {'':>7} in {images[VOID]:>7,} images  void")
+
+
+def _report_labels(source: "Source", tally: _Tally) -> None:
+    """Print the examples of each class; of many classes, of the rarest and of the most frequent one."""
+    import numpy as np
+
     counts = [tally.labels[label] for label in range(source.num_classes)]
     if len(counts) <= _LISTED_CLASSES:
         for label, count in enumerate(counts):
@@ -262,13 +311,6 @@ def _report(source: "Source", tally: _Tally) -> None:
         few, many = int(np.argmin(counts)), int(np.argmax(counts))
         least, most = (f"{counts[n]:,} ({class_title(n, source.class_names)})" for n in (few, many))
         print(f"  each of {len(counts):,} classes has {least} to {most} examples, the median {np.median(counts):,.0f}")
-    if source.left_out:
-        kinds = ", ".join(f"{count:,} {ending}" for ending, count in source.left_out.items())
-        print(f"  {sum(source.left_out.values()):>9,}  other files are left out: {kinds}")
-    if tally.bad:
-        print(f"  {len(tally.bad):>9,}  bad: {_ranges(tally.bad)}")
-        for error in list(tally.bad.values())[:_LISTED_BAD]:
-            print(f"             {printable(error)}")
 
 
 def _ranges(indices: Iterable[int]) -> str:
@@ -340,25 +382,49 @@ def _show(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> No
     config = config_of(arguments, overrides)
     set_up_jax()
     from jaxcnn.data.dataset import Dataset
+    from jaxcnn.tasks import create_task
 
-    data = Dataset(config)
+    data = Dataset(config, targets=create_task(config).targets)
     rows = min(arguments.examples, len(data.train))
     examples = [i * len(data.train) // rows for i in range(rows)]
-    evaluated = [data.train_readers[0].eval(example)["image"] for example in examples]
-    columns = [evaluated, *(_augmented(data, examples, epoch) for epoch in range(arguments.epochs))]
-    labels = [data.train.read(i)["label"] for i in examples]
-    titles = [class_title(label, data.class_names)[:40] for label in labels]
+    shown = _overlays if "label_map" in data.train.targets else _augmented
+    columns = [shown(data, examples, epoch) for epoch in (None, *range(arguments.epochs))]
+    raw = [data.train.read(i) for i in examples]
+    titles = [class_title(x["label"], data.class_names)[:40] if "label" in x else f"example {i}"
+              for i, x in zip(examples, raw, strict=True)]  # fmt: skip
     rows_of = list(zip(titles, map(list, zip(*columns, strict=True)), strict=True))
     save_sheet(contact_sheet(rows_of, _TILE), arguments.out)
     print(f"{rows} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
     print(f"drawn in {arguments.out}")
 
 
-def _augmented(data: "Dataset", examples: list[int], epoch: int) -> "list[np.ndarray]":
-    """Return images uint8 of one batch after host and device have changed them, before they are normalised."""
+def _overlays(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+    """Return images uint8 with their label maps over them, changed as in an epoch of training; None: as they are."""
+    from jaxcnn.figures.overlays import tinted
+
+    drawn = []
+    for example in examples:
+        if epoch is None:
+            raw = data.train[example]
+            drawn.append(tinted(raw["image"], raw["label_map"], data.class_names))
+            continue
+        reader = next(r for r in data.train_readers if r.members is None or example in r.members)
+        row = reader.train(epoch, example)
+        drawn.append(tinted(row["image"], row["label_map"], data.class_names))
+    return drawn
+
+
+def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+    """Return images uint8 of one batch after host and device have changed them, before they are normalised.
+
+    Args:
+      epoch: None: as evaluation sees them.
+    """
     import jax.numpy as jnp
     import numpy as np
 
+    if epoch is None:
+        return [data.train_readers[0].eval(example)["image"] for example in examples]
     rows = [data.train_readers[0].train(epoch, example) for example in examples]
     batch = {
         "image": jnp.asarray(np.stack([row["image"] for row in rows])),

@@ -133,8 +133,9 @@ def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
         print(f"confusion: {arguments.confusion}", file=sys.stderr)
     if arguments.save:
         examples = run.examples(_DRAWN)
-        images = examples["image"]
-        save(run.task.draw(images, run.outputs(images), run.input["class_names"], targets=examples), arguments.save)
+        images, sizes = examples["image"], examples.get("sizes")
+        outputs = run.outputs(images, sizes)
+        save(run.task.draw(images, outputs, run.input["class_names"], targets=examples), arguments.save)
         print(f"predictions: {arguments.save}", file=sys.stderr)
 
 

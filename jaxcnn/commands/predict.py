@@ -1,4 +1,4 @@
-"""`jaxcnn predict`: what images show, by a run's network or by published weights."""
+"""`jaxcnn predict`: what images show, or each of their pixels, by a run's network or by published weights."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, parse, picture, save, set_up_jax
 from jaxcnn.locations import location, place
-from jaxcnn.safe_files import printable, write_atomically
+from jaxcnn.safe_files import make_writable, printable, write_atomically
 
 _DRAWN = 36  # images in a picture
 
@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the run's or float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, of broken images too")
     parser.add_argument("--save", metavar="PNG", type=picture, help="draw the images with what they show")
+    words = "write the classes of each image's pixels as an index PNG of its size and name; of segmentation"
+    parser.add_argument("--masks", metavar="DIR", type=location, help=words)
     parser.add_argument("--explain", metavar="PNG", type=picture, help="draw where the first class is seen (Grad-CAM)")
     words = "write features of the images instead: an endpoint's mean over space, such as stage4; needs --out"
     parser.add_argument("--features", metavar="ENDPOINT", help=words)
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> int:
     drawn, shown = [], 0
     for prediction in network.predictions(arguments.images):
         _print(prediction, arguments.json)
+        if arguments.masks and not prediction.error:
+            _write_mask(prediction, arguments.masks)
         shown += not prediction.error
         if not prediction.error and (arguments.save or arguments.explain) and len(drawn) < _DRAWN:
             drawn.append(prediction)
@@ -71,20 +75,48 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
         raise UserError("--checkpoint goes with --workdir DIR: --weights has but one set of weights")
     if (arguments.features is None) != (arguments.out is None):
         raise UserError("--features ENDPOINT and --out NPZ go together: give both, or neither")
-    if arguments.features and (arguments.json or arguments.save or arguments.explain):
-        raise UserError("--features writes features alone: leave --json, --save and --explain out")
+    if arguments.features and (arguments.json or arguments.save or arguments.explain or arguments.masks):
+        raise UserError("--features writes features alone: leave --json, --save, --explain and --masks out")
     pictures = [out.resolve() for out in (arguments.save, arguments.explain, arguments.out) if out]
     if len(set(pictures)) < len(pictures):
         raise UserError(f"--save and --explain would both write {arguments.save}")
     for path in arguments.images:
         if path.resolve() in pictures:
             raise UserError(f"{path} is one of the images: name another file to write")
+    if arguments.masks:
+        _check_masks(arguments.images, arguments.masks)
     if weights and weights.is_dir():
         arguments.workdir, arguments.weights = weights, None
     elif weights and not arguments.model:
         raise UserError("--weights FILE needs --model NAME, such as resnet50_tv: the file does not say")
     elif weights and overrides:
         raise UserError(f"--config.{overrides[0][0]} goes with --workdir DIR: --weights FILE has no config")
+
+
+def _check_masks(images: list[Path], folder: Path) -> None:
+    """Refuse, before anything is predicted, where masks cannot be written or would replace one another or an image."""
+    written: dict[Path, Path] = {}
+    for image in images:
+        mask = _mask_of(image, folder).resolve()
+        if (other := written.setdefault(mask, image)) != image:
+            raise UserError(f"{other} and {image} would both be written to {mask}: predict one of them at a time")
+        if mask in [path.resolve() for path in images]:
+            raise UserError(f"--masks {folder} would replace the image {mask}: name another folder")
+    make_writable(folder, "--masks")
+
+
+def _mask_of(image: Path, folder: Path) -> Path:
+    return folder / f"{image.stem}.png"
+
+
+def _write_mask(prediction: Any, folder: Path) -> None:
+    from jaxcnn.data.images.label_maps import write_index_png
+    from jaxcnn.figures.overlays import class_colours
+
+    if "label_map" not in prediction.outputs:
+        raise UserError("--masks writes a class for each pixel: it goes with runs of segmentation alone")
+    png = write_index_png(prediction.outputs["label_map"], class_colours())
+    write_atomically(_mask_of(Path(prediction.name), folder), png)
 
 
 def _npz(text: str) -> Path:
@@ -152,9 +184,14 @@ def _titles(drawn: list[Any]) -> list[str]:
 
 
 def _cards(network: Any, drawn: list[Any]) -> Any:
-    outputs = {key: np.stack([prediction.outputs[key] for prediction in drawn]) for key in drawn[0].outputs}
-    images = np.stack([prediction.image for prediction in drawn])
+    outputs = {key: _together([prediction.outputs[key] for prediction in drawn]) for key in drawn[0].outputs}
+    images = _together([prediction.image for prediction in drawn])
     return network.task.draw(images, outputs, network.input["class_names"], _titles(drawn))
+
+
+def _together(arrays: list[np.ndarray]) -> Any:
+    """Return arrays of one shape as one, (N, …); of several, as they are."""
+    return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
 
 
 def _heat(network: Any, drawn: list[Any]) -> Any:

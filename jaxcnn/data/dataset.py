@@ -5,6 +5,7 @@ training and evaluation, asks for their batches, and says what the device does t
 """
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.config import height_width
+from jaxcnn.config import VOID, height_width
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.expected import Network, brought_to
 from jaxcnn.data.images import augment_device, augment_host
+from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
 from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
 from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
 from jaxcnn.locations import composed
@@ -31,6 +33,7 @@ Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
 
 PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
+MADE = frozenset(["valid", "sizes"])  # targets that no source has: a `Reader` makes them
 LABEL: Specs = {"label": ((), np.dtype(np.int32))}
 _TRIES = 100  # neighbours that may be broken too, before it is the data set that is
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
@@ -45,12 +48,15 @@ class Reader:
     Attributes:
       size: (height, width) of a row's image.
       resize: side of the frame that a photograph is made to cover before its centre is cut out; see `decode.center`.
+        Where "sizes" is a target, nothing is cut out: it is the shorter side that all of an image is brought to, 0 for
+        its own size, and the rest of the row is padding.
       augmentation: what happens to a training image here, on the host.
       interpolation: of training crops; evaluation is "antialias" always.
       skip: whether a broken example is replaced, and not an error.
       seed: of all random draws.
       targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
-        "valid", bool, says which rows are those of boxes that are seen.
+        "valid", bool, says which rows are those of boxes that are seen. "sizes", int (2,), is the height and width of
+        what is no padding; there a label map is void.
       mirror: whether half of the training images are mirrored here; else that is left to the device.
       members: int (n,), the examples of the source that are brought to `size`; None: all of them.
     """
@@ -111,6 +117,8 @@ class Reader:
 
     def _black(self, broken: int) -> Row:
         targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
+        if "sizes" in targets:
+            targets["sizes"][:] = self.size  # a network may divide by them
         return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
 
     def _augmented(self, epoch: int, example: int) -> Row:
@@ -120,23 +128,45 @@ class Reader:
         rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
         with self.source.naming(example, ValueError):
             if geometry:
-                box = geometry(size_of(raw["image"]), self.size, rng)
-                crop = Crop(box, self.size, self.mirror and rng.random() < 0.5)
+                crop = self._drawn(size_of(raw["image"]), rng)
+                crop = crop._replace(mirrored=self.mirror and rng.random() < 0.5)
                 pixels = crop.image(raw["image"], self.source.image_shape[-1], self.interpolation)
             else:
                 pixels, crop = self._centre(raw["image"], self.interpolation, self.mirror and rng.random() < 0.5)
         for change in changes:
             pixels = change(pixels, rng)
-        return {"image": pixels, **self._moved(raw, crop, self.interpolation, example)}
+        return {"image": padded(pixels, self.size), **self._moved(raw, crop, self.interpolation, example)}
+
+    def _drawn(self, image: tuple[int, int], rng: np.random.Generator) -> Crop:
+        """Draw the crop of a training image of (height, width)."""
+        assert self.augmentation.geometry
+        seen = scaled(image, self.resize if "sizes" in self.targets else 0)
+        drawn = self.augmentation.geometry(seen, self.size, rng)
+        crop = drawn if isinstance(drawn, Crop) else Crop(drawn, self.size)
+        rows, columns = (side / part for side, part in zip(image, seen, strict=True))
+        top, left, height, width = crop.box
+        return crop._replace(box=Box(top * rows, left * columns, height * rows, width * columns))
 
     def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
         """Return the row of an example that nothing is changed in at random."""
         with self.source.naming(example, ValueError):
             pixels, crop = self._centre(raw["image"], interpolation)
-        return {"image": pixels, **self._moved(raw, crop, interpolation, example)}
+        return {"image": padded(pixels, self.size), **self._moved(raw, crop, interpolation, example)}
 
     def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
-        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be."""
+        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be.
+
+        Where rows are padded, all of any image.
+        """
+        if "sizes" in self.targets:
+            height, width = size_of(image)
+            rows, columns = scaled((height, width), self.resize)
+            if rows > self.size[0] or columns > self.size[1]:
+                raise ValueError(
+                    f"its {rows}×{columns} pixels are more than the {self.size[0]}×{self.size[1]} of a row"
+                )
+            crop = Crop(Box(0, 0, height, width), (rows, columns), mirrored)
+            return crop.image(image, self.source.image_shape[-1], interpolation), crop
         if None in self.source.image_shape:
             crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
             return crop.image(image, self.source.image_shape[-1], interpolation), crop
@@ -158,7 +188,9 @@ class Reader:
             boxes, seen = crop.boxes(raw["boxes"])
             raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}
         if "label_map" in self.targets:
-            raw = raw | {"label_map": crop.label_map(raw["label_map"])}
+            raw = raw | {"label_map": padded(crop.label_map(raw["label_map"]), self.size, VOID)}
+        if "sizes" in self.targets:
+            raw = raw | {"sizes": np.array(crop.size)}
         for name, (shape, dtype) in self.targets.items():
             value = raw[name]
             if not shape:
@@ -189,11 +221,15 @@ class Dataset:
       input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
+    Where the task has the target "sizes", images are not cut or distorted to one size, but padded: the buckets are
+    canvases, those of the config or else chosen for the images, and each goes to the smallest that holds it.
+
     Args:
       training: False where nothing is trained: then there need not be a training split, and `train` is `eval`.
       targets: what a task wants besides the image, `Task.targets`: (what has `num_classes` and the `image_shape`
         (H, W, C) of one bucket) -> {name: anything with the shape and dtype of one example's}; None: the label, int32.
       network: that there is already, which the images and labels are for; None: one is made for the data.
+      kept: returns the `input` of an earlier checkpoint of the run, in which is what was counted once.
 
     Raises:
       UserError: the data is missing, or does not fit the config or the task.
@@ -202,9 +238,10 @@ class Dataset:
     def __init__(
         self, config: Any, part: Slice = WHOLE, training: bool = True,
         targets: Callable[[Any], Any] | None = None, network: Network | None = None,
+        kept: Callable[[], Mapping[str, Any] | None] = dict,
     ):  # fmt: skip
         data = config.data
-        self.config, self.part, self.targets = config, part, targets
+        self.config, self.part, self.targets, self._kept = config, part, targets, kept
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
         self.eval = make_source(data.name, split, data_dir=data.dir)
         # Data that is evaluated alone need not have a training split.
@@ -220,23 +257,24 @@ class Dataset:
             )
         spare = range(self.train.num_classes, self.num_classes)  # a wider head than the data needs
         self.class_names = tuple(known or (*self.train.class_names, *map(str, spare)))
-        sizes, eval_sizes = self._sizes()
+        self.padded = "sizes" in self._specs((1, 1, self.train.image_shape[-1]))
+        sizes, eval_sizes = self._canvases(training) if self.padded else self._sizes()
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean = self._per_channel("mean", data.mean or self.train.mean)
         self.std = self._per_channel("std", data.std or self.train.std)
         self.augmentation, self.mirror = self._augmentation()
         self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
         # A bigger or smaller image has a frame in proportion.
-        self.resize = data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        self.resize = data.min_size if self.padded else data.resize or round(max(eval_sizes[0]) * 256 / 224)
         self.train_readers = self._readers(self.train, sizes, known=training)
         self.eval_readers = self._readers(self.eval, eval_sizes)
         self.buckets, self.eval_buckets = (
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
         photographs = None in self.train.image_shape  # of which evaluation sees the centre
-        self.input = {
+        self.input: dict[str, Any] = {
             "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        } | ({"resize": self.resize} if photographs else {})  # fmt: skip
+        } | ({"min_size": self.resize} if self.padded else {"resize": self.resize} if photographs else {})  # fmt: skip
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
@@ -249,6 +287,11 @@ class Dataset:
     def _check_resident(self) -> None:
         """Refuse what cannot be kept in device memory."""
         data = self.config.data
+        if data.resident and self.mirror:
+            raise UserError(
+                f"config.data.augment={data.augment} is done on the host where targets move along: set "
+                "config.data.resident=False, or leave it out"
+            )
         if data.resident and (self.augmentation.geometry or self.augmentation.pixels):
             raise UserError(
                 f"config.data.augment={data.augment} works on the host, image by image: config.data.resident takes "
@@ -269,6 +312,25 @@ class Dataset:
         eval_size = height_width(data.eval_size)
         return sizes, (eval_size,) if eval_size else sizes
 
+    def _canvases(self, training: bool) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
+        """Return the canvases of training and of evaluation, one or several each."""
+        data = self.config.data
+        if data.resize:
+            raise UserError(
+                f"config.data.resize={data.resize}: this task sees all of an image, not its centre; set "
+                "config.data.min_size to resize images"
+            )
+        size, eval_size = height_width(data.image_size), height_width(data.eval_size)
+        eval_sizes = (eval_size,) if eval_size else data.buckets or choose_canvases(self._scaled_sizes(self.eval))
+        if not training:
+            return eval_sizes, eval_sizes
+        return (size,) if size else data.buckets or choose_canvases(self._scaled_sizes(self.train)), eval_sizes
+
+    def _scaled_sizes(self, source: Source) -> np.ndarray:
+        """Return height and width of every image, (N, 2), as it is brought to `data.min_size`."""
+        sizes = source.sizes(self.config.data.on_error == "skip")
+        return np.array([scaled((height, width), self.config.data.min_size) for height, width in sizes.tolist()])
+
     def _augmentation(self) -> tuple[augment_host.Augmentation, bool]:
         """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
         wanted = augment_host.parse(self.config.data.augment)
@@ -277,6 +339,11 @@ class Dataset:
             raise UserError(f"config.data.augment: {mixes.pop()} mixes labels, which this task has not: leave it out")
         if not specs.keys() & PLACED:
             return wanted, False
+        if any(map(augment_host.moves, wanted.pixels)):
+            raise UserError(
+                f"config.data.augment={self.config.data.augment}: randaugment moves pixels, and "
+                f"{' and '.join(specs.keys() & PLACED)} would not follow: leave it out"
+            )
         if other := names - {"flip"}:
             raise UserError(
                 f"config.data.augment: {other.pop()} works on the device, where {' and '.join(specs.keys() & PLACED)} "
@@ -289,7 +356,7 @@ class Dataset:
         if self.targets is None:
             return LABEL
         specs = self.targets(SimpleNamespace(num_classes=self.num_classes, image_shape=image_shape))
-        if lacking := specs.keys() - {*self.train.targets, "valid"}:
+        if lacking := specs.keys() - {*self.train.targets, *MADE}:
             raise UserError(
                 f"the task {self.config.task.name} needs '{min(lacking)}', which {self.config.data.name} lacks: it has "
                 f"{', '.join(self.train.targets) or 'images alone'}; take another data set"
@@ -306,16 +373,30 @@ class Dataset:
         largest = max(self.eval_image_shape[:2])
         readers = [
             Reader(
-                source, size, round(self.resize * max(size) / largest), self.augmentation, data.interpolation, skip,
+                source, size, self.resize if self.padded else round(self.resize * max(size) / largest),
+                self.augmentation, data.interpolation, skip,
                 self.config.seed, self._specs((*size, source.image_shape[-1])), self.mirror,
             )
             for size in sizes
         ]  # fmt: skip
         if len(sizes) == 1 or not known:
             return (readers[0],)
-        nearest = nearest_bucket(source.sizes(skip), sizes)
-        members = (replace(reader, members=np.flatnonzero(nearest == b)) for b, reader in enumerate(readers))
+        chosen = self._held(source, sizes) if self.padded else nearest_bucket(source.sizes(skip), sizes)
+        members = (replace(reader, members=np.flatnonzero(chosen == b)) for b, reader in enumerate(readers))
         return tuple(reader for reader in members if len(reader))
+
+    def _held(self, source: Source, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return which canvas holds each image; UserError where none does."""
+        needed = self._scaled_sizes(source)
+        chosen = smallest_canvas(needed, sizes)
+        if (chosen < 0).any():
+            first = int((chosen < 0).argmax())
+            height, width = needed[first].tolist()
+            raise UserError(
+                f"{source.where(first)} needs {height}×{width} pixels, more than each of config.data.buckets={sizes}: "
+                "add a larger one, or set config.data.min_size"
+            )
+        return chosen
 
     def _digests(self) -> list[str]:
         """Return a line for each training bucket: its size, and a digest of the examples that it has."""
@@ -388,6 +469,36 @@ class Dataset:
         names = np.array([places.names(step, range(size))[1] for step in range(start, stop)], np.int32)
         epochs, examples = names.transpose(2, 0, 1)
         return epochs, examples
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Return each class's share of the pixels that count in the training images that it is in; 0 where in none.
+
+        They are counted once, when they are first asked for, and then are part of `input`.
+        """
+        kept: Any = self.input.get("class_frequencies") or (self._kept() or {}).get("class_frequencies")
+        self.input |= {"class_frequencies": list(kept or self._frequencies())}
+        return self.input["class_frequencies"]
+
+    def _frequencies(self) -> list[float]:
+        print(f"counting   the pixels of {len(self.train):,} label maps of {self.train.name}", file=sys.stderr)
+
+        def pixels_of(example: int) -> np.ndarray:
+            """Return int64 (classes,): how many pixels of an image are of each class."""
+            try:
+                labels = self.train.read(example)["label_map"]
+            except BadExample:
+                if self.config.data.on_error != "skip":
+                    raise
+                return np.zeros(self.num_classes, np.int64)
+            return np.bincount(labels.ravel(), minlength=VOID + 1)[: self.num_classes]
+
+        own, around = np.zeros((2, self.num_classes), np.int64)
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for pixels in threads.map(pixels_of, range(len(self.train))):
+                own += pixels
+                around += np.where(pixels > 0, pixels.sum(), 0)
+        return (own / np.maximum(around, 1)).tolist()
 
     @property
     def eval_broken(self) -> int:

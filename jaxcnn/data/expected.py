@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex
 
+import numpy as np
+
 from jaxcnn import UserError
-from jaxcnn.config import height_width
+from jaxcnn.config import VOID, height_width
 from jaxcnn.data.sources import Source, imagenet
 
 _COLOURS = {1: " (grey)", 3: " (colour)"}
@@ -36,7 +38,8 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     Args:
       given: "image_shape" (H, W, C), "mean", "std", "class_names", and "resize" of photographs.
       data: the group `config.data`, or its keys "image_size", "eval_size", "resize", "mean" and "std". Where it has
-        another size and no "resize", the crop keeps its share of the image.
+        another size and no "resize", the crop keeps its share of the image. Where `given` has "min_size", the shorter
+        side of images that are padded, not cut, `data` has it too.
     """
     height, width, channels = given["image_shape"]
     size = height_width(data["eval_size"] or data["image_size"]) or (height, width)
@@ -44,14 +47,17 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     changed |= {key: list(data[key]) for key in ("mean", "std") if data[key]}
     if "resize" in given:
         changed["resize"] = data["resize"] or round(given["resize"] * max(size) / max(height, width))
+    if "min_size" in given:
+        changed["min_size"] = data["min_size"] or given["min_size"]
     return {**given, **changed}
 
 
-def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
+def of_weights(config: Any, given: Mapping[str, Any], padded: bool = False) -> tuple[Any, str]:
     """Return a copy of `config` that takes its images from weights where it sets nothing, and words of what it took.
 
     Args:
       given: the "input" of the weights, checked; {} where they do not say, which changes nothing.
+      padded: whether the images of `config` are padded, each at its own size: then no size is taken.
     """
     if not given:
         return config, ""
@@ -62,11 +68,11 @@ def of_weights(config: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
         (own if data[key] else taken).append(f"{key} {_numbers(data[key] or given[key])}")
         data[key] = tuple(map(float, wanted[key]))
     sized = bool(data.image_size or data.eval_size or data.buckets)
-    if not sized:
+    if not sized and not padded:
         height, width, _ = given["image_shape"]
         data.image_size = height if height == width else (height, width)
         taken.append(f"size {height}×{width}")
-    if "resize" in given and not (data.resize or data.buckets):
+    if "resize" in given and not (data.resize or data.buckets or padded):
         data.resize = wanted["resize"]
         taken.append(f"resize {data.resize}" + " (in proportion)" * (wanted["resize"] != given["resize"]))
     words = [f"{', '.join(taken)} of the weights"] * bool(taken) + [f"{', '.join(own)} of the config"] * bool(own)
@@ -156,9 +162,24 @@ class Relabelled(Source):
         return f"its classes are taken in their order, not by name: '{pairs[0][1]}' is '{pairs[0][0]}' of the network"
 
     def read(self, index: SupportsIndex) -> dict[str, Any]:
-        """Return example `index` with the network's label."""
+        """Return example `index` with the network's labels."""
         example = self.source.read(index)
-        return example | {"label": self.labels[example["label"]]}
+        if "label" in example:
+            example |= {"label": self.labels[example["label"]]}
+        if "label_map" in example:
+            network = np.full(256, VOID, np.uint8)
+            network[: len(self.labels)] = self.labels
+            example |= {"label_map": network[example["label_map"]]}
+        return example
+
+    @property
+    def targets(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Return the names of what `read` gives besides "image"."""
+        return self.source.targets
+
+    def sizes(self, skip: bool = False) -> np.ndarray:
+        """Return the height and width of every image; see `Source.sizes`."""
+        return self.source.sizes(skip)
 
     def where(self, index: int) -> str:
         """Return what an error calls the example."""

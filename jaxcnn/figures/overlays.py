@@ -1,18 +1,23 @@
-"""Draw images with what was predicted of them: titles, bars of scores, heat maps.
+"""Draw images with what was predicted of them: titles, bars of scores, heat maps, label maps.
 
 A task draws its predictions with these. They need NumPy and matplotlib only, and import nothing of this package. Each
 takes uint8 images (N, H, W, C), C of 1 or 3, returns a figure, and writes it as PNG where `out` is given.
 """
 
+import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 _WRONG, _RIGHT, _BAR = "#c1121f", "#2a7f3f", "#a8cbe8"
+_PLAIN = ("background",)  # classes that label maps leave the image as it is for
+_TINT = 0.6  # share of a class's colour in a pixel
 
 
 def prediction_grid(
@@ -78,6 +83,63 @@ def heat_cards(
     return _written(sheet.figure, out)
 
 
+@lru_cache
+def class_colours() -> np.ndarray:
+    """Return a colour for each number of a label map, uint8 (256, 3): neighbours far apart in hue, white for 255."""
+    # Steps of the golden ratio fill the circle of hues evenly; lightness and saturation change along with them.
+    hues = [(0.6 + 0.6180339887498949 * n) % 1 for n in range(256)]
+    colours = [
+        colorsys.hls_to_rgb(hue, (0.5, 0.35, 0.65)[n % 3], (0.85, 0.55)[n // 3 % 2]) for n, hue in enumerate(hues)
+    ]
+    table = np.rint(255 * np.array(colours)).astype(np.uint8)
+    table[255] = 255
+    table.setflags(write=False)
+    return table
+
+
+def tinted(image: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """Return an image, uint8 (H, W, C), as RGB with its classes' colours over it: uint8 (H, W, 3).
+
+    What is void, or of a class called "background", stays as it is.
+
+    Args:
+      labels: (H, W), a class for each pixel; numbers that are none of `names` are void where there are names.
+    """
+    pixels = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32)
+    plain = [number for number, name in enumerate(names) if name in _PLAIN]
+    drawn = (labels < (len(names) or 255)) & ~np.isin(labels, plain)
+    mixed = (1 - _TINT) * pixels + _TINT * class_colours()[labels]
+    return np.where(drawn[..., None], np.rint(mixed), pixels).astype(np.uint8)
+
+
+def mask_cards(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    maps: Mapping[str, Sequence[np.ndarray]],
+    names: Sequence[str],
+    out: Path | None = None,
+) -> Figure:
+    """Draw each image under its title, beside it the image with each of its label maps over it, and a legend.
+
+    Args:
+      images: uint8 (H, W, C); sizes may differ.
+      maps: caption, such as "truth" -> (H, W) of each image, a class for each pixel.
+    """
+    side, gap = 2.4, 0.15  # inches
+    shape = np.mean([image.shape[0] / image.shape[1] for image in images])  # of the cards: height to width
+    height = side * min(2.0, max(0.4, float(shape)))
+    seen = np.unique(np.concatenate([np.unique(labels) for column in maps.values() for labels in column]))
+    colours = [tuple(colour) for colour in (class_colours() / 255).tolist()]
+    patches = [Patch(color=colours[n], label=shorten(names[int(n)], 18)) for n in seen if n < len(names)]
+    sheet = _Sheet(len(images), (1 + len(maps)) * (side + gap) + gap, height + 3 * gap)
+    sheet.add_legend(patches)
+    for i, image in enumerate(images):
+        drawn = [(titles[i], image), *((caption, tinted(image, labels[i], names)) for caption, labels in maps.items())]
+        for column, (title, pixels) in enumerate(drawn):
+            show(sheet.axes(i, column * (side + gap) + gap, gap, side, height), pixels, title)
+    return _written(sheet.figure, out)
+
+
 class _Sheet:
     """A figure of `count` cards, each `width` by `height` inches, that is about square."""
 
@@ -86,11 +148,22 @@ class _Sheet:
         self.rows = -(-count // self.columns)
         self.card = (width, height)
         self.figure = Figure(figsize=(self.columns * width, self.rows * height))
+        self.below = 0.0  # inches under the cards
+
+    def add_legend(self, patches: Sequence[Patch]) -> None:
+        """Write what the patches stand for under the cards, in as many columns as there is room for."""
+        wide, high = self.figure.get_size_inches()
+        columns = max(1, int(wide / 1.7))
+        self.below = 0.25 * -(-len(patches) // columns) + 0.1
+        self.figure.set_size_inches(wide, high + self.below)
+        legend = self.figure.legend(handles=list(patches), loc="lower center", ncols=columns, fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
     def axes(self, i: int, left: float, bottom: float, width: float, height: float) -> Axes:
         """Return new axes without a frame at that place of card `i`, in inches from its lower left corner."""
         x = i % self.columns * self.card[0] + left
-        y = (self.rows - 1 - i // self.columns) * self.card[1] + bottom
+        y = (self.rows - 1 - i // self.columns) * self.card[1] + bottom + self.below
         wide, high = self.figure.get_size_inches()
         axes = self.figure.add_axes((x / wide, y / high, width / wide, height / high))
         axes.axis("off")

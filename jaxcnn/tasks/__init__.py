@@ -3,8 +3,9 @@
 from jaxcnn.config import Config
 from jaxcnn.tasks.base import Task
 from jaxcnn.tasks.classification import Classification
+from jaxcnn.tasks.segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def create_task(config: Config) -> Task:

@@ -82,11 +82,21 @@ class Task:
 
     best: tuple[str, str] = ("top1", "max")  # the score that picks the best checkpoint, and "max" or "min"
     headline: tuple[Headline, ...] = ()  # none: `best` alone is shown
+    padded: bool = False  # images are not cut, but padded within canvases: "sizes" int32 (2,) is then a target
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
 
     def __init__(self, config: Config | None = None):
         """Take what the task needs of a validated config."""
+
+    def prepare(self, data: Any) -> None:
+        """Take what the task needs of the data set besides shapes, such as the names of the classes.
+
+        Called once, before anything is traced.
+
+        Args:
+          data: as `jaxcnn.training.program.Data`.
+        """
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
@@ -167,13 +177,15 @@ class Task:
 
     def draw(
         self,
-        images: np.ndarray,
-        predictions: dict[str, np.ndarray],
+        images: Any,
+        predictions: Any,
         names: Sequence[str],
         titles: Sequence[str] = (),
         targets: dict[str, np.ndarray] | None = None,
     ) -> Any:
         """Return a matplotlib figure of images (N, H, W, C) uint8 with their predictions.
+
+        Of a task whose images are padded they may be a list, images (H, W, C) of several sizes.
 
         Args:
           predictions: what `predict` gave, (N, …) each.

@@ -98,20 +98,26 @@ def input_to_start_from(config: Config, workdir: Path | None) -> dict[str, Any]:
     """
     if not config.init_from:
         return {}
-    best = create_task(config).best
+    if (own := own_input(config, workdir)) is not None:
+        return own
+    with _weights_of(place(config.init_from, "config.init_from"), create_task(config).best) as (checkpoints, step):
+        return _input(checkpoints.info(step))
+
+
+def own_input(config: Config, workdir: Path | None) -> dict[str, Any] | None:
+    """Return the "input" of the newest checkpoint in a run's folder that can be read, None where there is none."""
     if workdir and any((workdir / "checkpoints").glob("[0-9]*")):
-        own = Checkpoints(workdir, best)
+        own = Checkpoints(workdir, create_task(config).best)
         for step in reversed(own.steps):
             with suppress(UserError):  # A damaged one is for `restore_or_init` to name.
                 return _input(own.info(step))
-    with _weights_of(place(config.init_from, "config.init_from"), best) as (checkpoints, step):
-        return _input(checkpoints.info(step))
+    return None
 
 
 def _images_of(config: Config, data: Data) -> str:
     """Return the line that says what the images take of `config.init_from`, or how data that was given differs."""
     known = input_to_start_from(config, None)
-    taking, taken = of_weights(config, known)
+    taking, taken = of_weights(config, known, create_task(config).padded)
     if known and (other := differences(known, data.input, taking.data)):
         return f"warning: the data given is not as {config.init_from} expects: {other}"
     return taken and f"images as of {config.init_from}: {taken}"

@@ -33,6 +33,8 @@ Bucket = tuple[int, int]  # (H, W) of the images of a batch
 class Data(Protocol):
     """What a run needs of a data set; `jaxcnn.data.dataset.Dataset` is one.
 
+    A weighted loss of segmentation also asks for `class_frequencies`.
+
     Batches are this process's rows: "image" uint8 (n, H, W, C), the task's targets (n, …), "mask" float32 (n,), and the
     names of the examples, "epoch" and "example" int32 (n,). H and W are those of one of the buckets.
     """
@@ -153,6 +155,7 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
     """
     check_batch(mesh, config.global_batch_size, config.optimizer.accumulate)
     task = create_task(config)
+    task.prepare(data)
     n, total = config.global_batch_size, total_steps(config, data.steps_per_epoch)
     batch, eval_batch = (
         {(h, w): batch_shapes(task, data, (h, w), n, mesh) for h, w in buckets}

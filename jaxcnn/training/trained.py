@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -43,7 +43,8 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import Evaluation, check_scored, densely, evaluate_rows, make_crops_step
-from jaxcnn.training.initial_state import check_resume, input_to_start_from
+from jaxcnn.training.initial_state import check_resume, input_to_start_from, own_input
+from jaxcnn.training.predicting import Prediction, predict_padded
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
@@ -138,10 +139,12 @@ def _parts(
     check_devices()
     if data is None:
         known = input_to_start_from(config, workdir)
-        taking, _ = of_weights(config, known)
+        task = create_task(config)
+        taking, _ = of_weights(config, known, task.padded)
         weights = Network(f"config.init_from={config.init_from}", known["image_shape"][2]) if known else None
         part = Slice(jax.process_index(), jax.process_count())
-        data = Dataset(taking, part, targets=create_task(config).targets, network=weights)
+        kept = partial(own_input, config, workdir)
+        data = Dataset(taking, part, targets=task.targets, network=weights, kept=kept)
     return _network(config, data.num_classes, data.image_shape, model), data
 
 
@@ -175,27 +178,6 @@ def dry_run(config: Config, model: nn.Module | None = None, data: Data | None = 
     return run_log.dry_run(config, program, data)
 
 
-class Prediction(NamedTuple):
-    """What a network says of one image.
-
-    Attributes:
-      image: uint8 (H, W, C), as the network was given it.
-      outputs: the task's arrays; of classification {"probabilities": float32 (classes,)}.
-      summary: a JSON object of them, with names; of classification the likeliest classes in falling order,
-        {"top5": [{"class": name, "index": int, "probability": float}, …]}.
-      text: the same in words.
-      name: the file, or "image 3" of arrays, counted from 0.
-      error: why there is no prediction; "" where there is one.
-    """
-
-    image: Any = None
-    outputs: Mapping[str, np.ndarray] = {}
-    summary: Mapping[str, Any] = {}
-    text: str = ""
-    name: str = ""
-    error: str = ""
-
-
 @dataclass(frozen=True)
 class TrainedModel:
     """A network with its weights, and what it expects of an image.
@@ -206,7 +188,8 @@ class TrainedModel:
       config: of the run, or what stands for it.
       step: of the checkpoint.
       input: "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize" where
-        images are resized to that shorter side before the centre is cropped.
+        images are resized to that shorter side before the centre is cropped. Where they are padded instead, "min_size",
+        the shorter side that all of an image is brought to (0: its own).
       mesh: the devices that `evaluate` uses.
       source: folder or file that it was read from.
       averaged: steps of the checkpoints whose mean the variables are; () where they are one checkpoint's.
@@ -258,7 +241,8 @@ class TrainedModel:
 
         Args:
           images: a path or an array, uint8 (H, W) or (H, W, C); several as a list of either, or uint8 (N, H, W, C).
-            They are resized and cropped as `input` says, but for arrays of exactly its "image_shape".
+            They are resized and cropped as `input` says, but for arrays of exactly its "image_shape". Where a network
+            gives a class for each pixel, it sees all of each image, and its "label_map" is of the image's own size.
 
         Raises:
           UserError: an image cannot be read, or the network's output for it is not finite.
@@ -273,7 +257,8 @@ class TrainedModel:
 
     def predictions(self, images: Iterable[Any]) -> Iterator[Prediction]:
         """Yield the predictions of `images` in their order, read in chunks; one that fails has an `error`."""
-        for prediction in self._through(self.outputs, images):
+        found = predict_padded(self, images) if self.task.padded else self._through(self.outputs, images)
+        for prediction in found:
             if prediction.error:
                 yield prediction
             else:
@@ -292,6 +277,8 @@ class TrainedModel:
         Raises:
           UserError: there is no such endpoint; before any image is read.
         """
+        if self.task.padded:
+            raise UserError(f"features are those of networks that classify images: {self.source} is none")
         shape = (1, *self.input["image_shape"])
         found = jax.eval_shape(lambda x: self.model.apply(self.variables, x), jax.ShapeDtypeStruct(shape, jnp.float32))
         names = [name for name, x in dict(found).items() if getattr(x, "ndim", 0) in (2, 4)]
@@ -328,9 +315,13 @@ class TrainedModel:
                 else:
                     yield prediction._replace(outputs=mine)
 
-    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each."""
-        return jax.device_get(self._program(images))
+    def outputs(self, images: np.ndarray, sizes: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each.
+
+        Args:
+          sizes: int32 (N, 2), height and width of each image within its canvas, where they are padded.
+        """
+        return jax.device_get(self._program(images) if sizes is None else self._program(images, sizes))
 
     def explain(self, images: np.ndarray, classes: Any = None) -> np.ndarray:
         """Return how much each pixel of images as `outputs` takes them speaks for a class: float32 (N, H, W) in 0 … 1.
@@ -352,14 +343,15 @@ class TrainedModel:
         # One device does: the variables of a run are on all, and each would compute the same.
         return jax.device_put(self.variables, jax.local_devices()[0])
 
-    def forward(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    def forward(self, variables: Any, images: jax.Array, sizes: jax.Array | None = None) -> dict[str, jax.Array]:
         """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
         rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
-        outputs, _ = self.task.forward(self.model, variables, {"image": self.normalize(images)}, rngs, False)
+        batch = {"image": self.normalize(images)} | ({} if sizes is None else {"sizes": sizes})
+        outputs, _ = self.task.forward(self.model, variables, batch, rngs, False)
         return self.task.predict(outputs)
 
     @cached_property
-    def _program(self) -> Callable[[Any], dict[str, jax.Array]]:
+    def _program(self) -> Callable[..., dict[str, jax.Array]]:
         return partial(jax.jit(self.forward, compiler_options=compiler_options(self.config)), self._weights)
 
     def _read(self, image: Any, index: int) -> Prediction:
@@ -426,9 +418,14 @@ class TrainedModel:
         return Evaluation(about | scores, rows, program.task, data, self.input["class_names"])
 
     def examples(self, count: int, overrides: Overrides = ()) -> dict[str, np.ndarray]:
-        """Return the first examples of the evaluation set, at most a batch: "image" as `outputs` takes it, targets."""
-        batch = next(self._data(overrides)[1].eval_batches())
-        return {key: value[batch["mask"] > 0][:count] for key, value in batch.items()}
+        """Return the first examples of the evaluation set, of one size: "image" as `outputs` takes it, targets."""
+        parts, size = [], None
+        for batch in self._data(overrides)[1].eval_batches():
+            size = size or batch["image"].shape[1:]
+            if batch["image"].shape[1:] != size or sum(len(part["mask"]) for part in parts) >= count:
+                break
+            parts.append({key: value[batch["mask"] > 0] for key, value in batch.items()})
+        return {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
 
     def _data(self, overrides: Overrides) -> tuple[Config, Dataset]:
         """Return the config with the overrides, and its data set, of which only the evaluation split is read."""
@@ -441,9 +438,10 @@ class TrainedModel:
         config.global_batch_size += -config.global_batch_size % self.mesh.size
         config.data.resident = False  # What is read once need not stay on the devices.
         part = Slice(jax.process_index(), jax.process_count())
-        config, _ = of_weights(config, self.input)
+        config, _ = of_weights(config, self.input, self.task.padded)
         network = Network(self.source, self.input["image_shape"][2], self.input["class_names"])
-        return config, Dataset(config, part, training=False, targets=self.task.targets, network=network)
+        targets, kept = self.task.targets, partial(dict, self.input)
+        return config, Dataset(config, part, training=False, targets=targets, network=network, kept=kept)
 
     def _views(
         self, protocol: str, scales: Sequence[int], config: Config, data: Dataset, program: Program, per_example: bool
@@ -574,5 +572,6 @@ def _overridden(given: dict[str, Any], config: Config, overrides: Overrides) -> 
     """Return the "input" of weights, but for the keys of `config.data` that `overrides` set."""
     keys = dict(overrides).keys()
     own = {leaf: config.data[leaf] if f"data.{leaf}" in keys else () for leaf in ("mean", "std")}
-    own |= {leaf: config.data[leaf] if f"data.{leaf}" in keys else 0 for leaf in ("image_size", "eval_size", "resize")}
+    sizes = ("image_size", "eval_size", "resize", "min_size")
+    own |= {leaf: config.data[leaf] if f"data.{leaf}" in keys else 0 for leaf in sizes}
     return with_settings(given, own)

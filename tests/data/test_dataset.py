@@ -250,7 +250,7 @@ def test_a_task_is_given_its_targets_or_told_what_is_missing(folder):
         return {}
 
     data = dataset(folder, targets=no_targets, data__buckets=BUCKETS, data__augment="flip")
-    assert {*seen} == {(2, (24, 32, 3)), (2, (32, 24, 3))}
+    assert {*seen} >= {(2, (24, 32, 3)), (2, (32, 24, 3))}
     assert next(data.train_batches(0, 1)).keys() == {"image", "mask", "epoch", "example"}
     assert data.preprocess(next(data.train_batches(0, 1)), np.uint32(0)).keys() >= {"image"}  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"config\.data\.augment: mixup"):

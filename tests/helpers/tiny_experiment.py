@@ -11,13 +11,13 @@ import sys
 sys.path.insert(0, {str(_HELPERS)!r})
 from jaxcnn import models
 from jaxcnn.config import base_config
-from tiny import Tiny
+from MODULE import CLASS
 
-models._REGISTRY["tiny"] = Tiny
+models._REGISTRY["tiny"] = CLASS
 
 
 def get_config():
-    config = base_config()
+    config = base_config("TASK")
     config.dtype = "float32"
     config.model.name = "tiny"
     config.ema.decay = 0.9
@@ -26,7 +26,9 @@ SETTINGS
 """
 
 
-def experiment_text(**settings: object) -> str:
+def experiment_text(task: str = "classification", network: str = "tiny:Tiny", /, **settings: object) -> str:
     """An experiment file that sets the keys given, `__` for the dots in them."""
     lines = [f"    config.{key.replace('__', '.')} = {value!r}" for key, value in settings.items()]
-    return _TEXT.replace("SETTINGS", "\n".join(lines))
+    module, _, name = network.partition(":")
+    text = _TEXT.replace("MODULE", module).replace("CLASS", name).replace("TASK", task)
+    return text.replace("SETTINGS", "\n".join(lines))

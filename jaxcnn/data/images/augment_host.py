@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxcnn import UserError
-from jaxcnn.data.images.decode import Box
+from jaxcnn.data.images.decode import Box, Crop
 
 Rng = np.random.Generator
 Size = tuple[int, int]  # (height, width)
-Geometry = Callable[[Size, Size, Rng], Box]  # (the image's size, the one that the crop is brought to, rng)
+Geometry = Callable[[Size, Size, Rng], Any]  # (the image's size, the one that it is brought to, rng) -> Box or Crop
 PixelOp = Callable[[np.ndarray, Rng], np.ndarray]
 
 # Columns: principal components of ImageNet's RGB in 0 … 1, and their eigenvalues; as in fb.resnet.torch.
@@ -39,7 +39,8 @@ class Augmentation(NamedTuple):
     """A value of `config.data.augment`, understood. Picklable.
 
     Attributes:
-      geometry: (image, size, rng) -> the part of the image to take, inside it; None where no crop is named.
+      geometry: (image, size, rng) -> the part of the image to take, inside it, and as a Crop also what it is brought to
+        where that may be less than `size`; None where no crop is named.
       pixels: in order, (uint8 (H, W, C), rng) -> the same shape and type.
       device: (name, arguments) for `augment_device.augment`, in order; an argument that was left out is missing too.
     """
@@ -69,6 +70,11 @@ def parse(text: str) -> Augmentation:
     pixels = tuple(partial(_PIXELS[name], **values) for name, values in words if name in _PIXELS)
     device = tuple((n, tuple(values.values())) for n, values in words if n not in _CROPS and n not in _PIXELS)
     return Augmentation(geometry[0] if geometry else None, pixels, device)
+
+
+def moves(operation: PixelOp) -> bool:
+    """Return whether an operation moves pixels, so that label maps and boxes of the image would no longer fit it."""
+    return getattr(operation, "func", None) is randaugment
 
 
 def _read(text: str) -> list[tuple[str, dict[str, float]]]:
@@ -128,6 +134,18 @@ def random_area(
         return _placed(*sides, height, width, rng)
     h, w = max(1.0, min(height, width / lowest)), max(1.0, min(width, height * highest))
     return Box((height - h) / 2, (width - w) / 2, h, w)
+
+
+def rescale(image: Size, size: Size, rng: Rng, lo: float, hi: float) -> Crop:
+    """Draw a factor on the image's sides, uniform in `lo` … `hi`, and a crop of `size`, or less where it is smaller.
+
+    The augmentation of label maps: torchvision's for segmentation, whose factors are 0.5 … 2 of 520 pixels.
+    """
+    scale = rng.uniform(lo, hi)
+    rows, columns = (max(1, round(side * scale)) for side in image)
+    rows, columns, height, width = min(size[0], rows), min(size[1], columns), *image
+    part = min(height, rows / scale), min(width, columns / scale)
+    return Crop(_placed(*part, height, width, rng), (rows, columns))
 
 
 def _largest(image: Size, size: Size) -> tuple[float, float]:
@@ -232,7 +250,7 @@ _OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (  # Rand
     lambda image, level: _affine(image, 1, 0, 0, 0, 1, 0.45 * level * image.height),
 )
 _NO_ARGUMENTS = ("", lambda: True)
-_CROPS = {"fixed_scale": fixed_scale, "scale_jitter": scale_jitter, "random_area": random_area}
+_CROPS = {"fixed_scale": fixed_scale, "scale_jitter": scale_jitter, "random_area": random_area, "rescale": rescale}
 _PIXELS = {"pca": pca, "photometric": photometric, "randaugment": randaugment, "erase": erase}
 OPS: dict[str, tuple[str, Callable[..., bool]]] = {  # arguments in words, and whether they, by name, are legal
     "fixed_scale": ("(S), S ≥ 224", lambda scale: scale >= 224),
@@ -241,6 +259,7 @@ OPS: dict[str, tuple[str, Callable[..., bool]]] = {  # arguments in words, and w
         "(LO,HI[,ASPECT_LO,ASPECT_HI]), 0 < LO ≤ HI ≤ 1, 0 < ASPECT_LO ≤ ASPECT_HI",
         lambda lo, hi, aspect_lo=3 / 4, aspect_hi=4 / 3: 0 < lo <= hi <= 1 and 0 < aspect_lo <= aspect_hi,
     ),
+    "rescale": ("(LO,HI), 0 < LO ≤ HI ≤ 16", lambda lo, hi: 0 < lo <= hi <= 16),
     "pca": _NO_ARGUMENTS,
     "photometric": _NO_ARGUMENTS,
     "randaugment": ("(N,M), N = 1, 2 … 14, 0 ≤ M ≤ 10", lambda n, m: n in range(1, 15) and 0 <= m <= 10),

@@ -65,11 +65,11 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
         turned = header.orientation >= 5
         return (header.width, header.height) if turned else (header.height, header.width)
     try:
-        with _opened(image) as opened:
+        with open_image(image) as opened:
             turned = orientation_of(opened) >= 5
             return (opened.width, opened.height) if turned else (opened.height, opened.width)
     except Exception as error:
-        raise ValueError(_reason(image, error)) from error
+        raise ValueError(reason_of(image, error)) from error
 
 
 def _open(data: bytes, channels: int) -> Image.Image:
@@ -81,8 +81,8 @@ def _open(data: bytes, channels: int) -> Image.Image:
       ValueError: it cannot be read; the text says why.
     """
     try:
-        with _opened(data) as image:
-            _check_pixels(image.width, image.height)
+        with open_image(data) as image:
+            check_pixels(image.width, image.height)
             image.load()  # Some formats have their metadata behind the pixels.
             turned = upright(image, orientation_of(image))
             if turned.mode == "F":
@@ -96,11 +96,11 @@ def _open(data: bytes, channels: int) -> Image.Image:
             with contextlib.suppress(ValueError):
                 pixels = turn(decode_jpeg(data, header, channels), header.orientation)
                 return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        raise ValueError(_reason(data, error)) from error
+        raise ValueError(reason_of(data, error)) from error
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def open_image(data: bytes) -> Iterator[Image.Image]:
     """Open the bytes by Pillow, which warns of what it goes on without, such as a damaged EXIF block."""
     check_scans(data)
     quiet = warnings.catch_warnings(action="ignore")
@@ -108,12 +108,14 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         yield image
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """Raise ValueError where an image has more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width}×{height} pixels: more than {MAX_PIXELS:,} are refused")
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def reason_of(data: bytes, error: Exception) -> str:
+    """Return why a file of these bytes cannot be read, for a line: `error` is what its decoder raised."""
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own bound, of twice as much, comes first
         return f"it has more than {MAX_PIXELS:,} pixels: so many are refused"
     if isinstance(error, UnidentifiedImageError):
@@ -175,7 +177,7 @@ def read_header(data: bytes) -> Header | None:
 
 def _pillow_orientation(data: bytes) -> int:
     try:
-        with _opened(data) as image:
+        with open_image(data) as image:
             return orientation_of(image)
     except Exception:  # whoever decodes it says what is wrong
         return 1
@@ -197,7 +199,7 @@ def decode_jpeg(data: bytes, header: Header, channels: int, bottom: int = 0, sca
     Raises:
       ValueError: it is damaged, or has more than MAX_PIXELS. Damage in rows that are not wanted is not seen.
     """
-    _check_pixels(header.width, header.height)
+    check_pixels(header.width, header.height)
     check_scans(data)
     height = header.height
     if bottom and header.sequential:
@@ -365,6 +367,16 @@ def read_image(image: Path | np.ndarray, shape: tuple[int, int, int], resize: in
         opened = opened.resize((columns, rows), Image.Resampling.BILINEAR)
         opened = opened.crop((left, top, left + width, top + height))
     return np.asarray(opened).reshape(height, width, channels)
+
+
+def read_all(image: Path | np.ndarray, channels: int) -> np.ndarray:
+    """Return all of an image, a file or pixels, upright: uint8 (H, W, channels), of 1 or 3.
+
+    Raises:
+      UserError: as of `read_image`.
+    """
+    pixels = np.asarray(_pillow_image(image, channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _pillow_image(image: Path | np.ndarray, channels: int) -> Image.Image:

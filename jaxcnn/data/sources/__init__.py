@@ -52,6 +52,9 @@ KINDS = {
     "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
     "folder": Kind("folder", "folder:DIR", is_path=True),
     "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),
+    "voc_segmentation": Kind("voc_segmentation", "voc_segmentation:DIR", is_path=True, marker="ImageSets"),
+    "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
+    "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
 }
 
 
@@ -96,8 +99,8 @@ class Source(ABC):
         """Return example `index` as it is stored: its image and its raw targets.
 
         "image" is an image file's bytes, or pixels uint8 (H, W, C). Raw targets, those in `targets`: "label" int, a
-        class; "label_map" (H, W), a class for each pixel; "boxes" float32 (n, 4), x1, y1, x2, y2 in pixels; any other
-        array belongs to the boxes where its first dimension is theirs.
+        class; "label_map" uint8 (H, W), a class for each pixel, `VOID` where it has none; "boxes" float32 (n, 4), x1,
+        y1, x2, y2 in pixels; any other array belongs to the boxes where its first dimension is theirs.
 
         Raises:
           IndexError: `index` is not in 0 … len - 1.
@@ -156,9 +159,8 @@ class Source(ABC):
 
         def size(i: int) -> tuple[int, int]:
             try:
-                example = self.read(i)
-                with self.naming(i, ValueError):
-                    return size_of(example["image"])
+                with self.naming(i, Exception):
+                    return size_of(self._image(i))
             except BadExample:
                 if not skip:
                     raise
@@ -199,6 +201,10 @@ class Source(ABC):
         except kind as error:
             raise BadExample(f"{self.where(index)} cannot be read ({one_line(error)}): {self.fix}") from error
 
+    def _image(self, index: int) -> "bytes | np.ndarray":
+        """Return the image of example `index` alone, where that is less to read."""
+        return self.read(index)["image"]
+
     @abstractmethod
     def _read(self, index: int) -> dict[str, Any]: ...
 
@@ -207,8 +213,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, `folder:DIR` or
-        `packed:DIR`; DIR of the former may be an address, such as gs://BUCKET/DIR.
+      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS with a DIR,
+        such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 

@@ -242,7 +242,7 @@ class TestErrors:
         [
             ("digit", "did you mean digits"),
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
-            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR and packed:DIR"),
+            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR, .*masks:DIR"),
             ("", "no data set '': there are digits"),
             ("foler:/x:y", "did you mean folder:/x:y"),
             ("/none/such", "no data set '/none/such': there are digits"),

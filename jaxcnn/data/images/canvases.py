@@ -1,0 +1,63 @@
+"""Canvases: the few sizes that images of many sizes are padded to, below and to the right, so as to share programs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxcnn.data.images.decode import cover
+
+Size = tuple[int, int]  # (height, width)
+
+_DISTINCT = 200  # sizes that canvases are made of; more of them are rounded up first
+
+
+def scaled(size: Size, shorter: int) -> Size:
+    """Return an image's (height, width) brought to this length of the shorter side, as torchvision rounds; 0: as is."""
+    return cover(size, (shorter, shorter)) if shorter else size
+
+
+def choose_canvases(sizes: np.ndarray, most: int = 6) -> list[Size]:
+    """Return at most `most` canvases, (height, width) each, that hold images of these sizes with little padding.
+
+    Two canvases become one, the pair to which that adds the fewest padded pixels, until there are few enough. Whole
+    numbers decide, so that all processes find the same.
+
+    Args:
+      sizes: (N, 2), heights and widths.
+    """
+    step, sizes = 1, np.asarray(sizes, np.int64)
+    found, counts = np.unique(sizes, axis=0, return_counts=True)
+    while len(found) > _DISTINCT:
+        step *= 2
+        found, counts = np.unique(-(-sizes // step) * step, axis=0, return_counts=True)
+    while len(found) > most:
+        joined = np.maximum(found[:, None], found)  # (n, n, 2): the canvas of each pair
+        pixels = found.prod(1) * counts
+        added = joined.prod(2) * (counts[:, None] + counts) - pixels[:, None] - pixels
+        added[np.tril_indices(len(found))] = np.iinfo(np.int64).max  # each pair once, and none with itself
+        first, second = np.unravel_index(added.argmin(), added.shape)
+        found[first], counts[first] = joined[first, second], counts[first] + counts[second]
+        found, counts = np.delete(found, second, 0), np.delete(counts, second)
+    held = smallest_canvas(sizes, found.tolist())
+    tight = [sizes[held == canvas].max(0) for canvas in np.unique(held)]  # no larger than the images need
+    return [(height, width) for height, width in np.unique(tight, axis=0).tolist()]
+
+
+def smallest_canvas(sizes: np.ndarray, canvases: Sequence[Size]) -> np.ndarray:
+    """Return which canvas, the smallest that holds it, each image goes to: int (N,), -1 where none does.
+
+    Args:
+      sizes: (N, 2), heights and widths.
+    """
+    held = (np.asarray(sizes)[:, None] <= np.asarray(canvases)).all(axis=-1)  # (N, canvases)
+    areas = np.where(held, np.prod(canvases, axis=1), np.iinfo(np.int64).max)
+    return np.where(held.sum(1) > 0, areas.argmin(1), -1)
+
+
+def padded(array: np.ndarray, size: Size, value: int = 0) -> np.ndarray:
+    """Return an array (H, W, …) within one of `size`, at its upper left; `value` is below and to the right."""
+    if array.shape[:2] == size:
+        return array
+    canvas = np.full((*size, *array.shape[2:]), value, array.dtype)
+    canvas[: array.shape[0], : array.shape[1]] = array
+    return canvas

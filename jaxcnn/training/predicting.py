@@ -1,0 +1,89 @@
+"""What a network says of one image, and how it is asked about images at their own size."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcnn import UserError
+from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
+from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
+from jaxcnn.safe_files import read_bytes
+
+
+class Prediction(NamedTuple):
+    """What a network says of one image.
+
+    Attributes:
+      image: uint8 (H, W, C), as the network was given it.
+      outputs: the task's arrays; of classification {"probabilities": float32 (classes,)}.
+      summary: a JSON object of them, with names; of classification the likeliest classes in falling order,
+        {"top5": [{"class": name, "index": int, "probability": float}, …]}.
+      text: the same in words.
+      name: the file, or "image 3" of arrays, counted from 0.
+      error: why there is no prediction; "" where there is one.
+    """
+
+    image: Any = None
+    outputs: Mapping[str, np.ndarray] = {}
+    summary: Mapping[str, Any] = {}
+    text: str = ""
+    name: str = ""
+    error: str = ""
+
+
+MAPS = ("label_map", "probability")  # outputs (H, W), a value for each pixel
+
+
+def predict_padded(network: Any, images: Iterable[Any]) -> Iterator[Prediction]:
+    """Yield a prediction of each image at its own size, in their order; one that fails has an `error`.
+
+    Images share canvases, so that few programs are compiled however many sizes there are, and one image at a time is in
+    memory. What the network gives is cut to the image, and brought to its own size where "min_size" resized it.
+
+    Args:
+      network: the `TrainedModel`, whose images are padded.
+      images: as `TrainedModel.predict` takes several.
+    """
+    images, shorter = list(images), network.input["min_size"]
+    # A look at the header of each first; an image that has none is told of when it is its turn.
+    sizes = [scaled(size, shorter) for size in map(_size, images) if size]
+    canvases = choose_canvases(np.array(sizes)) if sizes else []
+    for index, image in enumerate(images):
+        found = _read(image, index, network.input["image_shape"][2])
+        yield found if found.error else _predicted(network, found, shorter, canvases)
+
+
+def _size(image: Any) -> tuple[int, int] | None:
+    """Return (height, width) of a file or an array; None where it cannot be read."""
+    try:
+        return size_of(read_bytes(image, MAX_BYTES) if isinstance(image, str | Path) else np.asarray(image))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _read(image: Any, index: int, channels: int) -> Prediction:
+    """Return an image, uint8 (H, W, C), or why it cannot be read."""
+    is_path = isinstance(image, str | Path)
+    name = str(image) if is_path else f"image {index}"
+    try:
+        return Prediction(read_all(Path(image) if is_path else np.asarray(image), channels), name=name)
+    except UserError as error:
+        return Prediction(name=name, error=str(error))
+
+
+def _predicted(network: Any, found: Prediction, shorter: int, canvases: list[tuple[int, int]]) -> Prediction:
+    """Return what the network gives for an image, in pixels of that image."""
+    own = found.image.shape[:2]
+    seen = scaled(own, shorter)
+    pixels = padded(resize(found.image, seen), canvases[int(smallest_canvas(np.array([seen]), canvases)[0])])
+    outputs = network.outputs(pixels[None], np.array([seen], np.int32))
+    values = {key: value[0] for key, value in outputs.items()}
+    if not all(np.isfinite(value).all() for value in values.values()):
+        error = f"the network's output for {found.name} is not finite: check its weights"
+        return found._replace(error=error)
+    # Each pixel of the image is given what the nearest pixel of the row has; the row's padding is passed over.
+    to_own = Crop(Box(0, 0, *seen), own)
+    moved = {key: to_own.label_map(value) for key, value in values.items() if key in MAPS}
+    return found._replace(outputs=values | moved)

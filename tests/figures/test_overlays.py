@@ -1,0 +1,36 @@
+"""Label maps over images: colours that differ, void that is left alone, a legend of what is seen."""
+
+import numpy as np
+
+from jaxcnn.figures.overlays import class_colours, mask_cards, tinted
+
+
+def test_colours_of_neighbouring_classes_are_far_apart_and_void_is_white():
+    colours = class_colours().astype(int)
+    assert colours.shape == (256, 3)
+    assert colours[255].tolist() == [255] * 3
+    assert len(np.unique(colours[:100], axis=0)) == 100
+    for step in (1, 2):
+        assert (np.abs(colours[:40] - colours[step : 40 + step]).max(1) > 60).all()
+
+
+def test_void_and_background_leave_the_image_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (2, 4, 1), np.uint8)
+    labels = np.array([[0, 1, 2, 255]] * 2)
+    found = tinted(image, labels, ["background", "cat", "dog"])
+    np.testing.assert_array_equal(found[:, [0, 3]], np.broadcast_to(image, (2, 4, 3))[:, [0, 3]])
+    expected = 0.4 * image[:, 1:3] + 0.6 * class_colours()[[1, 2]]
+    assert np.abs(found[:, 1:3] - expected).max() <= 0.5
+    assert (tinted(image, labels)[:, 0] != found[:, 0]).any(), "without names, 0 is a class as others"
+
+
+def test_cards_have_a_picture_for_each_map_and_a_legend_of_the_classes_seen(tmp_path):
+    images = [np.zeros((6, 8, 3), np.uint8), np.zeros((9, 5, 3), np.uint8)]
+    maps = [np.zeros((6, 8), np.uint8), np.full((9, 5), 2, np.uint8)]
+    maps[0][0] = 255
+    figure = mask_cards(
+        images, ["a", "b"], {"truth": maps, "prediction": maps}, ["s_$1$", "cat", "dog"], tmp_path / "x"
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["a", "truth", "prediction", "b", "truth", "prediction"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["s_$1$", "dog"]
+    assert (tmp_path / "x").read_bytes().startswith(b"\x89PNG")
