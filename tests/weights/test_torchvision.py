@@ -1,10 +1,7 @@
-"""All fifteen networks against torchvision's state dicts, outputs, loss and gradients (tests/golden)."""
+"""The networks against torchvision's state dicts, outputs, loss and gradients (tests/golden)."""
 
-import gzip
-import json
 import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from golden import COUNT, Shapes, entry, golden, images, norms, shapes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,46 +19,19 @@ from jaxcnn.models import create_model
 from jaxcnn.weights.files import check_finite
 from jaxcnn.weights.torchvision import NAMES, find_network, from_state_dict, new_heads, to_state_dict
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-COUNT = "num_batches_tracked"
-Shapes = dict[str, tuple[int, ...]]
 slow = pytest.mark.slow
 
 
-@cache
-def golden() -> dict[str, Any]:
-    with np.load(GOLDEN / "torchvision.npz") as arrays:
-        return dict(arrays)
-
-
-@cache
-def all_shapes() -> dict[str, dict[str, list[int]]]:
-    return json.loads(gzip.decompress((GOLDEN / "torchvision_shapes.json.gz").read_bytes()))
-
-
 def shapes(name: str, classes: int = 1000) -> Shapes:
-    """Torch's shapes of our model `name`, in the order of its state dict."""
+    """Torch's shapes of our classifier `name`, in the order of its state dict."""
     heads = ("fc.", "aux1.fc2.", "aux2.fc2.", "classifier.6.")
-    found = all_shapes()[name.removesuffix("_tv")].items()
-    return {k: (classes, *v[1:]) if k.startswith(heads) else tuple(v) for k, v in found}
+    found = shapes_of(name.removesuffix("_tv")).items()
+    return {k: (classes, *v[1:]) if k.startswith(heads) else v for k, v in found}
 
 
 def zeros(name: str) -> dict[str, np.ndarray]:
     """A state dict of `name` that takes no memory."""
     return {k: np.broadcast_to(np.float32(0), s) for k, s in shapes(name).items()}
-
-
-def entry(key: str, shape: tuple[int, ...]) -> Any:
-    """One entry of the state dict that torchvision was given."""
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    normal = rng.standard_normal(shape).astype(np.float32) if shape else np.float32(0)
-    if key.endswith("num_batches_tracked"):
-        return np.zeros(shape, np.int64)
-    if key.endswith(("running_mean", "bias")):
-        return 0.1 * normal
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(normal)
-    return 1 + 0.1 * normal if len(shape) == 1 else normal * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
 @cache
@@ -107,10 +78,6 @@ def test_what_is_not_one_network_is_not_made_one():
     assert find_network("resnet18", vgg) == (vgg, [])
 
 
-def images(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((n, 224, 224, 3)).astype(np.float32)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -124,13 +91,12 @@ def images(n: int, seed: int) -> np.ndarray:
 )
 def test_evaluation_logits_are_torchvisions(name):
     model: Any = create_model(name, dtype=np.float32)
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False)["logits"])(variables(name), images(2, seed=0))
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False)["logits"])(
+        variables(name), images(2, 224, 224, 3, seed=0)
+    )
     variables.cache_clear()
     expected = golden()[f"{name.removesuffix('_tv')}/logits"]
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-
-
-NO_GRADIENT = ("running_mean", "running_var", COUNT)
 
 
 def training_step(dtype: str) -> tuple[float, dict[str, float]]:
@@ -143,26 +109,24 @@ def training_step(dtype: str) -> tuple[float, dict[str, float]]:
         return optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], labels).mean()
 
     with jax.enable_x64(dtype == "float64"):
-        ours, x = jax.tree.map(lambda v: v.astype(dtype), (variables("resnet18"), images(4, seed=1)))
+        ours, x = jax.tree.map(lambda v: v.astype(dtype), (variables("resnet18"), images(4, 224, 224, 3, seed=1)))
         loss, grads = jax.jit(jax.value_and_grad(objective))(ours["params"], ours["batch_stats"], x)
         grads = to_state_dict("resnet18", {"params": jax.device_get(grads), "batch_stats": ours["batch_stats"]})
-    return float(loss), {
-        k: float(np.linalg.norm(v.astype(np.float64))) for k, v in grads.items() if not k.endswith(NO_GRADIENT)
-    }
+    return float(loss), norms(grads)
 
 
-def deviations(norms: dict[str, float]) -> tuple[float, float]:
+def deviations(found: dict[str, float]) -> tuple[float, float]:
     """Relative error of all the norms as one vector, and that of the worst among them."""
     expected = {k.removeprefix("resnet18/grad/"): float(v) for k, v in golden().items() if "/grad/" in k}
-    assert norms.keys() == expected.keys()
-    theirs = np.array([expected[k] for k in norms])
-    errors = np.array(list(norms.values())) - theirs
+    assert found.keys() == expected.keys()
+    theirs = np.array([expected[k] for k in found])
+    errors = np.array(list(found.values())) - theirs
     return float(np.linalg.norm(errors) / np.linalg.norm(theirs)), float(np.max(np.abs(errors) / theirs))
 
 
 def test_loss_and_gradients_in_float64_are_torchvisions():
-    loss, norms = training_step("float64")
-    _, worst = deviations(norms)
+    loss, found = training_step("float64")
+    _, worst = deviations(found)
     assert loss == pytest.approx(golden()["resnet18/train_loss"], rel=1e-6)  # the head accumulates in float32
     assert worst < 1e-6
 
@@ -172,8 +136,8 @@ def test_loss_and_gradients_in_float32_are_torchvisions_to_rounding():
 
     Nor are PyTorch's own float32 norms that near to its float64 ones.
     """
-    loss, norms = training_step("float32")
-    together, worst = deviations(norms)
+    loss, found = training_step("float32")
+    together, worst = deviations(found)
     assert loss == pytest.approx(golden()["resnet18/train_loss"], rel=1e-4)
     assert together < 1e-4
     assert worst < 2e-3
