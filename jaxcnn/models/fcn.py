@@ -24,7 +24,7 @@ two convolutions, and in training a second one on stage3.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -76,6 +76,7 @@ class Segmenter(Network):
       norm_epsilon: added to the variance in BatchNorm; None: the backbone's own.
     """
 
+    task: ClassVar[str] = "segmentation"
     spec: Any
     backbone: str | None = None
     width: float | None = None
