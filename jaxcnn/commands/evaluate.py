@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from jaxcnn.safe_files import csv_text, make_writable, write_atomically
 
 _PROTOCOLS = ("1crop", "10crop", "144crop", "dense")  # of data.images.test_crops, which a help need not load
 _LARGEST = 4096  # scale in pixels, as of config.data.image_size
+_LARGEST_FACTOR = 8
 _DRAWN = 36  # images in a picture
 _TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
 _WRITTEN = (*_TABLES, "confusion", "save")  # options that name a file
@@ -24,8 +27,10 @@ def main(argv: list[str]) -> int:
     """Evaluate as `argv` says."""
     parser = _parser()
     arguments, overrides = parse(parser, argv)
-    if arguments.scales and arguments.protocol != "dense":
+    if arguments.scales and arguments.protocol not in (None, "dense"):
         raise UserError("--scales goes with --protocol dense: the other protocols have their papers' scales")
+    if arguments.scales:
+        _check_scales(arguments.scales, arguments.protocol)
     models = _models(arguments)
     for name in ("save", "confusion"):
         if getattr(arguments, name) and len(models) > 1:
@@ -37,7 +42,8 @@ def main(argv: list[str]) -> int:
             _check_files(arguments)
         set_up_jax()
         wanted = [name for name in _TABLES if getattr(arguments, name)]
-        options = {"protocol": arguments.protocol or "", "scales": arguments.scales or ()}
+        options: dict[str, Any] = {"protocol": arguments.protocol or "", "scales": arguments.scales or ()}
+        options["flip"] = arguments.flip
         options["per_example"] = bool(wanted or arguments.confusion)
         found, rows = [], {name: [] for name in wanted}
         for run in _opened(models, overrides):
@@ -69,8 +75,10 @@ def _parser() -> Parser:
     add("--average", action="store_true", help=words)
     words = "a paper's test: the mean softmax of 1, 10 or 144 crops, or of whole images at several scales (dense)"
     add("--protocol", choices=_PROTOCOLS, help=f"{words}; default: as the run itself evaluates")
-    words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224)"
+    words = "dense: pixels of the shorter side (default: 256,384,512 for networks of 224); of segmentation: factors on "
+    words += "the sides, such as 0.5,1,1.5, over which the softmax of each pixel is averaged"
     add("--scales", metavar="Q,…", type=_scales, help=words)
+    add("--flip", action="store_true", help="segmentation: average over mirrored images, too")
     add("--predictions", metavar="CSV", type=location, help="write a row for each example that can be read")
     add("--per-class", metavar="CSV", type=location, help="write a row for each class: examples, correct, accuracy …")
     words = "draw which classes are taken for which, and the worst mistakes"
@@ -146,11 +154,22 @@ def _write(arguments: argparse.Namespace, rows: Mapping[str, list[dict[str, Any]
         print(f"{name.replace('_', ' ')}: {out}", file=sys.stderr)
 
 
-def _scales(text: str) -> list[int]:
-    """Return numbers of pixels, different ones, joined by commas."""
-    numbers = [int(word) if word.isascii() and word.isdecimal() else 0 for word in text.split(",")]
-    if min(numbers) < 1 or max(numbers) > _LARGEST or len(set(numbers)) < len(numbers):
+def _scales(text: str) -> list[float]:
+    """Return positive numbers, different ones, joined by commas; whole ones are integers."""
+    numbers: list[float] = []
+    for word in text.split(","):
+        with suppress(ValueError):
+            numbers.append(int(word) if word.isascii() and word.isdecimal() else float(word))
+    if len(set(numbers)) < text.count(",") + 1 or not all(0 < number < math.inf for number in numbers):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: write whole numbers of pixels, each once, 1 to {_LARGEST}, such as 256,384,512"
+            f"{text!r}: write positive numbers, each once, such as 256,384,512 or 0.5,1,1.5"
         )
     return numbers
+
+
+def _check_scales(scales: Sequence[float], protocol: str | None) -> None:
+    """Refuse numbers that are no pixels of `dense`, or no factors where there is no protocol."""
+    if protocol and not all(isinstance(scale, int) and scale <= _LARGEST for scale in scales):
+        raise UserError(f"--scales of --protocol dense: write whole numbers of pixels, 1 to {_LARGEST}")
+    if not protocol and max(scales) > _LARGEST_FACTOR:
+        raise UserError(f"--scales {max(scales):g}: of segmentation they are factors, {_LARGEST_FACTOR} at most")

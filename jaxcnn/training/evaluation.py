@@ -1,5 +1,6 @@
 """Evaluation: every example once, whatever the batch and the number of devices; and the papers' test protocols."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from jaxcnn import UserError
 from jaxcnn.data.batches import on_devices
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.models.resizing import resize
 from jaxcnn.tasks.base import Batch, Rows, Sums, Table, Task
 from jaxcnn.training.step import measured
 
@@ -202,3 +204,59 @@ def make_crops_step(
         return measured(task, task.of_crops(crops), batch, per_example)
 
     return crops_step
+
+
+def make_views_step(
+    model: nn.Module,
+    task: Task,
+    preprocess: Callable[[Batch, None], Batch],
+    scales: Sequence[float],
+    flip: bool,
+    per_example: bool = False,
+) -> Callable[[Any, Batch], dict[str, Any]]:
+    """Return (variables, batch) -> what `evaluate` adds up, each pixel by its mean softmax over views of its image.
+
+    An image within its canvas is resized and mirrored as if it were alone, and the logits of a view are brought back to
+    its own pixels; both bilinear with half-pixel centres, not antialiased. One view gives what ordinary evaluation
+    gives.
+
+    Args:
+      preprocess: a batch with uint8 images, padded, and their "sizes" -> what the model takes.
+      scales: factors on the sides of the images.
+      flip: count each view a second time, mirrored left to right.
+    """
+
+    def logits_of(variables: Any, batch: Batch, scale: float, mirrored: bool) -> jax.Array:
+        """Return the logits (N, H, W, classes) of one view, in pixels of the canvas."""
+        images, sizes = batch["image"], batch["sizes"]
+        canvas = images.shape[1], images.shape[2]
+        seen = jnp.maximum(jnp.round(scale * sizes).astype(jnp.int32), 1)
+        if scale != 1:
+            larger = math.ceil(scale * canvas[0]), math.ceil(scale * canvas[1])
+            images = resize(images, larger, aligned_corners=False, antialias=False, sizes=sizes, to=seen)
+        if mirrored:
+            images = _mirrored(images, seen)
+        rngs = {"example": jax.random.split(jax.random.key(0), len(images))}
+        logits = task.forward(model, variables, {"image": images, "sizes": seen}, rngs, False)[0]["logits"]
+        if mirrored:
+            logits = _mirrored(logits, seen)
+        if scale != 1:
+            logits = resize(logits, canvas, aligned_corners=False, antialias=False, sizes=seen, to=sizes)
+        return logits
+
+    def views_step(variables: Any, batch: Batch) -> dict[str, Any]:
+        batch = preprocess(batch, None)
+        views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
+        total: Any = -jnp.inf
+        for scale, mirrored in views:  # in logarithms, so that no probability is lost to underflow
+            total = jnp.logaddexp(total, jax.nn.log_softmax(logits_of(variables, batch, scale, mirrored)))
+        return measured(task, {"logits": total - math.log(len(views))}, batch, per_example)
+
+    return views_step
+
+
+def _mirrored(x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return maps (N, H, W, C) mirrored left to right, each within its own width, sizes[:, 1]."""
+    columns, widths = jnp.arange(x.shape[2]), sizes[:, 1, None]
+    places = jnp.where(columns < widths, widths - 1 - columns, columns)  # (N, W)
+    return jnp.take_along_axis(x, places[:, None, :, None], axis=2)

@@ -42,7 +42,14 @@ from jaxcnn.safe_files import only_trainer, shown
 from jaxcnn.tasks import create_task
 from jaxcnn.training import loop, run_log
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import Evaluation, check_scored, densely, evaluate_rows, make_crops_step
+from jaxcnn.training.evaluation import (
+    Evaluation,
+    check_scored,
+    densely,
+    evaluate_rows,
+    make_crops_step,
+    make_views_step,
+)
 from jaxcnn.training.initial_state import check_resume, input_to_start_from, own_input
 from jaxcnn.training.predicting import Prediction, predict_padded
 from jaxcnn.training.program import Data, Program, build_program, compiler_options
@@ -366,13 +373,17 @@ class TrainedModel:
         except UserError as error:
             return Prediction(name=name, error=str(error))
 
-    def evaluate(self, overrides: Overrides = (), protocol: str = "", scales: Sequence[int] = ()) -> dict[str, Any]:
+    def evaluate(
+        self, overrides: Overrides = (), protocol: str = "", scales: Sequence[float] = (), flip: bool = False
+    ) -> dict[str, Any]:
         """Score every example of the evaluation set once, on all devices and processes.
 
         Args:
           overrides: of the config's `data.` keys and global_batch_size, such as {"data.eval_split": "train"}.
           protocol: a paper's test, "1crop", "10crop", "144crop" or "dense"; "": as the run itself evaluates.
-          scales: of "dense", lengths in pixels of the shorter side.
+          scales: of "dense", lengths in pixels of the shorter side; of segmentation, factors on the sides of images,
+            over which the softmax of each pixel is averaged.
+          flip: of segmentation, average over mirrored images too.
 
         Returns:
           "eval/…" scores, "eval/examples", and what was evaluated: "workdir", "checkpoint", "model", "data", "split".
@@ -380,16 +391,18 @@ class TrainedModel:
         Raises:
           UserError: the data set is missing, or its classes or images are not the network's.
         """
-        return self.evaluation(overrides, protocol, scales, per_example=False).scores
+        return self.evaluation(overrides, protocol, scales, flip, per_example=False).scores
 
     def evaluation(
-        self, overrides: Overrides = (), protocol: str = "", scales: Sequence[int] = (), per_example: bool = True
-    ) -> Evaluation:
+        self, overrides: Overrides = (), protocol: str = "", scales: Sequence[float] = (), flip: bool = False,
+        per_example: bool = True,
+    ) -> Evaluation:  # fmt: skip
         """Do the same, and return the predictions of all examples beside the scores, in every process.
 
         Args:
           per_example: False leaves the predictions out.
         """
+        self._check_protocol(protocol, scales, flip)
         config, data = self._data(overrides)
         program = build_program(config, self.model, data, self.mesh, per_example)
         if shapes_of(program.variables) != shapes_of(self.variables):
@@ -404,8 +417,14 @@ class TrainedModel:
             protocol = "1crop"
         step, batches = program.eval_step, data.eval_batches()
         if protocol:
-            step, batches, views = self._views(protocol, scales, config, data, program, per_example)
+            pixels: Any = scales
+            step, batches, views = self._views(protocol, pixels, config, data, program, per_example)
             about |= {"protocol": protocol, "views": views.count, "scales": views.scales}
+        elif scales or flip:
+            factors = tuple(scales) or (1.0,)
+            step = make_views_step(self.model, program.task, data.preprocess, factors, flip, per_example)
+            step = jax.jit(step, out_shardings=replicated(self.mesh), compiler_options=program.compiler_options)
+            about |= {"views": len(factors) * (1 + flip), "scales": factors, "flip": flip}
         scores, rows = evaluate_rows(
             step, self.variables, batches, task=program.task, mesh=self.mesh, examples=data.eval_examples,
             broken=lambda: data.eval_broken,
@@ -416,6 +435,17 @@ class TrainedModel:
         for words in data.complaints(0):
             print(words, file=sys.stderr)
         return Evaluation(about | scores, rows, program.task, data, self.input["class_names"])
+
+    def _check_protocol(self, protocol: str, scales: Sequence[float], flip: bool) -> None:
+        """Refuse a test that the task does not have."""
+        name = self.config.task.name
+        if self.task.padded and protocol:
+            raise UserError(
+                f"--protocol {protocol} cuts crops out of images: {name} has --flip and --scales without it"
+            )
+        if not self.task.padded and (flip or (scales and protocol != "dense")):
+            option = "--flip goes" if flip else "--scales goes with --protocol dense, or"
+            raise UserError(f"{option} with segmentation: {name} mirrors by --protocol 10crop, 144crop or dense")
 
     def examples(self, count: int, overrides: Overrides = ()) -> dict[str, np.ndarray]:
         """Return the first examples of the evaluation set, of one size: "image" as `outputs` takes it, targets."""

@@ -212,9 +212,15 @@ def test_a_run_whose_weights_were_made_for_the_centre_is_scored_on_it(workdir, e
         (["--scales=8"], "--scales goes with --protocol dense"),
         (["--protocol=10crop", "--scales=8"], "--scales goes with --protocol dense"),
         *(
-            (["--protocol=dense", f"--scales={text}"], f"argument --scales: {text!r}: write whole numbers of pixels")
-            for text in ("8,twelve", "8.5", "8,8", "0", "-8", "4097", "", "8,")
+            (["--protocol=dense", f"--scales={text}"], f"argument --scales: {text!r}: write positive numbers")
+            for text in ("8,twelve", "8,8", "0", "-8", "", "8,", "nan", "inf")
         ),
+        *(
+            (["--protocol=dense", f"--scales={text}"], "--scales of --protocol dense: write whole numbers of pixels")
+            for text in ("8.5", "4097")
+        ),
+        (["--scales=9"], "--scales 9: of segmentation they are factors, 8 at most"),
+        (["--flip"], "--flip goes with segmentation: classification mirrors by --protocol"),
     ],
 )
 def test_what_does_not_go_with_a_protocol_is_refused_in_one_line(words, told, workdir, refused):

@@ -161,3 +161,18 @@ def test_data_show_draws_what_training_sees_with_its_label_maps(folder, tmp_path
     pixels = decode((tmp_path / "s.png").read_bytes(), 3)
     assert pixels.shape[0] == 3 * 116
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_flip_and_scales_average_views_and_one_view_is_ordinary_evaluation(folder, capsys):
+    def scores(*words: str) -> dict[str, Any]:
+        assert run("evaluate", "--workdir", folder / "run", *words) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    plain, once = scores(), scores("--scales=1")
+    assert once["eval/loss"] == pytest.approx(plain["eval/loss"], rel=1e-5)
+    assert once["eval/miou"] == plain["eval/miou"]
+    several = scores("--flip", "--scales=0.5,1,1.5")
+    assert (several["views"], several["scales"], several["flip"]) == (6, [0.5, 1, 1.5], True)
+    assert several["eval/loss"] != plain["eval/loss"]
+    assert run("evaluate", "--workdir", folder / "run", "--protocol", "10crop") == 2
+    assert "segmentation has --flip and --scales" in capsys.readouterr().err
