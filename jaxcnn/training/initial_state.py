@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcnn import UserError, stores
@@ -19,6 +20,7 @@ from jaxcnn.data.sources import path_kind
 from jaxcnn.locations import Address, place
 from jaxcnn.models.layers import match_norms
 from jaxcnn.tasks import create_task
+from jaxcnn.training import onto_trunk
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
 from jaxcnn.training.state import TrainState, path_name, shapes_of
@@ -143,6 +145,8 @@ def _weights_of(path: Path | Address, best: tuple[str, str]) -> Iterator[tuple[C
         )
     run, which = (path.parent.parent, path.name) if path.parent.name == "checkpoints" else (path, "best")
     with stores.opened(run) as folder:
+        with suppress(UserError):  # The best of a run of another task is that by its own score.
+            best = create_task(from_json(folder / "config.json")).best
         checkpoints = Checkpoints(folder, best)
         yield checkpoints, checkpoints.resolve(which)
 
@@ -156,7 +160,8 @@ def load_variables(
 ) -> tuple[Tree, str]:
     """Return the weights to start from: a run's folder (its best checkpoint) or one checkpoint, RUN/checkpoints/STEP.
 
-    A head of the same classes in another order is put in this run's.
+    A head of the same classes in another order is put in this run's. A network on a trunk may start from its backbone
+    as a classifier, whose fully connected layers become convolutions, or from another network on the same trunk.
 
     Args:
       fresh: {"params", "batch_stats"} of step 0, on the devices that the result is to be on.
@@ -181,6 +186,8 @@ def _load(
     saved = checkpoints.variable_shapes(step)
     asked = match_norms(fresh, saved)  # frozen norms keep their affine in another collection than ordinary ones
     now = shapes_of(asked)
+    if onto_trunk.has_trunk(now) and saved.keys() != now.keys():
+        return _load_parts(checkpoints, step, path, fresh, images, reset_head)
     heads = [key for key in now if _differs_in_classes(key, saved.get(key, ()), now[key])]
     if not heads or saved | {key: now[key] for key in heads} != now:
         try:
@@ -191,10 +198,7 @@ def _load(
         return match_norms(kept, fresh), words
     there, here = saved[heads[0]][-1], now[heads[0]][-1]
     if not reset_head:
-        raise UserError(
-            f"config.init_from={path} has {there} classes, this run {here}: config.reset_head=True takes the other "
-            "weights and gives the head fresh ones"
-        )
+        raise _other_classes(path, there, here)
 
     def like(keys: Any, x: Any) -> Any:
         shape = saved[path_name(keys)]  # a head of other classes need not divide; it is not kept
@@ -205,6 +209,49 @@ def _load(
     loaded = checkpoints.restore_variables(step, jax.tree_util.tree_map_with_path(like, asked))
     merged = jax.tree.map(lambda old, new: old if old.shape == new.shape else new, loaded, asked)
     return match_norms(merged, fresh), f"the head starts afresh: {there} classes in {path}, {here} here"
+
+
+def _load_parts(
+    checkpoints: Checkpoints, step: int, path: Path | Address, fresh: Tree, images: Mapping[str, Any], reset_head: bool
+) -> tuple[Tree, str]:
+    """Do what `load_variables` does with weights of which a network on a trunk has a part."""
+    info, there = checkpoints.info(step), checkpoints.variable_shapes(step)
+    names = onto_trunk.renamed(there)
+    saved = {here: there[name] for here, name in names.items()}
+    asked = match_norms(fresh, saved)
+    now, classifier = shapes_of(asked), not onto_trunk.has_trunk(there)
+    heads = [key for key in now if _differs_in_classes(key, saved.get(key, ()), now[key])]
+    if heads and not classifier and not reset_head:
+        raise _other_classes(path, saved[heads[0]][-1], now[heads[0]][-1])
+    source = f"config.init_from={path}"
+    parts = onto_trunk.divide(source, saved, now, heads=not classifier)
+    flat: Any = flatten_dict(asked, sep="/")
+    anywhere = next(iter(flat.values())).sharding  # of what is read and not taken
+    if isinstance(anywhere, NamedSharding):
+        anywhere = NamedSharding(anywhere.mesh, PartitionSpec())
+
+    def like(here: str) -> jax.ShapeDtypeStruct:
+        taken = here in parts.taken
+        return jax.ShapeDtypeStruct(saved[here], jnp.float32, sharding=flat[here].sharding if taken else anywhere)
+
+    loaded = checkpoints.restore_variables(
+        step, unflatten_dict({name: like(here) for here, name in names.items()}, sep="/")
+    )
+    arrays: Any = flatten_dict(loaded, sep="/")
+    merged = {} if "batch_stats" not in fresh else {"batch_stats": {}}
+    merged |= unflatten_dict(flat | {here: arrays[names[here]] for here in parts.taken}, sep="/")
+    words = onto_trunk.describe(source, parts, saved, now)
+    if not classifier:
+        merged, more = _head_of_classes(path, merged, asked, _input(info).get("class_names"), images, reset_head)
+        words = "\n".join(filter(None, [words, more]))
+    return match_norms(merged, fresh), words
+
+
+def _other_classes(path: Path | Address, there: int, here: int) -> UserError:
+    return UserError(
+        f"config.init_from={path} has {there} classes, this run {here}: config.reset_head=True takes the other "
+        "weights and gives the head fresh ones"
+    )
 
 
 def _head_of_classes(
@@ -230,7 +277,7 @@ def _head_of_classes(
         return loaded, f"the head is kept, class by class in their order: {differ}"
 
     def change(keys: Any, old: Any, new: Any) -> Any:
-        if path_name(keys).split("/")[-2] != "head" or old.shape[-1:] != (len(here),):
+        if not _by_class(path_name(keys)) or old.shape[-1:] != (len(here),):
             return old
         return jax.device_put(jnp.take(old, jnp.asarray(order), axis=-1), new.sharding) if order else new
 
@@ -243,9 +290,13 @@ def _head_of_classes(
     return jax.tree_util.tree_map_with_path(change, loaded, fresh), words
 
 
+def _by_class(key: str) -> bool:
+    """Return whether the last dimension of an array is the classes: of a head, or of a learnt enlarging of scores."""
+    return key.split("/")[-2].partition("_")[0] in ("head", "enlarge")
+
+
 def _differs_in_classes(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    in_head = key.split("/")[-2] == "head"
-    return in_head and saved != now and len(saved) == len(now) and saved[:-1] == now[:-1]
+    return _by_class(key) and saved != now and len(saved) == len(now) and saved[:-1] == now[:-1]
 
 
 def _other_images(info: dict[str, Any], image_shape: Sequence[int]) -> str:
