@@ -23,7 +23,10 @@ def main(argv: list[str]) -> int:
     parser = Parser("jaxcnn weights", description=__doc__)
     commands = parser.add_subparsers(metavar="import | export", required=True)
 
-    words = "weights of torchvision or of a CIFAR ResNet's PyTorch port, or that export wrote, as a folder like a run's"
+    words = (
+        "weights of torchvision, of FCN under its authors' names or of a CIFAR ResNet's PyTorch port, or that export "
+        "wrote, as a folder like a run's"
+    )
     command = commands.add_parser("import", help=words, description=words, epilog=OVERRIDES)
     command.add_argument("--model", metavar="NAME", required=True, help="network of FILE, such as resnet50_tv")
     command.add_argument("--names", metavar="NAMES", type=location, help="names of the classes, one a line")
@@ -118,15 +121,16 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from jaxcnn.configfile import to_json
     from jaxcnn.training.trained import open_run
     from jaxcnn.weights.files import to_paths, write_safetensors
-    from jaxcnn.weights.torchvision import CIFAR_NAMES, NAMES, to_state_dict
+    from jaxcnn.weights.torchvision import CAFFE_NAMES, CIFAR_NAMES, NAMES, to_state_dict
 
     run = open_run(arguments.workdir, arguments.checkpoint, overrides)
     name, variables = run.config.model.name, jax.device_get(run.variables)
     arrays, kind = to_paths(variables), "jaxcnn"
-    if name in (*NAMES, *CIFAR_NAMES):
+    if name in (*NAMES, *CAFFE_NAMES, *CIFAR_NAMES):
         # With overrides, or with images of another size or channels, it is a network of ours alone.
         with contextlib.suppress(UserError):
-            arrays, kind = to_state_dict(name, variables), "torchvision" if name in NAMES else "PyTorch"
+            arrays = to_state_dict(name, variables)
+            kind = "torchvision" if name in NAMES else "Caffe" if name in CAFFE_NAMES else "PyTorch"
     classes = str(len(run.input["class_names"]))
     about = {"model": name, "format": kind, "num_classes": classes}
     write_safetensors(file, arrays, about | {"config": to_json(run.config), "input": json.dumps(run.input)})

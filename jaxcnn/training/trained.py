@@ -28,6 +28,7 @@ from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.prepare import cifar
+from jaxcnn.data.sources import voc_segmentation
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.locations import Address, place
 from jaxcnn.models import list_models
@@ -50,7 +51,14 @@ from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.training.train import network_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, some, to_paths
-from jaxcnn.weights.torchvision import CIFAR_NAMES, find_network, from_state_dict, input_of, new_heads
+from jaxcnn.weights.torchvision import (
+    CIFAR_NAMES,
+    SEGMENTATION_NAMES,
+    find_network,
+    from_state_dict,
+    input_of,
+    new_heads,
+)
 
 _CHUNK = 64  # images that are in memory and go through the network at once
 
@@ -469,18 +477,24 @@ def _override(config: Config, overrides: Overrides) -> None:
 def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Return the config and the "input" that go with a file of weights: its own where `export` wrote it.
 
-    Else those of torchvision's weights: ImageNet's size, statistics and names.
+    Else those of the published weights: the size, statistics and names of ImageNet, CIFAR-10 or VOC.
     """
     values, given = exported(file, name, classes)
-    config = base_config(values.get("task.name", "classification"))
     if not values:
-        known = cifar.CLASSES if name in CIFAR_NAMES and classes == 10 else class_names() if classes == 1000 else ()
-        given = input_of(name, known or tuple(map(str, range(classes))))
-        values = {
-            "model.name": name, "dtype": "float32", "steps": 1,
-            "data.name": "tfds:cifar10" if name in CIFAR_NAMES else "tfds:imagenet2012",
-            "data.image_size": given["image_shape"][:2], "data.mean": given["mean"], "data.std": given["std"],
+        task, data, known = "classification", "tfds:imagenet2012", class_names()
+        if name in CIFAR_NAMES:
+            data, known = "tfds:cifar10", cifar.CLASSES
+        if name in SEGMENTATION_NAMES:
+            task, data, known = "segmentation", "voc_segmentation:VOCdevkit", voc_segmentation.CLASSES
+        given = input_of(name, known if len(known) == classes else tuple(map(str, range(classes))))
+        size = {"data.min_size": given["min_size"]} if "min_size" in given else {
+            "data.image_size": given["image_shape"][:2]
         }  # fmt: skip
+        values = {
+            "task.name": task, "model.name": name, "dtype": "float32", "steps": 1, "data.name": data, **size,
+            "data.mean": given["mean"], "data.std": given["std"],
+        }  # fmt: skip
+    config = base_config(values.get("task.name", "classification"))
     _override(config, values | overrides)
     return config, _overridden(given, config, overrides)
 

@@ -39,6 +39,8 @@ CAFFE_NAMES = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
 # Networks of He et al., section 4.2, under the port's names.
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
 
+SEGMENTATION_NAMES = (*CAFFE_NAMES, "fcn_resnet50_tv", "fcn_resnet101_tv")
+
 _NAMED = (*NAMES, *CAFFE_NAMES, *CIFAR_NAMES)
 # Auxiliary heads, which only training uses and files may lack: our module, torch's, and torch's layer of the classes.
 _AUXILIARY = {
@@ -75,9 +77,17 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
 
     Returns:
       "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
-      shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize".
+      shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize". A segmentation
+      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own).
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if name in CAFFE_NAMES:
+        # Caffe's pixels are 0 … 255, of which a mean is taken off: red, green, blue here, in its own files blue first.
+        mean, std = tuple(x / 255 for x in (122.679, 116.669, 104.007)), (1 / 255,) * 3
+    if name in SEGMENTATION_NAMES:
+        side = 520 if name in NAMES else 500
+        about = {"image_shape": (side, side, 3), "mean": mean, "std": std, "class_names": tuple(class_names)}
+        return about | {"min_size": side if name in NAMES else 0}
     if name in CIFAR_NAMES:  # The port normalises CIFAR-10 by ImageNet's statistics.
         return {"image_shape": (32, 32, 3), "mean": mean, "std": std, "class_names": tuple(class_names)}
     if name == "googlenet_tv":

@@ -121,6 +121,21 @@ def test_names_of_classes_can_be_given(published, tmp_path, refused, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["names.txt", "out"]
 
 
+def test_a_segmentation_network_comes_in_with_vocs_classes_and_goes_out_as_it_was(tmp_path, capsys):
+    published, out, back = tmp_path / "fcn.safetensors", tmp_path / "out", tmp_path / "back.safetensors"
+    state = to_state_dict("fcn_resnet50_tv", drawn("fcn_resnet50_tv", 32, 21))
+    write_safetensors(published, state)
+    assert cli.main(["weights", "import", "--model", "fcn_resnet50_tv", str(published), str(out)]) == 0
+    assert "fcn_resnet50_tv, 35,322,218 parameters, 21 classes" in capsys.readouterr().out
+    run = open_run(out, "last", [])
+    assert (run.config.task.name, run.config.data.min_size) == ("segmentation", 520)
+    assert (run.input["min_size"], run.input["class_names"][15]) == (520, "person")
+    assert cli.main(["weights", "export", str(out), str(back)]) == 0
+    assert "names of torchvision" in capsys.readouterr().out
+    for key, value in read_state_dict(back).items():
+        np.testing.assert_array_equal(value, state[key])
+
+
 def test_another_size_keeps_the_share_of_the_image_that_is_seen(published, tmp_path, capsys):
     words = ["weights", "import", "--model", "resnet18", str(published), str(tmp_path / "out")]
     assert cli.main([*words, "--config.data.image_size=112", "--config.data.mean=0.5,0.5,0.5"]) == 0
