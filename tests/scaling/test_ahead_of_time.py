@@ -46,7 +46,12 @@ def program(width) -> Any:
     """What `compile_step` needs of a program; it is compiled for this CPU."""
     x = jax.ShapeDtypeStruct((8, width), jnp.float32)
     step = jax.jit(lambda state, batch: (state @ batch.T, 0.0))
-    return SimpleNamespace(train_step=step, state=x, largest_batch=x, compiler_options={})
+    return SimpleNamespace(
+        largest_batch=x,
+        compiler_options={},
+        lower=lambda batch: step.lower(x, batch),
+        compiled=lambda lowered: lowered.compile(),
+    )
 
 
 def test_what_was_compiled_is_kept_under_its_program(tmp_path):
