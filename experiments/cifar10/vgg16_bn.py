@@ -12,7 +12,7 @@ from jaxcnn.config import base_config
 
 def get_config():
     config = base_config()
-    config.epochs = 6
+    config.epochs = 3
     config.global_batch_size = 128
     config.log_every = 50
     config.data.name = "tfds:cifar10"
