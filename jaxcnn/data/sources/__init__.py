@@ -56,6 +56,8 @@ KINDS = {
     "arrays": Kind("arrays", "arrays:FILE.npy", is_path=True),
     "frey": Kind("arrays", "frey:FILE.npy", is_path=True),
     "voc_segmentation": Kind("voc_segmentation", "voc_segmentation:DIR", is_path=True, marker="ImageSets"),
+    "coco_segmentation": Kind("coco_segmentation", "coco_segmentation:DIR", is_path=True, marker="annotations"),
+    "tfds_segmentation": Kind("tfds_segmentation", "tfds_segmentation:NAME", slices=", or a slice such as train[90%:]"),
     "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
     "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
 }
