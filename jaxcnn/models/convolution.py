@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.models.sharding import platform
+from jaxcnn.models.sharding import platform, rows_of_a_device
 
 Padding = tuple[tuple[int, int], ...]  # pixels before and after, of height and width
 
@@ -50,7 +50,23 @@ def _in_16_bits(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddi
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    if not onednn_is_right(kernel.shape[1], kernel.shape[2]):
+        lacking = 16 - kernel.shape[2]  # channels of zeros, which add nothing to any sum
+        x, kernel = jnp.pad(x, (*[(0, 0)] * 3, (0, lacking))), jnp.pad(kernel, (*[(0, 0)] * 2, (0, lacking), (0, 0)))
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def onednn_is_right(width: int, channels: int) -> bool:
+    """Return whether the oneDNN of jaxlib 0.12 computes a convolution of 16 bits rightly on a CPU with AMX.
+
+    It takes the taps of a row and the channels together, 32 at a time, where there are fewer than 16 channels; of rows
+    that fill two or more times 32 exactly its results are wrong altogether (tests/models/test_convolution.py).
+
+    Args:
+      width: taps of the kernel along the width of the image.
+      channels: of the image.
+    """
+    return channels >= 16 or width * channels <= 32 or width * channels % 32 > 0
 
 
 def _forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> Any:
@@ -64,11 +80,41 @@ def _backward(
     # XLA's own gradient is a convolution whose window is reversed and, of a strided one, whose operand is dilated.
     # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed.
     of_x = _by_phase(grad, kernel, strides, padding, x.shape)
+    if kernel.shape[:2] == (1, 1) or x.shape[3] > 64 or not onednn_is_right(grad.shape[2], rows_of_a_device(x)):
+        return of_x, _by_tap(x, grad, kernel.shape, strides, padding)
+    # XLA's own gradient is one convolution whose kernel is the gradient, with the images as channels.
     of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
     return of_x, of_kernel
 
 
 _in_16_bits.defvjp(_forward, _backward)
+
+
+def _by_tap(
+    x: jax.Array, grad: jax.Array, shape: Sequence[int], strides: tuple[int, ...], padding: Padding
+) -> jax.Array:
+    """Return the gradient with respect to the kernel, one product (C, N·H'·W') × (N·H'·W', features) a tap.
+
+    dw[i, j] = Σ x[n, s·h + i - p, s·w + j - p] · g[n, h, w] over images and pixels: a product with every s-th pixel. It
+    copies those pixels, where a convolution would transpose image and gradient: faster from some 100 channels.
+
+    Args:
+      grad: (N, H', W', features).
+      shape: (taps, taps, C, features), that of the kernel.
+    """
+    # Padding and cropping in one: the last pixels that a stride passes over are left out.
+    spans = [(out - 1) * s + taps for out, s, taps in zip(grad.shape[1:3], strides, shape[:2], strict=True)]
+    edges = [
+        (before, span - before - side, 0) for (before, _), span, side in zip(padding, spans, x.shape[1:3], strict=True)
+    ]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    grad = grad.reshape(-1, shape[3])
+    taps = []
+    for i, j in itertools.product(range(shape[0]), range(shape[1])):
+        stops = (i + spans[0] - shape[0] + 1, j + spans[1] - shape[1] + 1)
+        pixels = lax.slice(padded, (0, i, j, 0), (x.shape[0], *stops, x.shape[3]), (1, *strides, 1))
+        taps.append(pixels.reshape(-1, x.shape[3]).T @ grad)
+    return jnp.stack(taps).reshape(shape)
 
 
 def _by_phase(
