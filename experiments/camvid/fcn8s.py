@@ -30,10 +30,10 @@ ARGUMENTS = {
 
 def get_config(name="8s"):
     config = base_config("segmentation")
-    config.epochs = 5
+    config.epochs = 4
     config.global_batch_size = 4
     config.log_every = 20
-    config.eval_every = 230  # half of the 459 steps, and at the end
+    config.eval_every = 184  # half of the 367 steps, and at the end
     config.data.name = "camvid:data/camvid"
     config.data.image_size = 224  # of training; evaluation sees the whole images
     config.data.augment = "rescale(0.75,1.25),flip"
