@@ -3,8 +3,8 @@
     python experiments/norms/variance.py runs/cifar10-vgg16_bn 512
 
 BatchNorm divides by the variance over the n values of a channel in the batch, Σ (x - mean)² / n, and Flax keeps a
-moving average of that for evaluation. PyTorch keeps one of Σ (x - mean)² / (n - 1). Here every variance is multiplied by
-n / (n - 1), with the smallest n that a norm of the network has: images a batch times the cells of its coarsest map.
+moving average of that for evaluation. PyTorch keeps one of Σ (x - mean)² / (n - 1). Here every variance is multiplied
+by n / (n - 1), with the smallest n that a norm of the network has: images a batch times cells of its coarsest map.
 """
 
 import sys

@@ -224,8 +224,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[_masks][:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS with a DIR,
-        such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
+      name: `digits`, `synthetic[_masks][:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS
+        with a DIR, such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
