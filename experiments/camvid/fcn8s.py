@@ -13,7 +13,7 @@ The data are SegNet's split, folder CamVid of github.com/alexgkendall/SegNet-Tut
 
 Published on these images for FCN-8 at full width from ImageNet's weights: mean IoU 57.0, pixel accuracy 88.0 (as the
 Tiramisu paper, arXiv:1611.09326, lists them). These runs are another protocol: VGG-16 with BatchNorm at width ¼, from a
-classifier of CIFAR-10 whose fc6 sees 2×2 cells, ten minutes of one core each. The three nets have equal budgets and the
+classifier of CIFAR-10 whose fc6 sees 2×2 cells, 184 steps of four crops each. The three nets have equal budgets and the
 same start, and each skip trains from the first step, where the paper begins a finer net from a coarser one. The ResNet
 starts afresh. Scores, hardware and time: experiments/results/camvid/README.md.
 """
@@ -30,10 +30,10 @@ ARGUMENTS = {
 
 def get_config(name="8s"):
     config = base_config("segmentation")
-    config.epochs = 4
+    config.epochs = 2
     config.global_batch_size = 4
     config.log_every = 20
-    config.eval_every = 184  # half of the 367 steps, and at the end
+    config.eval_every = 184  # at the end
     config.data.name = "camvid:data/camvid"
     config.data.image_size = 224  # of training; evaluation sees the whole images
     config.data.augment = "rescale(0.75,1.25),flip"
