@@ -39,26 +39,25 @@ def record(runs: Path) -> None:
     from jaxcnn.figures.overlays import mask_cards
 
     set_up_jax()
-    lines: dict[str, Any] = {}
-    maps: dict[str, Any] = {}
-    run: Any = None
-    for name in (name for name in NETS if (runs / f"camvid-{name}" / "result.json").exists()):
-        source, folder = runs / f"camvid-{name}", RESULTS / name
+    trained = {name: runs / f"camvid-{name}" for name in NETS if (runs / f"camvid-{name}" / "result.json").exists()}
+    opened = {name: jaxcnn.open_run(folder) for name, folder in trained.items()}
+    first = next(iter(opened.values()))
+    test = make_source(first.config.data.name, "test")
+    examples = [test[i] for i in SHOWN]
+    images, lines = [example["image"] for example in examples], {}
+    maps = {"truth": [example["label_map"] for example in examples]}
+    for name, run in opened.items():
+        folder = RESULTS / name
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "metrics.jsonl", "result.json"):
-            shutil.copy(source / file, folder / file)
-        run = jaxcnn.open_run(source)
-        scores = run.evaluate({"data.eval_split": "test"})
-        (folder / "test.json").write_text(json.dumps(scores | {"workdir": f"runs/camvid-{name}"}, indent=1) + "\n")
-        lines[NETS[name]] = [json.loads(line) for line in (source / "metrics.jsonl").open()]
-        test = make_source(run.config.data.name, "test")
-        examples = [test[i] for i in SHOWN]
-        images = [example["image"] for example in examples]
-        maps.setdefault("truth", [example["label_map"] for example in examples])
+            shutil.copy(trained[name] / file, folder / file)
+        scores = run.evaluate({"data.eval_split": "test"}) | {"workdir": f"runs/camvid-{name}"}
+        (folder / "test.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        lines[NETS[name]] = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         maps[NETS[name].partition(",")[0]] = [found.outputs["label_map"] for found in run.predict(images)]
-        titles = [Path(test.file(i)).stem for i in SHOWN]
-    curves(lines, run.task.headline, RESULTS / "curves.png")
-    mask_cards(images, titles, maps, run.input["class_names"]).savefig(RESULTS / "predictions.png", dpi=70)
+    curves(lines, first.task.headline, RESULTS / "curves.png")
+    titles = [Path(test.file(i)).stem for i in SHOWN]
+    mask_cards(images, titles, maps, first.input["class_names"]).savefig(RESULTS / "predictions.png", dpi=70)
 
 
 def page() -> str:
