@@ -727,6 +727,9 @@ DATA = {
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
     "tfds:mnist": (10, (28, 28, 1), 59_600),
     "binarized_mnist:data/binarized_mnist": (1, (28, 28, 1), 50_000),
+    "camvid:data/camvid": (11, (360, 480, 3), 367),
+    "voc_segmentation:data/VOCdevkit/VOC2011": (21, (500, 500, 3), 8_498),
+    "coco_segmentation:data/coco": (21, (480, 480, 3), 92_518),
     "frey:data/frey/freyfaces.npy": (1, (28, 20, 1), 1_565),
 }
 
