@@ -26,7 +26,7 @@ def convolve(
     if feature_group_count > 1:
         return _by_group(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
     # Chosen as the step is built for its mesh: `platform_dependent` would put both forms into its jaxpr.
-    if plain and x.dtype.itemsize == 2 and platform() == "cpu":
+    if plain and platform() == "cpu" and (x.dtype.itemsize == 2 or max(strides) > 1):
         return _in_16_bits(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
@@ -42,6 +42,56 @@ def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: 
         return lax.conv_general_dilated(x, kernel, *args, feature_group_count=feature_group_count, **kwargs)
 
     return lax.platform_dependent(x, kernel, cpu=side_by_side, default=grouped)
+
+
+def convolve_transposed(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, extra: int, wide: Any = None
+) -> jax.Array:
+    """Return the transposed convolution: (N, H, W, C) -> (N, stride·(H - 1) + taps - 2 pad + extra, …, features).
+
+    Args:
+      kernel: (taps, taps, C, features), applied to the spread map as it is.
+      wide: type of sums and result; None: that of `x`.
+    """
+    taps = kernel.shape[0]
+    if platform() == "cpu":
+        # XLA's loops over a spread map multiply its zeros; the gradient of the kernel takes them 25 times as long.
+        height, width = (stride * (side - 1) + taps - 2 * pad + extra for side in x.shape[1:3])
+        shape = (len(x), height, width, kernel.shape[3])
+        forward = kernel[::-1, ::-1].swapaxes(2, 3)  # of the convolution whose transpose this is
+        x, forward = (operand.astype(wide or x.dtype) for operand in (x, forward))
+        return _transposed(x, forward, (stride, stride), ((pad, pad), (pad, pad)), shape)
+    before = taps - 1 - pad
+    around = (before, before + extra)  # rows of zeros above and below the map, which is spread by the stride
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), (around, around), lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=wide,
+    )  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _transposed(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> jax.Array:
+    return _by_phase(x, kernel, strides, padding, shape)
+
+
+def _transposed_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> Any:
+    return _by_phase(x, kernel, strides, padding, shape), (x, kernel)
+
+
+def _transposed_backward(
+    strides: tuple[int, ...], padding: Padding, _: tuple[int, ...], operands: Any, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # What is transposed twice is the convolution itself; in its kernel's gradient the two maps have changed places.
+    x, kernel = operands
+    of_kernel = jax.linear_transpose(lambda kernel: _plain(grad, kernel, strides, padding), kernel)(x)[0]
+    return _plain(grad, kernel, strides, padding), of_kernel
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -62,7 +112,8 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
     # XLA's own gradient is a convolution whose window is reversed and, of a strided one, whose operand is dilated.
-    # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed.
+    # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed; over a dilated operand
+    # they are slow in 32 bits, too.
     of_x = _by_phase(grad, kernel, strides, padding, x.shape)
     of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
     return of_x, of_kernel
