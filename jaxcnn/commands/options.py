@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,6 +110,8 @@ def set_up_jax(devices: bool = True) -> None:
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (cache := cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxcnn" / "xla"))
+    # jaxlib 0.12 cannot write a program with convolutions by oneDNN to the disk: it is compiled at each start.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry", UserWarning)
     if devices:
         check_devices()
 

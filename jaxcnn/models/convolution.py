@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn.models.sharding import platform
+from jaxcnn.models.sharding import platform, rows_of_a_device
 
 Padding = tuple[tuple[int, int], ...]  # pixels before and after, of height and width
 
@@ -27,7 +27,7 @@ def convolve(
         return _by_group(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
     # Chosen as the step is built for its mesh: `platform_dependent` would put both forms into its jaxpr.
     if plain and platform() == "cpu" and (x.dtype.itemsize == 2 or max(strides) > 1):
-        return _in_16_bits(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
+        return _on_a_cpu(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
@@ -69,38 +69,29 @@ def convolve_transposed(
     )  # fmt: skip
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _transposed(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
-) -> jax.Array:
-    return _by_phase(x, kernel, strides, padding, shape)
-
-
-def _transposed_forward(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
-) -> Any:
-    return _by_phase(x, kernel, strides, padding, shape), (x, kernel)
-
-
-def _transposed_backward(
-    strides: tuple[int, ...], padding: Padding, _: tuple[int, ...], operands: Any, grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    # What is transposed twice is the convolution itself; in its kernel's gradient the two maps have changed places.
-    x, kernel = operands
-    of_kernel = jax.linear_transpose(lambda kernel: _plain(grad, kernel, strides, padding), kernel)(x)[0]
-    return _plain(grad, kernel, strides, padding), of_kernel
-
-
-_transposed.defvjp(_transposed_forward, _transposed_backward)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _in_16_bits(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+def _on_a_cpu(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
     return _plain(x, kernel, strides, padding)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+    if not onednn_is_right(kernel.shape[1], kernel.shape[2]):
+        lacking = 16 - kernel.shape[2]  # channels of zeros, which add nothing to any sum
+        x, kernel = jnp.pad(x, (*[(0, 0)] * 3, (0, lacking))), jnp.pad(kernel, (*[(0, 0)] * 2, (0, lacking), (0, 0)))
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def onednn_is_right(width: int, channels: int) -> bool:
+    """Return whether the oneDNN of jaxlib 0.12 computes a convolution of 16 bits rightly on a CPU with AMX.
+
+    It takes the taps of a row and the channels together, 32 at a time, where there are fewer than 16 channels; of rows
+    that fill two or more times 32 exactly its results are wrong altogether (tests/models/test_convolution.py).
+
+    Args:
+      width: taps of the kernel along the width of the image.
+      channels: of the image.
+    """
+    return channels >= 16 or width * channels <= 32 or width * channels % 32 > 0
 
 
 def _forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> Any:
@@ -115,11 +106,72 @@ def _backward(
     # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed; over a dilated operand
     # they are slow in 32 bits, too.
     of_x = _by_phase(grad, kernel, strides, padding, x.shape)
-    of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
-    return of_x, of_kernel
+    return of_x, _of_kernel(x, kernel, strides, padding, grad)
 
 
-_in_16_bits.defvjp(_forward, _backward)
+_on_a_cpu.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _transposed(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> jax.Array:
+    """Return the transpose of `_on_a_cpu` with respect to its image, which has this `shape`, applied to `x`."""
+    return _by_phase(x, kernel, strides, padding, shape)
+
+
+def _transposed_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> Any:
+    return _by_phase(x, kernel, strides, padding, shape), (x, kernel)
+
+
+def _transposed_backward(
+    strides: tuple[int, ...], padding: Padding, _: tuple[int, ...], operands: Any, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # What is transposed twice is the convolution itself; in its kernel's gradient the two maps have changed places.
+    x, kernel = operands
+    return _plain(grad, kernel, strides, padding), _of_kernel(grad, kernel, strides, padding, x)
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
+
+
+def _of_kernel(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, grad: jax.Array
+) -> jax.Array:
+    """Return the gradient of `_plain` with respect to the kernel, in the form that is right and fast for its shape."""
+    if kernel.shape[:2] == (1, 1) or x.shape[3] > 64 or not onednn_is_right(grad.shape[2], rows_of_a_device(x)):
+        return _by_tap(x, grad, kernel.shape, strides, padding)
+    # XLA's own gradient is one convolution whose kernel is the gradient, with the images as channels.
+    return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
+
+
+def _by_tap(
+    x: jax.Array, grad: jax.Array, shape: Sequence[int], strides: tuple[int, ...], padding: Padding
+) -> jax.Array:
+    """Return the gradient with respect to the kernel, one product (C, N·H'·W') × (N·H'·W', features) a tap.
+
+    dw[i, j] = Σ x[n, s·h + i - p, s·w + j - p] · g[n, h, w] over images and pixels: a product with every s-th pixel. It
+    copies those pixels, where a convolution would transpose image and gradient: faster from some 100 channels.
+
+    Args:
+      grad: (N, H', W', features).
+      shape: (taps, taps, C, features), that of the kernel.
+    """
+    # Padding and cropping in one: the last pixels that a stride passes over are left out.
+    spans = [(out - 1) * s + taps for out, s, taps in zip(grad.shape[1:3], strides, shape[:2], strict=True)]
+    edges = [
+        (before, span - before - side, 0) for (before, _), span, side in zip(padding, spans, x.shape[1:3], strict=True)
+    ]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    grad = grad.reshape(-1, shape[3])
+    taps = []
+    for i, j in itertools.product(range(shape[0]), range(shape[1])):
+        stops = (i + spans[0] - shape[0] + 1, j + spans[1] - shape[1] + 1)
+        pixels = lax.slice(padded, (0, i, j, 0), (x.shape[0], *stops, x.shape[3]), (1, *strides, 1))
+        taps.append(pixels.reshape(-1, x.shape[3]).T @ grad)
+    return jnp.stack(taps).reshape(shape)
 
 
 def _by_phase(

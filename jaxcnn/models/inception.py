@@ -12,6 +12,7 @@ block pools maxima. It gives features alone, so it is no model of the registry.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -197,7 +198,7 @@ def variables_of(arrays: Mapping[str, np.ndarray], source: str | Path) -> dict[s
     Raises:
       UserError: an array is missing or of another shape.
     """
-    wanted: Any = jax.eval_shape(lambda: Inception().init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
+    wanted = _shapes()
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for unit in _units(wanted["params"]):
         for leaf, (collection, ours) in _LEAVES.items():
@@ -215,6 +216,12 @@ def variables_of(arrays: Mapping[str, np.ndarray], source: str | Path) -> dict[s
                 )
             place[ours] = np.asarray(array, np.float32)
     return variables
+
+
+@cache
+def _shapes() -> Any:
+    """Return the shapes of the variables, which do not depend on the size of the images."""
+    return jax.eval_shape(lambda: Inception().init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE))))
 
 
 def _units(params: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 A trace has a mesh inside `jax.sharding.use_abstract_mesh` and inside `shard_map`.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,15 @@ def platform() -> str:
     """Return the platform of the mesh's devices, such as "cpu", "gpu" or "tpu"; "" where there is no mesh."""
     device = get_abstract_mesh().abstract_device
     return device.platform if device else ""
+
+
+def rows_of_a_device(x: jax.Array) -> int:
+    """Return how many rows of `x` (N, …) a device has at least: those of its shard, or N where there is no mesh."""
+    mesh = get_abstract_mesh()
+    free = [
+        mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    ]
+    return x.shape[0] // math.prod(free)
 
 
 def model_parallel(features: int) -> bool:

@@ -3,6 +3,7 @@
 Training, evaluation and compilation for devices that are not here all start from `build_program`: the step has no copy.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.models import inception
+from jaxcnn.models import convolution, inception
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Features, Group, Images, Task
 from jaxcnn.training import resident
@@ -160,7 +161,10 @@ class Program:
 
     def compiled(self, lowered: Any) -> Any:
         """Compile a lowered step with XLA's options: were they of `jit`, no jaxpr could be made of the step."""
-        return lowered.compile(compiler_options=self.compiler_options)
+        executable = lowered.compile(compiler_options=self.compiler_options)
+        if _ONEDNN not in self.compiler_options or _onednn_is_right(executable.as_text()):
+            return executable
+        return lowered.compile(compiler_options=self.compiler_options | {_ONEDNN: False})
 
 
 def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_example: bool = False) -> Program:
@@ -283,6 +287,15 @@ def compiler_options(config: Config, platform: str) -> dict[str, bool]:
     if platform == "cpu" and config.onednn and config.dtype == "bfloat16" and _is_known(_ONEDNN):
         options[_ONEDNN] = True
     return options
+
+
+def _onednn_is_right(text: str) -> bool:
+    """Return whether oneDNN computes every convolution of a compiled program rightly; our own are made so that it does.
+
+    A convolution in a user's network, or the gradient of a dilated one, may be of another form.
+    """
+    kernels = re.findall(r'__onednn\$convolution.*?"shape":\["\d+","(\d+)","(\d+)"', text)
+    return all(convolution.onednn_is_right(int(width), int(channels)) for width, channels in kernels)
 
 
 @cache

@@ -12,8 +12,9 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxcnn.models import convolution
-from jaxcnn.models.convolution import _by_phase, convolve
+from jaxcnn.models.convolution import _by_phase, _by_tap, _plain, convolve, onednn_is_right
 from jaxcnn.models.sharding import platform
+from jaxcnn.training import program
 
 RANDOM = np.random.default_rng(0)
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -26,18 +27,77 @@ def plain(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Ar
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(pairs, pairs, st.tuples(st.integers(0, 3), st.integers(0, 3)), st.tuples(st.integers(4, 9), st.integers(4, 9)))
-def test_the_gradient_by_phases_is_that_of_xla(kernel: Any, strides: Any, pads: Any, size: Any) -> None:
+def test_the_gradients_by_phase_and_by_tap_are_those_of_xla(kernel: Any, strides: Any, pads: Any, size: Any) -> None:
     """Every kernel, stride, padding and size; integers, so that every sum is exact."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(-4, 5, (2, *size, 3)), jnp.float32)
-    weights = jnp.asarray(rng.integers(-4, 5, (*kernel, 3, 5)), jnp.float32)
     padding = tuple((pad, 3 - pad) for pad in pads)
-    y, transpose = jax.vjp(lambda x: plain(x, weights, strides, padding), x)
-    grad = jnp.asarray(rng.integers(-4, 5, y.shape), jnp.float32)
-    found = _by_phase(grad, weights, strides=strides, padding=padding, shape=x.shape)
-    np.testing.assert_array_equal(found, transpose(grad)[0])
+    x, weights = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((2, *size, 3), (*kernel, 3, 5)))
+    shape = jax.eval_shape(lambda: plain(x, weights, strides, padding)).shape
+    grad = rng.integers(-4, 5, shape).astype(np.float32)
+
+    @jax.jit
+    def gradients(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
+        expected = jax.vjp(lambda x, weights: plain(x, weights, strides, padding), x, weights)[1](grad)
+        of_x = _by_phase(grad, weights, strides=strides, padding=padding, shape=x.shape)
+        return expected, (of_x, _by_tap(x, grad, weights.shape, strides, padding))
+
+    for expected, found in zip(*gradients(x, weights, grad), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+ONEDNN: dict[str, Any] = {program._ONEDNN: True} if program._is_known(program._ONEDNN) else {}
+
+
+def compiled(f: Any, *arguments: jax.Array, **options: bool) -> Any:
+    return jax.jit(f).lower(*arguments).compile(compiler_options=ONEDNN | options)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 12, 16])
+@pytest.mark.parametrize("taps", [3, 4, 8])
+def test_onednn_computes_rightly_what_we_give_it(taps, channels):
+    """Whatever the processor: where it has no AMX, or jaxlib does not give convolutions to oneDNN, all forms agree."""
+    x, weights = (
+        jnp.asarray(RANDOM.normal(size=shape), jnp.bfloat16)
+        for shape in ((2, 16, 16, channels), (taps, taps, channels, 24))
+    )
+    args = (1, 1), ((1, 1), (1, 1))
+    wide = plain(x.astype(jnp.float32), weights.astype(jnp.float32), *args)
+    found = compiled(lambda x, weights: _plain(x, weights, *args), x, weights)(x, weights)
+    np.testing.assert_allclose(found.astype(jnp.float32), wide, atol=0.02 * float(jnp.abs(wide).max()))
+
+
+@pytest.mark.parametrize(("images", "side", "right"), [(8, 16, False), (8, 14, True), (2, 16, True), (16, 16, True)])
+def test_a_kernel_gradient_goes_to_onednn_only_where_it_is_right(images, side, right, monkeypatch):
+    assert onednn_is_right(side, images) == right
+    monkeypatch.setattr(convolution, "platform", lambda: "cpu")
+    shapes = (images, side, side, 8), (3, 3, 8, 24), (images, side, side, 24)
+    x, weights, grad = (jnp.asarray(RANDOM.normal(size=shape), jnp.bfloat16) for shape in shapes)
+
+    def gradient(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
+        rest = {"dimension_numbers": DIMENSIONS}
+        return jax.vjp(lambda weights: convolve(x, weights, (1, 1), ((1, 1), (1, 1)), **rest), weights)[1](grad)[0]
+
+    # Nine products where a convolution would be wrong.
+    assert jax.jit(gradient).lower(x, weights, grad).as_text().count("dot_general") == (0 if right else 9)
+    found = compiled(gradient, x, weights, grad)(x, weights, grad)
+    with monkeypatch.context() as patch:
+        patch.setattr(convolution, "platform", lambda: "")
+        wide = jax.jit(gradient)(*(a.astype(jnp.float32) for a in (x, weights, grad)))
+    np.testing.assert_allclose(found.astype(jnp.float32), wide, atol=0.02 * float(jnp.abs(wide).max()))
+
+
+def test_a_program_with_a_convolution_that_onednn_computes_wrongly_is_seen():
+    line = (
+        'custom-call(%x), custom_call_target="__onednn$convolution", backend_config={"kernel":{"filter":'
+        '{"input_feature_dim":"2","shape":["8","8","C","24"]}}}\n'
+    )
+    assert program._onednn_is_right(line.replace("C", "16") + line.replace("C", "4"))
+    assert not program._onednn_is_right(line.replace("C", "16") + line.replace("C", "12") + line.replace("C", "4"))
+    x, weights = jnp.ones((4, 32, 32, 8), jnp.bfloat16), jnp.ones((8, 8, 8, 24), jnp.bfloat16)
+    text = compiled(lambda x, weights: plain(x, weights, (1, 1), ((3, 3), (3, 3))), x, weights).as_text()
+    assert program._onednn_is_right(text) == ("__onednn$convolution" not in text)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -36,19 +36,19 @@ def entry(key: str, shape: list[int]) -> np.ndarray:
     return 1 + 0.1 * n if len(shape) == 1 else n * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
-@cache
-def state_dict() -> dict[str, np.ndarray]:
-    shapes = zip(golden()["names"].tolist(), golden()["shapes"].tolist(), strict=True)
-    return {name: entry(name, json.loads(shape)) for name, shape in shapes}
+def shapes() -> Any:
+    """Name and shape of each entry of the state dict."""
+    return zip(golden()["names"].tolist(), map(json.loads, golden()["shapes"].tolist()), strict=True)
 
 
 def test_the_variables_are_all_of_the_file_but_its_classifier():
-    made = variables_of(state_dict(), "weights.pth")
-    values = sum(array.size for name, array in state_dict().items() if not name.startswith("fc."))
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes()}
+    made = variables_of(arrays, "weights.pth")
+    values = sum(array.size for name, array in arrays.items() if not name.startswith("fc."))
     assert sum(x.size for x in jax.tree.leaves(made)) == values
     with pytest.raises(UserError, match=r"weights\.pth: \S+ is not there: take pytorch-fid's pt_inception"):
         variables_of({}, "weights.pth")
-    turned = state_dict() | {"Mixed_6b.branch7x7_2.conv.weight": np.zeros((128, 128, 7, 1), np.float32)}
+    turned = arrays | {"Mixed_6b.branch7x7_2.conv.weight": np.zeros((128, 128, 7, 1), np.float32)}
     with pytest.raises(UserError, match=r"branch7x7_2\.conv\.weight has another shape, \(128, 128, 7, 1\)"):
         variables_of(turned, "weights.pth")
 
@@ -56,7 +56,8 @@ def test_the_variables_are_all_of_the_file_but_its_classifier():
 @pytest.mark.slow
 def test_the_features_are_those_of_pytorch_fid():
     images = jnp.asarray(np.random.default_rng(0).random((2, 91, 107, 3)), jnp.float32)
-    outputs: Any = jax.jit(Inception().apply)(variables_of(state_dict(), ""), 2 * images - 1)
+    weights = {name: entry(name, shape) for name, shape in shapes()}
+    outputs: Any = jax.jit(Inception().apply)(variables_of(weights, ""), 2 * images - 1)
     for name, channels in BLOCKS.items():
         expected = golden()[f"features{channels}"]
         found = outputs[name] if name == "pool3" else outputs[name].mean((1, 2))

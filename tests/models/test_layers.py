@@ -253,3 +253,39 @@ def test_the_gradient_of_a_map_of_scores_is_that_of_its_cells_one_by_one():
     (of_map, at_x), (of_rows, at_rows) = gradients(made, x, g), gradients(made, x.reshape(-1, 6), g.reshape(-1, 5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), of_map, of_rows)
     np.testing.assert_allclose(at_x.reshape(-1, 6), at_rows, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_batch_norm_of_16_bits_on_a_cpu_is_that_of_flax(shift, monkeypatch):
+    """Output, running statistics and gradients, of a channel far from zero too; no farther from float32 than Flax's."""
+    random = np.random.default_rng(0)
+    x, grad = (jnp.asarray(random.normal(size=(16, 4, 4, 8)), jnp.bfloat16) for _ in range(2))
+    x = (x + jnp.arange(8) * shift / 8).astype(jnp.bfloat16)
+    params = {"scale": jnp.linspace(-1, 2, 8), "bias": jnp.linspace(0, 1, 8)}
+    statistics = {"mean": jnp.ones(8), "var": jnp.full(8, 2.0)}
+
+    def everything(dtype: Any, platform: str) -> Any:
+        monkeypatch.setattr(layers, "platform", lambda: platform)
+        norm: Any = layers.batch_norm(True, dtype=dtype)
+
+        def output(params: Any, x: jax.Array) -> Any:
+            return norm.apply({"params": params, "batch_stats": statistics}, x, mutable=["batch_stats"])
+
+        y, transpose, new = jax.vjp(output, params, x.astype(dtype), has_aux=True)
+        return jax.tree.map(lambda a: np.asarray(a, np.float64), (y, new, transpose(grad.astype(dtype))))
+
+    exact, plain, ours = (
+        jax.tree.leaves(everything(*how)) for how in ((jnp.float32, ""), (jnp.bfloat16, ""), (jnp.bfloat16, "cpu"))
+    )
+    for wanted, usual, found in zip(exact, plain, ours, strict=True):
+        spread = np.abs(wanted).max()
+        assert np.abs(found - wanted).max() <= 1.1 * np.abs(usual - wanted).max() + 1e-5 * spread
+
+
+def test_the_gradient_of_a_convolutions_bias_is_summed_in_float32():
+    x, layer = jnp.ones((4, 32, 32, 1), jnp.bfloat16), layers.conv(1, 1, dtype=jnp.bfloat16, use_bias=True)
+    params = {"params": {"kernel": jnp.ones((1, 1, 1, 1)), "bias": jnp.zeros(1)}}
+    apply: Any = layer.apply
+    assert apply(params, x).dtype == jnp.bfloat16
+    gradient = jax.grad(lambda params: apply(params, x).astype(jnp.float32).sum())(params)["params"]
+    assert (gradient["bias"][0], gradient["bias"].dtype) == (4 * 32 * 32, jnp.float32)
