@@ -19,7 +19,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxcnn import UserError
-from jaxcnn.models.convolution import convolve
+from jaxcnn.models.convolution import convolve, convolve_transposed
 from jaxcnn.models.sharding import model_parallel, place, platform, statistics_axis
 
 Dtype = Any
@@ -142,14 +142,9 @@ class ConvTranspose(nn.Module):
         """Return the enlarged map, in `dtype` or, if `wide`, float32."""
         shape, high = (self.kernel, self.kernel, x.shape[-1], self.features), _wide(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, high).astype(self.dtype)
-        before = self.kernel - 1 - self.pad
-        around = (before, before + self.extra)  # rows of zeros above and below the map, which is spread by the stride
-        convolve = partial(
-            lax.conv_general_dilated, window_strides=(1, 1), padding=(around, around),
-            lhs_dilation=(self.stride, self.stride), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        transpose = partial(convolve_transposed, stride=self.stride, pad=self.pad, extra=self.extra)
         x = x.astype(self.dtype)
-        y: Any = _accumulated(convolve, x, kernel) if self.wide else convolve(x, kernel)
+        y: Any = _accumulated(transpose, x, kernel) if self.wide else transpose(x, kernel)
         if not self.use_bias:
             return y
         return (y + self.param("bias", nn.initializers.zeros_init(), shape[-1:], high)).astype(y.dtype)
@@ -158,7 +153,7 @@ class ConvTranspose(nn.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _accumulated(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve with sums of float32 that are not rounded; the gradient convolves operands of the type of `x`."""
-    return convolve(x, kernel, preferred_element_type=_wide(x.dtype))
+    return convolve(x, kernel, wide=_wide(x.dtype))
 
 
 def _accumulated_gradients(
