@@ -109,7 +109,8 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
         "task.loss": ("non_saturating", _one_of("non_saturating", "minimax"), "of the generator: -log D(G(z)), or "
                       "log(1 - D(G(z)))"),
         "task.prior": ("uniform", _one_of("uniform", "normal"), "of the latents: -1 … 1, or N(0, I)"),
-        "task.features": ("", _ANY, "run folder of a classifier whose features eval/fid is of ('': no FID)"),
+        "task.features": ("", _ANY, "run folder of a classifier, or Inception's weights, whose features "
+            "eval/fid is of ('': no FID)"),
         "task.endpoint": ("", _ANY, "its endpoint whose mean over space is the feature ('': the last)"),
     },
     "vae": {

@@ -7,7 +7,9 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most tests wait for compilation, a quarter less without the optimizations of LLVM; those of XLA are as in a run.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 # The moments of tests/faults. Here, as pytest-xdist reads no conftest further down before its workers start.
 os.environ.setdefault("JAXCNN_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
 

@@ -86,6 +86,14 @@ def images() -> dict[str, bytes]:
     }
 
 
+def unlabelled() -> dict[str, bytes]:
+    """By kind of source; ten images of bytes, and two of 0 and 1 as text."""
+    file = io.BytesIO()
+    np.save(file, np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3))
+    line = b" ".join([b"0", b"1"] * (28 * 28 // 2)) + b"\n"
+    return {"arrays": file.getvalue(), "binarized_mnist": 2 * line}
+
+
 def weights() -> dict[str, bytes]:
     """Of two small tensors: safetensors, and torch's two formats without there being a torch."""
     arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.zeros(2, np.float16)}
