@@ -187,16 +187,19 @@ class _BatchNorm(nn.BatchNorm):
     """Flax's BatchNorm, which trains in 16 bits by `_normalize` in a step for a CPU."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Normalise `x` (…, C) over all axes but the last."""
         fast = x.dtype.itemsize == 2 and x.dtype == self.dtype and platform() == "cpu"
         if not fast or mask is not None or self.use_running_average or self.axis_name or self.is_initializing():
-            return super().__call__(x, mask=mask)
+            return super().__call__(x, use_running_average, mask=mask)
         shape = x.shape[-1:]
         statistics: Any = [self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var")]
-        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
-        y, *found = _normalize(x, scale, bias, self.epsilon)
+        scale: Any = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias: Any = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        normalize: Any = _normalize
+        y, *found = normalize(x, scale, bias, self.epsilon)
         for running, new in zip(statistics, found, strict=True):
             running.value = self.momentum * running.value + (1 - self.momentum) * new
         return y

@@ -33,7 +33,7 @@ def test_the_gradients_by_phase_and_by_tap_are_those_of_xla(kernel: Any, strides
     """Every kernel, stride, padding and size; integers, so that every sum is exact."""
     rng = np.random.default_rng(0)
     padding = tuple((pad, 3 - pad) for pad in pads)
-    x, weights = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((2, *size, 3), (*kernel, 3, 5)))
+    x, weights = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((2, *size, 3), (*kernel, 3, 5)))
     shape = jax.eval_shape(lambda: plain(x, weights, strides, padding)).shape
     grad = rng.integers(-4, 5, shape).astype(np.float32)
 
@@ -76,7 +76,7 @@ def test_a_kernel_gradient_goes_to_onednn_only_where_it_is_right(images, side, r
     x, weights, grad = (jnp.asarray(RANDOM.normal(size=shape), jnp.bfloat16) for shape in shapes)
 
     def gradient(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
-        rest = {"dimension_numbers": DIMENSIONS}
+        rest: Any = {"dimension_numbers": DIMENSIONS}
         return jax.vjp(lambda weights: convolve(x, weights, (1, 1), ((1, 1), (1, 1)), **rest), weights)[1](grad)[0]
 
     # Nine products where a convolution would be wrong.

@@ -204,7 +204,7 @@ def test_a_head_without_classes_is_refused():
 def test_blocks_in_a_loop_compute_what_blocks_in_turn_do(monkeypatch):
     """Outputs, gradients and running statistics, with the same names; the loop is there on an accelerator alone."""
     monkeypatch.setattr(resnet, "SCANNED", 3)
-    model = resnet.ResNet(resnet.Spec((3, 3, 3), shortcut="A", cifar=True), 3, jnp.float32)
+    model: Any = resnet.ResNet(resnet.Spec((3, 3, 3), shortcut="A", cifar=True), 3, jnp.float32)
     x = jnp.asarray(images(2, 8, 8, 3))
     variables: Any = jax.jit(model.init)(jax.random.key(0), x)
 

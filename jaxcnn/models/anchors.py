@@ -1,0 +1,78 @@
+"""Anchors: the boxes of fixed sizes and shapes around each cell of a feature map, from which an RPN regresses.
+
+Ren et al. 2015, section 3.1.1. Those of a cell are a constant, made with NumPy; those of a map are computed in the
+program, in the order of rows, columns, and anchors of a cell, which is that of the RPN's outputs.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Return the anchors around (0, 0), float32 (ratios · sizes, 4), sizes innermost: torchvision's and FPN's.
+
+    Args:
+      sizes: square roots of the areas in pixels.
+      ratios: height / width.
+    """
+    root = np.sqrt(np.asarray(ratios, np.float64))
+    side = np.asarray(sizes, np.float64)
+    width, height = np.outer(1 / root, side).ravel(), np.outer(root, side).ravel()
+    return np.round(np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)  # halves to even
+
+
+def paper_anchors(
+    scales: Sequence[float] = (8, 16, 32), ratios: Sequence[float] = (0.5, 1, 2), base: int = 16
+) -> np.ndarray:
+    """Return the anchors of the first cell as the authors' code has them, float32 (ratios · scales, 4).
+
+    By default the paper's nine for a stride of 16; scales are innermost. Corners are inclusive pixels: the sides are
+    x2 - x1 + 1.
+
+    Args:
+      scales: sides of the squares, in multiples of `base`.
+      ratios: height / width; the sides of the shape at scale 1 are rounded to whole pixels before they are enlarged.
+      base: side in pixels of the cell, on whose centre all anchors lie.
+    """
+    ratio = np.asarray(ratios, np.float64)
+    width = np.round(np.sqrt(base * base / ratio))
+    height = np.round(width * ratio)
+    sides = np.stack([np.outer(side, scales).ravel() for side in (width, height)], 1)  # (ratios · scales, 2)
+    centre = (base - 1) / 2
+    return np.concatenate([centre - (sides - 1) / 2, centre + (sides - 1) / 2], 1).astype(np.float32)
+
+
+def spread(cell: np.ndarray, grid: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
+    """Return the anchors of a map: those of its first cell (A, 4) -> (H · W · A, 4).
+
+    Args:
+      grid: H and W, the rows and columns of the map.
+      stride: pixels between rows and between columns.
+    """
+    down, right = (jnp.arange(cells, dtype=cell.dtype) * step for cells, step in zip(grid, stride, strict=True))
+    y, x = jnp.meshgrid(down, right, indexing="ij")  # (H, W)
+    moved = jnp.stack([x, y, x, y], -1)[:, :, None] + cell  # (H, W, A, 4)
+    return moved.reshape(-1, 4)
+
+
+def pyramid_anchors(
+    canvas: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[Sequence[float]],
+) -> list[jax.Array]:
+    """Return the anchors of each level of a pyramid, (H · W · A, 4), as torchvision places them.
+
+    Args:
+      canvas: height and width in pixels of the images with their padding.
+      grids: rows and columns of each level's map. The stride is canvas // grid, in whole pixels even where that leaves
+        a remainder.
+      sizes, ratios: of the anchors of each level, see `cell_anchors`.
+    """
+    return [
+        spread(cell_anchors(size, ratio), (rows, columns), (canvas[0] // rows, canvas[1] // columns))
+        for (rows, columns), size, ratio in zip(grids, sizes, ratios, strict=True)
+    ]

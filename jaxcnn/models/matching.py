@@ -1,0 +1,90 @@
+"""Which boxes a detector learns from: match them to the objects of their image, then draw a balanced sample.
+
+Both are for one image, of fixed shapes with masks; `jax.vmap` makes a batch of it. No gradient passes through either.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.models import boxes as box
+
+BACKGROUND, IGNORED = -1, -2
+
+
+def match(
+    truth: jax.Array,
+    boxes: jax.Array,
+    *,
+    positive: float,
+    negative: tuple[float, float],
+    low_quality: bool = False,
+    valid: jax.Array | None = None,
+    candidates: jax.Array | None = None,
+    inclusive: bool = False,
+) -> jax.Array:
+    """Return for each box the object that it overlaps most, `BACKGROUND` or `IGNORED`: int32 (A,).
+
+    Ren et al. 2015, section 3.1.2; Girshick 2015, section 2.3. The overlaps are an array of 4 · G · A bytes: 107 MB an
+    image for 100 objects and the 267,069 anchors of a pyramid on 800×1,333 pixels.
+
+    Args:
+      truth: objects (G, 4).
+      boxes: anchors or proposals (A, 4).
+      positive: a box is an object's from this IoU on.
+      negative: (from, below): it is background where its best IoU lies there. Fast R-CNN's paper begins at 0.1.
+      low_quality: the boxes that overlap an object most, all that tie included, are positive below the threshold, too.
+        Such a box is assigned to the object that it overlaps most, which may be another one, as in the authors' code
+        and torchvision. Unlike there, an object that no box overlaps has no such boxes; there it has all of them.
+      valid: bool (G,), which objects are not padding; None: all.
+      candidates: bool (A,), the boxes that take part; the others are ignored. None: all.
+    """
+    if not len(truth):  # there is no maximum over nothing
+        truth, valid = jnp.zeros((1, 4), boxes.dtype), jnp.zeros(1, bool)
+    takes_part = jnp.ones(len(boxes), bool) if candidates is None else candidates
+    both = takes_part if valid is None else takes_part & valid[:, None]
+    overlap = jnp.where(both, box.iou(truth, boxes, inclusive), 0)  # (G, A)
+    # XLA may compute the overlaps once for each use, with other roundings; ties are then no longer found to be equal.
+    overlap = lax.optimization_barrier(lax.stop_gradient(overlap))
+    best, owner = overlap.max(0), overlap.argmax(0)  # (A,)
+    chosen = best >= positive
+    if low_quality:
+        most = overlap.max(1, keepdims=True, initial=0)  # (G, 1)
+        chosen |= ((overlap == most) & (most > 0)).any(0)
+    background = (negative[0] <= best) & (best < negative[1])
+    matches = jnp.where(chosen, owner, jnp.where(background, BACKGROUND, IGNORED))
+    return jnp.where(takes_part, matches, IGNORED).astype(jnp.int32)
+
+
+def sample(matches: jax.Array, key: Any, count: int, positive_fraction: float) -> tuple[jax.Array, jax.Array]:
+    """Draw boxes at random, positives up to their share and background for the rest.
+
+    Girshick 2015, section 2.3; Ren et al. 2015, section 3.1.3. Returns indices int32 (count,), positives first, and
+    bool (count,), which of them are drawn: fewer than `count` if there are not enough boxes of both kinds. An index
+    that is not drawn has no meaning. No box is drawn twice. Ignored boxes behind the others do not change the sample.
+
+    Args:
+      matches: what `match` returns, (A,).
+      key: JAX's random key of this image. With `fold_in(fold_in(key(seed), step), example)` the sample is a function
+        of these three, whatever the batch and the number of devices.
+      positive_fraction: the largest share of positives.
+    """
+    if not len(matches):
+        return jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
+    draw = (jax.random.bits(key, matches.shape, jnp.uint32) >> 1).astype(jnp.int32)  # (A,), never negative
+    is_positive, is_background = matches >= 0, matches == BACKGROUND
+    most = int(count * positive_fraction)
+    positives = jnp.minimum(is_positive.sum(dtype=jnp.int32), most)
+    backgrounds = jnp.minimum(is_background.sum(dtype=jnp.int32), count - positives)
+    slot = jnp.arange(count)
+    first = _largest(jnp.where(is_positive, draw, -1), slot)
+    second = _largest(jnp.where(is_background, draw, -1), slot - positives)
+    return jnp.where(slot < positives, first, second), slot < positives + backgrounds
+
+
+def _largest(values: jax.Array, rank: jax.Array) -> jax.Array:
+    """Return the indices of the values (A,) with these ranks (count,), 0 the largest; any index beyond 0 … A - 1."""
+    index = lax.top_k(values, min(len(rank), len(values)))[1]
+    return index[jnp.clip(rank, 0, len(index) - 1)]
