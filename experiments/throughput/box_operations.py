@@ -113,7 +113,7 @@ def main() -> None:
         if missing := [kind for kind, side in sides.items() if not side.ready]:
             raise SystemExit(f"{operation}: {missing[0]} did not start: {sides[missing[0]].end()}")
         results = [float(side.ready) for side in sides.values()]
-        if not np.isclose(*results, rtol=1e-4):
+        if not np.isclose(results[0], results[1], rtol=1e-4):
             raise SystemExit(f"{operation}: the results differ: {results}")
         calls = {kind: max(1, round(options.seconds / side.ask(1)["seconds"])) for kind, side in sides.items()}
         rounds = [[side.ask(calls[kind])["seconds"] for kind, side in sides.items()] for _ in range(options.rounds)]

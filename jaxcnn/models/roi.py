@@ -162,8 +162,8 @@ def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
 
         return tuple(of_map(number, x) for number, x in enumerate(maps))
 
-    # On a CPU scattering takes 8 times longer: 190 ms, not 24, for two images of 64 boxes and 30×40×128 cells. A GPU adds
-    # to memory atomically, and by products the large maps of a pyramid would cost it more.
+    # On a CPU scattering takes 8 times longer: 190 ms, not 24, for two images of 64 boxes and 30×40×128 cells. A GPU
+    # scatters by atomic additions, and products over the large maps of a pyramid would cost it more.
     grad = box.wide(grad)
     return lax.platform_dependent(grad, cuda=by_scatter, rocm=by_scatter, default=by_products), None, None, None
 

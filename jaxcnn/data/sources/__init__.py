@@ -58,6 +58,8 @@ KINDS = {
     "voc_segmentation": Kind("voc_segmentation", "voc_segmentation:DIR", is_path=True, marker="ImageSets"),
     "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
     "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
+    "voc": Kind("voc", "voc:DIR", is_path=True, marker="Annotations"),
+    "coco": Kind("coco", "coco:DIR", is_path=True, marker="annotations"),
 }
 
 
