@@ -264,6 +264,6 @@ def _covering(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Of an empty range they are windows of one cell, within the map or just behind it.
     """
-    length = jnp.maximum(end - begin, 1)
+    length = jnp.maximum(end - begin, 1).astype(jnp.int32)
     level = 31 - lax.clz(length)  # ⌊log2 length⌋
     return jnp.stack([begin, jnp.maximum(end - (1 << level), begin)]), level
