@@ -1,5 +1,10 @@
 # The two commands a newcomer needs are `make demo` and `make test`; each makes .venv first when it must.
-PYTHON ?= python3
+# Python 3.12 has a newer JAX, twice as fast in bfloat16 on a CPU. Each is tried by running it: a pyenv shim may refuse.
+ifndef PYTHON
+PYTHON := $(shell for name in python3.12 python3.13 python3; do \
+  $$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$name && break; done)
+PYTHON := $(or $(PYTHON),python3)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -109,7 +109,8 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
         "task.loss": ("non_saturating", _one_of("non_saturating", "minimax"), "of the generator: -log D(G(z)), or "
                       "log(1 - D(G(z)))"),
         "task.prior": ("uniform", _one_of("uniform", "normal"), "of the latents: -1 … 1, or N(0, I)"),
-        "task.features": ("", _ANY, "run folder of a classifier whose features eval/fid is of ('': no FID)"),
+        "task.features": ("", _ANY, "run folder of a classifier, or Inception's weights, whose features "
+            "eval/fid is of ('': no FID)"),
         "task.endpoint": ("", _ANY, "its endpoint whose mean over space is the feature ('': the last)"),
     },
     "vae": {
@@ -152,9 +153,9 @@ KEYS: dict[str, Row] = {
                   "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
-    "data.name": ("digits", _ANY, "digits | synthetic[:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | packed:DIR | "
-                  "binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy | "
-                  "voc_segmentation:DIR | camvid:DIR | masks:DIR"),
+    "data.name": ("digits", _ANY, "digits | synthetic[_masks][:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | "
+                  "packed:DIR | binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy | "
+                  "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),

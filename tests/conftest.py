@@ -7,7 +7,7 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
-# Compiling is what most tests wait for: a quarter less without LLVM's optimizations. XLA's own passes are those of a run.
+# Most tests wait for compilation, a quarter less without the optimizations of LLVM; those of XLA are as in a run.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 # The moments of tests/faults. Here, as pytest-xdist reads no conftest further down before its workers start.

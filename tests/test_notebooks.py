@@ -77,10 +77,13 @@ def test_it_runs_on_the_quick_setting(path, tmp_path, monkeypatch):
     assert len(pictures) >= len(drawing) > 0
 
 
+DRAWING = ("draw(", "Image(", "filters_grid(", "feature_maps(", "heat_cards(", "mask_cards(")
+
+
 def _draws(source: str) -> bool:
     """Whether a cell ends in a picture: a call of ours that draws, a figure, or an image."""
     last = source.splitlines()[-1]
-    return last == "figure" or last.startswith(("draw(", "Image(", "filters_grid(", "feature_maps(", "heat_cards("))
+    return last == "figure" or last.startswith(DRAWING)
 
 
 NETWORKS = ("alexnet", "vgg16", "vgg19_bn", "googlenet", "resnet50", "resnet152", "resnet34_c", "resnet20", "plain56")

@@ -47,7 +47,12 @@ def main(argv: list[str]) -> int:
         options["per_example"] = bool(wanted or arguments.confusion)
         found, rows = [], {name: [] for name in wanted}
         for run in _opened(models, overrides):
+            if arguments.reference and not run.task.features:
+                raise UserError(f"{run.source} has no features to compare: set --config.task.features=DIR, of a GAN")
             evaluation = run.evaluation(**options)
+            if arguments.reference:
+                images = {"data.eval_split": arguments.reference}
+                evaluation = evaluation.against(run.evaluation(images, per_example=False))
             found.append(evaluation.scores)
             if team.process == 0:
                 print(json.dumps(evaluation.scores), flush=True)  # before a picture, which may fail
@@ -79,6 +84,8 @@ def _parser() -> Parser:
     words += "the sides, such as 0.5,1,1.5, over which the softmax of each pixel is averaged"
     add("--scales", metavar="Q,…", type=_scales, help=words)
     add("--flip", action="store_true", help="segmentation: average over mirrored images, too")
+    words = "GAN: the FID against the images of this split, such as train, and as its floor the evaluation set's own"
+    add("--reference", metavar="SPLIT", help=words)
     add("--predictions", metavar="CSV", type=location, help="write a row for each example that can be read")
     add("--per-class", metavar="CSV", type=location, help="write a row for each class: examples, correct, accuracy …")
     words = "draw which classes are taken for which, and the worst mistakes"

@@ -19,6 +19,7 @@ NAMES = {
     "googlenet-table1": "sizes, parameters and operations of the modules",
     "resnet-table1": "sizes and FLOPs of 18 to 152 layers",
     "resnet-table6": "parameters of 20 to 1202 layers, CIFAR-10",
+    "fcn-table1": "parameters and operations of three classifiers as fully convolutional networks",
     "stacks": "one 5×5, 7×7 or 9×9 filter against stacks of 3×3",
     "precision": "bfloat16 against float32, every network (takes minutes; only when named)",
 }

@@ -26,8 +26,8 @@ def convolve(
     if feature_group_count > 1:
         return _by_group(x, kernel, strides, padding, feature_group_count=feature_group_count, **rest)
     # Chosen as the step is built for its mesh: `platform_dependent` would put both forms into its jaxpr.
-    if plain and x.dtype.itemsize == 2 and platform() == "cpu":
-        return _in_16_bits(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
+    if plain and platform() == "cpu" and (x.dtype.itemsize == 2 or max(strides) > 1):
+        return _on_a_cpu(x, kernel, tuple(strides), tuple((before, after) for before, after in padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
@@ -44,8 +44,33 @@ def _by_group(x: jax.Array, kernel: jax.Array, *args: Any, feature_group_count: 
     return lax.platform_dependent(x, kernel, cpu=side_by_side, default=grouped)
 
 
+def convolve_transposed(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, extra: int, wide: Any = None
+) -> jax.Array:
+    """Return the transposed convolution: (N, H, W, C) -> (N, stride·(H - 1) + taps - 2 pad + extra, …, features).
+
+    Args:
+      kernel: (taps, taps, C, features), applied to the spread map as it is.
+      wide: type of sums and result; None: that of `x`.
+    """
+    taps = kernel.shape[0]
+    if platform() == "cpu":
+        # XLA's loops over a spread map multiply its zeros; the gradient of the kernel takes them 25 times as long.
+        height, width = (stride * (side - 1) + taps - 2 * pad + extra for side in x.shape[1:3])
+        shape = (len(x), height, width, kernel.shape[3])
+        forward = kernel[::-1, ::-1].swapaxes(2, 3)  # of the convolution whose transpose this is
+        x, forward = (operand.astype(wide or x.dtype) for operand in (x, forward))
+        return _transposed(x, forward, (stride, stride), ((pad, pad), (pad, pad)), shape)
+    before = taps - 1 - pad
+    around = (before, before + extra)  # rows of zeros above and below the map, which is spread by the stride
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), (around, around), lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=wide,
+    )  # fmt: skip
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _in_16_bits(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+def _on_a_cpu(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
     return _plain(x, kernel, strides, padding)
 
 
@@ -78,16 +103,48 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
     # XLA's own gradient is a convolution whose window is reversed and, of a strided one, whose operand is dilated.
-    # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed.
+    # oneDNN takes neither, and in 16 bits XLA's own loops have less than half of its speed; over a dilated operand
+    # they are slow in 32 bits, too.
     of_x = _by_phase(grad, kernel, strides, padding, x.shape)
+    return of_x, _of_kernel(x, kernel, strides, padding, grad)
+
+
+_on_a_cpu.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _transposed(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> jax.Array:
+    """Return the transpose of `_on_a_cpu` with respect to its image, which has this `shape`, applied to `x`."""
+    return _by_phase(x, kernel, strides, padding, shape)
+
+
+def _transposed_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+) -> Any:
+    return _by_phase(x, kernel, strides, padding, shape), (x, kernel)
+
+
+def _transposed_backward(
+    strides: tuple[int, ...], padding: Padding, _: tuple[int, ...], operands: Any, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # What is transposed twice is the convolution itself; in its kernel's gradient the two maps have changed places.
+    x, kernel = operands
+    return _plain(grad, kernel, strides, padding), _of_kernel(grad, kernel, strides, padding, x)
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
+
+
+def _of_kernel(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, grad: jax.Array
+) -> jax.Array:
+    """Return the gradient of `_plain` with respect to the kernel, in the form that is right and fast for its shape."""
     if kernel.shape[:2] == (1, 1) or x.shape[3] > 64 or not onednn_is_right(grad.shape[2], rows_of_a_device(x)):
-        return of_x, _by_tap(x, grad, kernel.shape, strides, padding)
+        return _by_tap(x, grad, kernel.shape, strides, padding)
     # XLA's own gradient is one convolution whose kernel is the gradient, with the images as channels.
-    of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
-    return of_x, of_kernel
-
-
-_in_16_bits.defvjp(_forward, _backward)
+    return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(grad)[0]
 
 
 def _by_tap(

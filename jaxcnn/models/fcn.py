@@ -300,4 +300,10 @@ class DilatedFCN(Segmenter):
         return outputs
 
 
+def classifier_of(config: Any) -> str:
+    """Return the name of the classification network that an experiment's network is, or is on."""
+    name = config.model.name
+    return config.model.overrides.get("backbone") or (SPECS[name].backbone if name in SPECS else name)
+
+
 MODELS = {name: partial(FCN if isinstance(spec, Spec) else DilatedFCN, spec) for name, spec in SPECS.items()}

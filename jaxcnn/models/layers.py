@@ -19,7 +19,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxcnn import UserError
-from jaxcnn.models.convolution import convolve
+from jaxcnn.models.convolution import convolve, convolve_transposed
 from jaxcnn.models.sharding import model_parallel, place, platform, statistics_axis
 
 Dtype = Any
@@ -142,14 +142,9 @@ class ConvTranspose(nn.Module):
         """Return the enlarged map, in `dtype` or, if `wide`, float32."""
         shape, high = (self.kernel, self.kernel, x.shape[-1], self.features), _wide(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, high).astype(self.dtype)
-        before = self.kernel - 1 - self.pad
-        around = (before, before + self.extra)  # rows of zeros above and below the map, which is spread by the stride
-        convolve = partial(
-            lax.conv_general_dilated, window_strides=(1, 1), padding=(around, around),
-            lhs_dilation=(self.stride, self.stride), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        transpose = partial(convolve_transposed, stride=self.stride, pad=self.pad, extra=self.extra)
         x = x.astype(self.dtype)
-        y: Any = _accumulated(convolve, x, kernel) if self.wide else convolve(x, kernel)
+        y: Any = _accumulated(transpose, x, kernel) if self.wide else transpose(x, kernel)
         if not self.use_bias:
             return y
         return (y + self.param("bias", nn.initializers.zeros_init(), shape[-1:], high)).astype(y.dtype)
@@ -158,7 +153,7 @@ class ConvTranspose(nn.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _accumulated(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve with sums of float32 that are not rounded; the gradient convolves operands of the type of `x`."""
-    return convolve(x, kernel, preferred_element_type=_wide(x.dtype))
+    return convolve(x, kernel, wide=_wide(x.dtype))
 
 
 def _accumulated_gradients(
@@ -192,16 +187,19 @@ class _BatchNorm(nn.BatchNorm):
     """Flax's BatchNorm, which trains in 16 bits by `_normalize` in a step for a CPU."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Normalise `x` (…, C) over all axes but the last."""
         fast = x.dtype.itemsize == 2 and x.dtype == self.dtype and platform() == "cpu"
         if not fast or mask is not None or self.use_running_average or self.axis_name or self.is_initializing():
-            return super().__call__(x, mask=mask)
+            return super().__call__(x, use_running_average, mask=mask)
         shape = x.shape[-1:]
         statistics: Any = [self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var")]
-        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
-        y, *found = _normalize(x, scale, bias, self.epsilon)
+        scale: Any = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias: Any = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        normalize: Any = _normalize
+        y, *found = normalize(x, scale, bias, self.epsilon)
         for running, new in zip(statistics, found, strict=True):
             running.value = self.momentum * running.value + (1 - self.momentum) * new
         return y

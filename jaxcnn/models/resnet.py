@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxcnn.models.grid import CANVAS, Grid, Map
 from jaxcnn.models.layers import Classifier, Endpoint, Network, batch_norm, conv, end_of_block
 from jaxcnn.models.pooling import global_avg_pool, max_pool
+from jaxcnn.models.sharding import platform
 
 
 class Spec(NamedTuple):
@@ -58,6 +59,9 @@ SPECS = {
     **{f"resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)},
     **{f"plain{depth}": _cifar(depth, shortcut="") for depth in (20, 32, 44, 56)},
 }
+
+
+SCANNED = 18  # blocks a stage, from which an accelerator runs them as a loop: resnet110's
 
 
 class Block(nn.Module):
@@ -178,11 +182,15 @@ class ResNet(Network):
         for stage, (blocks, (first, *dilations)) in enumerate(
             zip(self.spec.blocks, self._stages(), strict=True), start=1
         ):
-            for block in range(1, blocks + 1):
-                stride, dilation = (first, dilations[0]) if block == 1 else (1, dilations[1])
-                name = f"stage{stage}_block{block}"
-                x = Block(base << (stage - 1), stride, self.spec, self.dtype, norm, dilation, name=name)(x, train, grid)
-                grid = grid.window(1, stride)
+            make = partial(Block, base << (stage - 1), spec=self.spec, dtype=self.dtype, norm=norm)
+            names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
+            x = make(first, dilation=dilations[0], name=names[0])(x, train, grid)
+            grid = grid.window(1, first)
+            if self._scanned and not self.is_initializing():
+                x = self._scan(make(1, dilation=dilations[1], parent=None), names[1:], x, train, grid)
+            else:
+                for name in names[1:]:
+                    x = make(1, dilation=dilations[1], name=name)(x, train, grid)
             x = Endpoint(name=f"stage{stage}")(x)
             maps[f"stage{stage}"] = Map(x, grid)
         if not self.num_classes:
@@ -191,6 +199,33 @@ class ResNet(Network):
         x = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
         outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)
         return outputs
+
+    @property
+    def _scanned(self) -> bool:
+        """Return whether the equal blocks of a stage are one loop, which shortens compilation: only of many small ones.
+
+        On a CPU XLA runs the operations of a loop on one core, many times slower; elsewhere a loop copies the weights
+        once a step, which is much for the wide blocks of an ImageNet network.
+        """
+        return self.spec.cifar and min(self.spec.blocks) >= SCANNED and platform() in ("gpu", "tpu")
+
+    def _scan(self, block: Block, names: list[str], x: jax.Array, train: bool, grid: Grid) -> jax.Array:
+        """Apply blocks of one kind in turn, each with the variables of its name, by a loop over the stacked variables.
+
+        Parameters, statistics and their names are those of separate blocks.
+        """
+        collections = {key: tree for key, tree in self.variables.items() if key in ("params", "batch_stats")}
+        each = [{key: tree[name] for key, tree in collections.items()} for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+        def body(x: jax.Array, variables: Any) -> Any:
+            return block.apply(variables, x, train, grid, mutable=["batch_stats"])
+
+        x, new = jax.lax.scan(body, x, stacked)
+        if self.is_mutable_collection("batch_stats"):
+            for i, name in enumerate(names):
+                self.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], new["batch_stats"]))
+        return x
 
 
 MODELS = {name: partial(ResNet, spec) for name, spec in SPECS.items()}

@@ -116,7 +116,10 @@ def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple
 
 
 def macs(equation: JaxprEqn) -> int:
-    """Return the multiply-accumulates of one equation: outputs times the products summed into each; 0 for all else."""
+    """Return the multiply-accumulates of one equation: outputs times the products summed into each; 0 for all else.
+
+    A transposed convolution has those of the convolution that it transposes: zeros between its pixels do not count.
+    """
     name = equation.primitive.name
     if name not in ("conv_general_dilated", "dot_general"):
         return 0
@@ -125,10 +128,12 @@ def macs(equation: JaxprEqn) -> int:
     numbers = equation.params["dimension_numbers"]
     if name == "dot_general":
         (contracted, _), _ = numbers
-        terms = math.prod(left[axis] for axis in contracted)
-    else:  # the kernel's input channels are those of one group
-        terms = math.prod(right) // right[numbers.rhs_spec[0]]
-    return math.prod(output) * terms
+        return math.prod(output) * math.prod(left[axis] for axis in contracted)
+    terms = math.prod(right) // right[numbers.rhs_spec[0]]  # the kernel's input channels are those of one group
+    if max(equation.params["lhs_dilation"]) == 1:
+        return math.prod(output) * terms
+    rows, features, sides = output[numbers.out_spec[0]], output[numbers.out_spec[1]], numbers.lhs_spec[2:]
+    return rows * features * math.prod(left[side] for side in sides) * terms
 
 
 def _kind(path: Path, equations: list[JaxprEqn]) -> str:

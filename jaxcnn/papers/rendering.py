@@ -12,8 +12,7 @@ from jaxcnn.text_table import text_table
 
 _LIST_NOTE = (
     "MACs: multiply-accumulates for one image. MB: activations, the outputs of the layers that `jaxcnn models NAME` "
-    "lists, one image in bfloat16. CIFAR's networks take 32² pixels and tell 10 classes apart, the others 224² and "
-    "1000. Error: top-1/top-5 in %, as the paper has it."
+    "lists, one image in bfloat16. Error: top-1/top-5 in %, as the paper has it."
 )
 _ONE_NOTE = (
     "MB: a layer's output for the batch, 10⁶ bytes. The sum is what a training step would keep if it kept each of "
@@ -163,7 +162,7 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
         return f"{figure['printed']} {figure['agreement'] or ''}".strip() if figure else "–"
 
     head, lines = ["network", "parameters", "paper", "MACs", "paper", "MB", "paper's error"], []
-    notes, sources = [_LIST_NOTE, f"Agreement: {RULE}."], defaultdict[str, list[str]](list)
+    notes, sources = [_LIST_NOTE, _images_of(rows), f"Agreement: {RULE}."], defaultdict[str, list[str]](list)
     for row in rows:
         lines.append([
             row["name"], f"{row['parameters']:,}", published(row, "parameters"), _prefixed(row["macs"]),
@@ -175,6 +174,17 @@ def listing(rows: Sequence[dict[str, Any]]) -> str:
             sources[f"{quantity.replace('macs', 'MACs')}: {figure['source']}"].append(row["name"])
     notes += [f"{source} — {', '.join(names)}." for source, names in sources.items()]
     return "\n".join([text_table(head, lines, right={1, 3, 5}), "", *map(_note, notes)])
+
+
+def _images_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the note that says for which images and how many classes each model of the list is counted."""
+    groups = defaultdict[str, list[str]](list)
+    for row in rows:
+        classes = f" and {row['num_classes']} classes" if row["num_classes"] else ""
+        groups[f"{row['image_size']}²{classes}"].append(row["name"])
+    *others, most = sorted(groups, key=lambda size: len(groups[size]))
+    words = [f"{size} for {', '.join(groups[size])}" for size in others]
+    return f"Pixels: {'; '.join([*words, f'{most} for the others' if others else most])}."
 
 
 def layer_by_layer(row: dict[str, Any]) -> str:

@@ -219,6 +219,18 @@ def receptive_field(kernel: int, depth: int) -> int:
     return int(np.any(np.asarray(jax.grad(middle)(image)) != 0, axis=(0, 1, 3)).sum())
 
 
+def _fcn_table1() -> Table:
+    rows = [
+        [text(name), *_costs(paper_layers(name), 1e9, 1, figure("fcn", "parameters", name))]
+        for name in ("fcn32s_alexnet", "fcn32s", "fcn32s_googlenet")
+    ]
+    return Table(
+        "fcn-table1", "FCN, Table 1: classifiers as fully convolutional networks", 1,
+        ("network", "parameters", "GMACs"), rows,
+        ("21 classes, images of 500×500. The layers that enlarge the scores are fixed and have no parameters.",),
+    )  # fmt: skip
+
+
 def stacks() -> Table:
     """Return the table of the cost and the receptive field of one filter and of the stack that replaces it."""
     channels, pixels, rows = 256, 28, []
@@ -245,7 +257,7 @@ def stacks() -> Table:
 TABLES: dict[str, Callable[[], Table]] = {
     "alexnet-abstract": _alexnet_abstract, "alexnet-figure2": _alexnet_figure2, "vgg-table1": _vgg_table1,
     "vgg-table2": _vgg_table2, "googlenet-table1": _googlenet_table1, "resnet-table1": _resnet_table1,
-    "resnet-table6": _resnet_table6, "stacks": stacks,
+    "resnet-table6": _resnet_table6, "fcn-table1": _fcn_table1, "stacks": stacks,
 }  # fmt: skip
 
 

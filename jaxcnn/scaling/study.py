@@ -15,7 +15,9 @@ from jaxcnn.scaling.chips import Topology, parse_topology
 # Compiling takes the shapes of the data only: these stand in for data sets that need not be there.
 _STAND_INS = {
     "tfds:imagenet2012": "synthetic:1000:1281167", "tfds:cifar10": "synthetic:10:50000",
-    "tfds:cifar100": "synthetic:100:50000",
+    "tfds:cifar100": "synthetic:100:50000", "camvid:data/camvid": "synthetic_masks:11:367",
+    "voc_segmentation:data/VOCdevkit/VOC2011": "synthetic_masks:21:8498",
+    "coco_segmentation:data/coco": "synthetic_masks:21:92518",
 }  # fmt: skip
 _GRID = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
 _STUDY = {"title": str, "about": str, "unfit": bool, "run": list}
@@ -111,7 +113,9 @@ def _check(path: Path, values: Any, known: dict[str, type], *due: str) -> None:
 
 def stand_in(config: Config) -> None:
     """Replace a data set that need not be there by a synthetic one of its shapes, read step by step."""
-    config.data.name = _STAND_INS.get(config.data.name, config.data.name)
+    if config.data.name in _STAND_INS:
+        config.data.name = _STAND_INS[config.data.name]
+        config.data.train_split, config.data.eval_split, config.init_from = "train", "", ""
     config.data.resident = False
 
 

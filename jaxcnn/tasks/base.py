@@ -254,6 +254,10 @@ class Task:
         """
         raise self._lacks("images to generate: sample goes with VAEs and GANs")
 
+    def against(self, rows: Rows, reference: Rows) -> dict[str, float]:
+        """Return {name: score} of the rows of `collect` against those of other images."""
+        raise self._lacks("scores against other images: leave --reference out")
+
     def per_example(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Return rows (N, …) of which the tables and the picture below are made; `jaxcnn evaluate` alone asks for them.
 

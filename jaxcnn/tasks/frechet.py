@@ -1,10 +1,9 @@
-"""The Fréchet distance between two sets of features, and moments that add over batches and devices.
+"""The Fréchet distance between two sets of features.
 
 Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium"
 (arXiv:1706.08500), equation 6. It is a distance of features: two of different networks do not compare.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,20 +42,6 @@ def moments(features: np.ndarray) -> Moments:
     mean = features.mean(0) if len(features) else np.zeros(features.shape[1])
     centred = features - mean
     return Moments(len(features), mean, centred.T @ centred)
-
-
-def merged(parts: Iterable[Moments]) -> Moments:
-    """Return the moments of all rows together (Chan, Golub and LeVeque 1983, equation 2.1, in matrices)."""
-    first, *rest = parts
-    count, mean, scatter = first
-    for part in rest:
-        if not part.rows:
-            continue
-        total, apart = count + part.rows, part.mean - mean
-        scatter = scatter + part.scatter + np.outer(apart, apart) * (count * part.rows / total)
-        mean = mean + apart * (part.rows / total)
-        count = total
-    return Moments(count, mean, scatter)
 
 
 def distance(left: Moments, right: Moments) -> float:

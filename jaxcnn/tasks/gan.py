@@ -75,9 +75,15 @@ class GAN(Task):
         return outputs | {name: self._features(weights, images) for name, images in named.items()}, updates
 
     def _features(self, weights: Variables, images: jax.Array) -> jax.Array:
-        """Return an endpoint's mean over space, float32 (N, D), of images in -1 … 1, resized to the network's size."""
+        """Return an endpoint's mean over space, float32 (N, D), of images in -1 … 1, resized to the network's size.
+
+        They are rounded to 256 levels, as in a file; a network of colours is given grey ones as three equal channels.
+        """
         network: Any = self.network
         *size, channels = network.input["image_shape"]
+        images = jnp.rint((images + 1) * 127.5) / 127.5 - 1
+        if images.shape[-1] == 1:
+            images = jnp.repeat(images, channels, axis=-1)
         if channels != images.shape[-1]:
             raise UserError(
                 f"config.task.features={self.features} takes images of {channels} channels, these have "
@@ -97,7 +103,13 @@ class GAN(Task):
         scores = super().scores(sums, rows)
         if len(rows.get("made", ())) > 1:
             scores["fid"] = distance(moments(rows["real"]), moments(rows["made"]))
+            scores["fid_samples"] = len(rows["made"])
         return scores
+
+    def against(self, rows: Rows, reference: Rows) -> dict[str, float]:
+        """Return the "fid" of the generated images against other ones, and its "fid_floor", that of the real images."""
+        of = moments(reference["real"])
+        return {"fid": distance(of, moments(rows["made"])), "fid_floor": distance(of, moments(rows["real"]))}
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return {}: labels are not read, if there are any."""

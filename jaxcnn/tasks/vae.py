@@ -180,11 +180,11 @@ class VAE(Task):
         z = mean[:, None] + jnp.exp(logvar / 2)[:, None] * noise
         # Samples of an example stay together, so that rows on one device do: (N, k, latents) -> (N·k, latents).
         decoded = self._apply(model, variables, z.reshape(-1, z.shape[-1]), x.shape[1:], method="decode")
+        # All pixels are one axis here: a last axis of one or three channels would fill no vector register.
         logits, logscale = (
-            decoded[name].reshape(*z.shape[:2], *x.shape[1:]) if name in decoded else None
-            for name in ("logits", "logscale")
+            decoded[name].reshape(*z.shape[:2], -1) if name in decoded else None for name in ("logits", "logscale")
         )
-        log_likelihood = LIKELIHOODS[self.likelihood](x[:, None], logits, logscale).sum((2, 3, 4))
+        log_likelihood = LIKELIHOODS[self.likelihood](x.reshape(len(x), 1, -1), logits, logscale).sum(-1)
         # log p(z) - log q(z|x): the two constants of the Gaussians are the same.
         log_ratio = 0.5 * jnp.sum(jnp.square(noise) + logvar[:, None] - jnp.square(z), axis=-1)
         return log_likelihood, log_likelihood + log_ratio

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -131,6 +131,12 @@ class Evaluation:
     task: Task
     data: Dataset
     names: Sequence[str]
+
+    def against(self, reference: "Evaluation") -> "Evaluation":
+        """Return this evaluation with the scores of its images against those of another one, which is named."""
+        scores = {f"eval/{name}": score for name, score in self.task.against(self.rows, reference.rows).items()}
+        where = {"reference": reference.scores["split"], "reference_examples": reference.scores["eval/examples"]}
+        return replace(self, scores=self.scores | scores | where)
 
     def example_table(self) -> Table:
         """Return the columns of a row for each example: its index, its file if it has one, and what the task says."""

@@ -18,7 +18,9 @@ from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.expected import differences, find_classes, of_weights, same_names
 from jaxcnn.data.sources import path_kind
 from jaxcnn.locations import Address, place
+from jaxcnn.models.fcn import classifier_of
 from jaxcnn.models.layers import match_norms
+from jaxcnn.models.trunk import CLASSIFIERS
 from jaxcnn.tasks import create_task
 from jaxcnn.training import onto_trunk
 from jaxcnn.training.checkpoint import Checkpoints, Tree
@@ -63,7 +65,7 @@ def restore_or_init(
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         best, reset = program.task.best, config.reset_head
         loaded, words = load_variables(place(config.init_from, "config.init_from"), fresh, best, data.input, reset)
-        for line in filter(None, [_images_of(config, data), words]):
+        for line in filter(None, [_images_of(config, data), words, _other_network(config)]):
             if jax.process_index() == 0:
                 print(line, file=sys.stderr, flush=True)
         state = state.replace(**loaded, ema=program.average_of(loaded))
@@ -126,6 +128,23 @@ def _images_of(config: Config, data: Data) -> str:
     if known and (other := differences(known, data.input, taking.data)):
         return f"warning: the data given is not as {config.init_from} expects: {other}"
     return taken and f"images as of {config.init_from}: {taken}"
+
+
+def _other_network(config: Config) -> str:
+    """Return the warning that the weights are of another classification network, whose arrays have the same shapes."""
+    with _weights_of(place(config.init_from, "config.init_from"), create_task(config).best) as (checkpoints, _):
+        try:
+            theirs = classifier_of(from_json(checkpoints.folder.parent / "config.json"))
+        except UserError:  # A folder of weights alone has none.
+            return ""
+    ours = classifier_of(config)
+    if not {theirs, ours} <= CLASSIFIERS.keys() or theirs == ours:
+        return ""
+    key = "model.name" if config.model.name == ours else "model.overrides.backbone"
+    return (
+        f"warning: config.init_from={config.init_from} has weights of {theirs}, and this run is of {ours}: their "
+        f"arrays have the same shapes, but they compute differently; set config.{key}={theirs} unless that is meant"
+    )
 
 
 def _input(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.models import convolution
+from jaxcnn.models import convolution, inception
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Features, Group, Images, Task
 from jaxcnn.training import resident
@@ -27,11 +28,13 @@ from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.sharding import check_batch, layout, on_all, over_rows, replicated
 from jaxcnn.training.state import TrainState, init_state, init_variables, select, shapes_of
 from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step, metric_shapes
+from jaxcnn.weights.files import read_state_dict
 
 Tree = Any
 Bucket = tuple[int, int]  # (H, W) of the images of a batch
 # XLA has it since jaxlib 0.12; jaxlib 0.10 takes it and rewrites nothing.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
+WEIGHTS = (".pth", ".pt", ".safetensors")  # endings of files that are no run's folder
 SAMPLES = 64  # images that training draws at each evaluation
 
 
@@ -242,11 +245,15 @@ def build_program(config: Config, model: nn.Module, data: Data, mesh: Mesh, per_
 
 
 def feature_network(folder: str) -> Features:
-    """Return the network of a run at its last checkpoint.
+    """Return the network of a run at its last checkpoint, or the Inception network of a file of weights.
 
     Raises:
-      UserError: as of `open_run`.
+      UserError: as of `open_run`, or the file is not that network's.
     """
+    if folder.endswith(WEIGHTS):
+        variables = inception.variables_of(read_state_dict(Path(folder)), folder)
+        given = {"image_shape": inception.IMAGE_SHAPE, "mean": (0.5,) * 3, "std": (0.5,) * 3}  # pixels in -1 … 1
+        return Features(f"Inception-v3 (pytorch-fid), weights {folder}", inception.Inception(), variables, given)
     from jaxcnn.training.trained import open_run  # which imports this module
 
     run = open_run(folder)

@@ -23,9 +23,9 @@ class TestList:
         heading, *rows = capsys.readouterr().out.splitlines()
         assert heading.split() == ["name", "examples", "image", "classes", "status"]
         assert rows[0].split() == ["digits", "train", "1,442,", "test", "355", "8×8×1", "10", "ready"]
-        assert [row.split()[0] for row in rows] == ["digits", "synthetic", "tfds:fashion_mnist"]
+        assert [row.split()[0] for row in rows] == ["digits", "synthetic", "synthetic_masks", "tfds:fashion_mnist"]
         # Not a terminal: nothing is cut or wrapped, however long the line.
-        assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[2]
+        assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[3]
 
     def test_narrow_terminal(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)

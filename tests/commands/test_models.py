@@ -40,6 +40,8 @@ def test_the_list_has_what_each_network_costs_and_what_its_paper_says(short_regi
     assert max(map(len, out.splitlines())) <= 80
     assert "googlenet: + auxiliary heads 6,379,728 parameters" in out
     assert "MACs: ResNet, Table 1 — resnet18." in out
+    note = "Pixels: 32² and 10 classes for plain20, resnet20; 224² and 1000 classes for the others."
+    assert note in " ".join(out.split())
 
 
 def test_as_json_it_is_one_object_a_line(short_registry, capsys):

@@ -110,6 +110,11 @@ def test_evaluate_writes_the_bounds_of_each_example(run, tmp_path, capsys):
     assert np.mean(bounds) == pytest.approx(found["eval/iwae"], rel=1e-5)
 
 
+def test_a_run_without_features_has_no_reference_to_compare_with(run, capsys):
+    assert cli.main(["evaluate", "--workdir", str(run), "--reference", "train"]) == 2
+    assert "has no features to compare: set --config.task.features=DIR" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

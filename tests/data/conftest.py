@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-Examples = list[tuple[Any, int]]  # what is stored, encoded bytes or an array, with its label
+# Each is an image, encoded bytes or an array, or {feature: bytes} of several, with its label.
+Examples = list[tuple[Any, int]]
 
 
 @pytest.fixture
@@ -58,8 +59,9 @@ def _write_records(path: Path, examples: Examples) -> None:
     for image, label in examples:
         example: Any = tf_example_pb2.Example()  # type: ignore[attr-defined]
         feature = example.features.feature
-        if isinstance(image, bytes):
-            feature["image"].bytes_list.value.append(image)
+        if isinstance(image, bytes | dict):
+            for name, data in (image if isinstance(image, dict) else {"image": image}).items():
+                feature[name].bytes_list.value.append(data)
         else:
             feature["image"].int64_list.value.extend(int(v) for v in image.ravel())
         feature["label"].int64_list.value.append(label)

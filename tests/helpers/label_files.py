@@ -1,6 +1,7 @@
 """Small data sets with label maps, in the layouts in which their makers publish them."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,26 @@ def write_sbd(folder: Path, names: dict[str, tuple[str, ...]]) -> None:
         for name in part:
             truth = {"Boundaries": np.zeros(3), "Segmentation": np.full((12, 16), 7, np.uint8), "CategoriesPresent": 7}
             savemat(folder / f"cls/{name}.mat", {"GTcls": truth}, do_compression=True)
+
+
+def write_coco(root: Path, **changes: Any) -> str:
+    """Write `coco_segmentation:ROOT` of four images of 12×16, two a split; return its name.
+
+    Image 1 of a split has a bus that overlaps a person, and a kite, which is no class of VOC; image 2 has a crowd.
+
+    Args:
+      changes: what the annotation of the crowd has otherwise.
+    """
+    bus = {"category_id": 6, "image_id": 1, "area": 1008.0, "iscrowd": 0, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]}
+    person = bus | {"category_id": 1, "segmentation": [[6, 4, 14, 4, 14, 10, 6, 10]]}
+    kite = bus | {"category_id": 38, "segmentation": [[0, 8, 4, 8, 4, 12, 0, 12]]}
+    lengths = {"size": [12, 16], "counts": [0, 24, 168]}  # the first two columns
+    crowd = person | {"image_id": 2, "area": 24.0, "iscrowd": 1, "segmentation": lengths} | changes
+    images = [{"id": n, "file_name": f"{n:012}.jpg", "height": 12, "width": 16} for n in (2, 1)]
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        for image in images:
+            save(root / split / image["file_name"], scene(image["id"])[0])
+        annotations = {"images": images, "annotations": [bus, person, kite, crowd], "categories": []}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(annotations))
+    return f"coco_segmentation:{root}"

@@ -27,19 +27,24 @@ def plain(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Ar
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(pairs, pairs, st.tuples(st.integers(0, 3), st.integers(0, 3)), st.tuples(st.integers(4, 9), st.integers(4, 9)))
 def test_the_gradients_by_phase_and_by_tap_are_those_of_xla(kernel: Any, strides: Any, pads: Any, size: Any) -> None:
     """Every kernel, stride, padding and size; integers, so that every sum is exact."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(-4, 5, (2, *size, 3)), jnp.float32)
-    weights = jnp.asarray(rng.integers(-4, 5, (*kernel, 3, 5)), jnp.float32)
     padding = tuple((pad, 3 - pad) for pad in pads)
-    y, transpose = jax.vjp(lambda x, weights: plain(x, weights, strides, padding), x, weights)
-    grad = jnp.asarray(rng.integers(-4, 5, y.shape), jnp.float32)
-    of_x, of_weights = transpose(grad)
-    np.testing.assert_array_equal(_by_phase(grad, weights, strides=strides, padding=padding, shape=x.shape), of_x)
-    np.testing.assert_array_equal(_by_tap(x, grad, weights.shape, strides, padding), of_weights)
+    x, weights = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((2, *size, 3), (*kernel, 3, 5)))
+    shape = jax.eval_shape(lambda: plain(x, weights, strides, padding)).shape
+    grad = rng.integers(-4, 5, shape).astype(np.float32)
+
+    @jax.jit
+    def gradients(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
+        expected = jax.vjp(lambda x, weights: plain(x, weights, strides, padding), x, weights)[1](grad)
+        of_x = _by_phase(grad, weights, strides=strides, padding=padding, shape=x.shape)
+        return expected, (of_x, _by_tap(x, grad, weights.shape, strides, padding))
+
+    for expected, found in zip(*gradients(x, weights, grad), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 ONEDNN: dict[str, Any] = {program._ONEDNN: True} if program._is_known(program._ONEDNN) else {}
@@ -71,7 +76,7 @@ def test_a_kernel_gradient_goes_to_onednn_only_where_it_is_right(images, side, r
     x, weights, grad = (jnp.asarray(RANDOM.normal(size=shape), jnp.bfloat16) for shape in shapes)
 
     def gradient(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
-        rest = {"dimension_numbers": DIMENSIONS}
+        rest: Any = {"dimension_numbers": DIMENSIONS}
         return jax.vjp(lambda weights: convolve(x, weights, (1, 1), ((1, 1), (1, 1)), **rest), weights)[1](grad)[0]
 
     # Nine products where a convolution would be wrong.

@@ -11,7 +11,7 @@ import pytest
 from nets import CIFAR, RESNET, count, filled, images, sizes, traced
 
 from jaxcnn import UserError
-from jaxcnn.models import create_model, layers, pooling
+from jaxcnn.models import create_model, layers, pooling, resnet
 from jaxcnn.models.resnet import SPECS, Block
 
 PARAMETERS = RESNET | CIFAR
@@ -199,3 +199,27 @@ def test_an_unknown_override_is_named_with_its_model():
 def test_a_head_without_classes_is_refused():
     with pytest.raises(UserError, match="num_classes=0"):
         create_model("resnet18", num_classes=0)
+
+
+def test_blocks_in_a_loop_compute_what_blocks_in_turn_do(monkeypatch):
+    """Outputs, gradients and running statistics, with the same names; the loop is there on an accelerator alone."""
+    monkeypatch.setattr(resnet, "SCANNED", 3)
+    model: Any = resnet.ResNet(resnet.Spec((3, 3, 3), shortcut="A", cifar=True), 3, jnp.float32)
+    x = jnp.asarray(images(2, 8, 8, 3))
+    variables: Any = jax.jit(model.init)(jax.random.key(0), x)
+
+    def everything(platform: str) -> Any:
+        monkeypatch.setattr(resnet, "platform", lambda: platform)
+
+        def loss(params: Any) -> Any:
+            outputs, new = model.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+            return jnp.square(outputs["logits"]).mean(), (outputs, new)
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return step(variables["params"]), step.lower(variables["params"]).as_text().count("stablehlo.while")
+
+    (plain, none), (looped, loops) = everything("cpu"), everything("tpu")
+    assert (none, loops) == (0, 6)  # three stages, forward and backward
+    assert jax.tree.structure(plain) == jax.tree.structure(looped)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * np.abs(a).max()), plain, looped)
+    assert model.apply(variables, x)["logits"].shape == (2, 3)

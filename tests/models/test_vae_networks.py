@@ -9,7 +9,7 @@ import pytest
 from nets import GENERATIVE, count, quick
 
 from jaxcnn import UserError
-from jaxcnn.models import create_model
+from jaxcnn.models import convolution, create_model
 from jaxcnn.models.layers import ConvTranspose
 
 
@@ -71,23 +71,36 @@ def test_the_noise_is_of_the_stream_latent_and_of_training_alone():
     assert (first["logits"] != plain["logits"]).any()
 
 
+@pytest.mark.parametrize("platform", ["cpu", ""])
 @pytest.mark.parametrize(("kernel", "pad", "extra"), [(4, 1, 0), (5, 2, 1), (4, 0, 0)])
-def test_a_transposed_convolution_is_the_gradient_of_the_strided_one(kernel, pad, extra):
-    """As torch's: of the convolution whose kernel is this one, turned by 180° with its channels exchanged."""
-    layer = ConvTranspose(2, kernel, 2, pad, extra, dtype=jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (1, 3, 4, 5))
-    made: Any = layer.init(jax.random.key(1), x)
-    y: Any = layer.apply(made, x)
-    weights = made["params"]["kernel"][::-1, ::-1].swapaxes(2, 3)  # (k, k, 2, 5)
+def test_a_transposed_convolution_is_the_gradient_of_the_strided_one(kernel, pad, extra, platform, monkeypatch):
+    """As torch's: of the convolution whose kernel is this one, turned by 180° with its channels exchanged.
 
-    def strided(y: jax.Array) -> jax.Array:
+    Its own gradients are that convolution's value and its kernel's gradient, in the form for a CPU and in XLA's.
+    """
+    monkeypatch.setattr(convolution, "platform", lambda: platform)
+    layer = ConvTranspose(2, kernel, 2, pad, extra, dtype=jnp.float32)
+    rng = np.random.default_rng(0)  # integers, so that every sum is exact
+    x = jnp.asarray(rng.integers(-4, 5, (1, 3, 4, 5)), jnp.float32)
+    weights = jnp.asarray(rng.integers(-4, 5, (kernel, kernel, 5, 2)), jnp.float32)
+
+    def strided(y: jax.Array, weights: jax.Array) -> jax.Array:
+        turned = weights[::-1, ::-1].swapaxes(2, 3)  # (k, k, 2, 5)
         return jax.lax.conv_general_dilated(
-            y, weights, (2, 2), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            y, turned, (2, 2), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    assert y.shape == (1, *(2 * (n - 1) + kernel - 2 * pad + extra for n in (3, 4)), 2)
-    (expected,) = jax.vjp(strided, jnp.zeros(y.shape))[1](x)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
+    @quick
+    def ours(x: jax.Array, weights: jax.Array, grad: jax.Array) -> Any:
+        y, transpose = jax.vjp(lambda *args: layer.apply({"params": {"kernel": args[1]}}, args[0]), x, weights)
+        return y, transpose(grad)
+
+    shape = (1, *(2 * (n - 1) + kernel - 2 * pad + extra for n in (3, 4)), 2)
+    grad = jnp.asarray(rng.integers(-4, 5, shape), jnp.float32)
+    y, (of_x, of_weights) = ours(x, weights, grad)
+    np.testing.assert_array_equal(y, jax.vjp(lambda y: strided(y, weights), grad)[1](x)[0])
+    np.testing.assert_array_equal(of_x, strided(grad, weights))
+    np.testing.assert_array_equal(of_weights, jax.vjp(lambda weights: strided(grad, weights), weights)[1](x)[0])
 
 
 def test_the_last_convolution_is_not_rounded_to_16_bits():

@@ -11,9 +11,9 @@ from nets import GENERATIVE
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model, list_models
-from jaxcnn.models.layers import batch_norm, conv
+from jaxcnn.models.layers import ConvTranspose, batch_norm, conv
 from jaxcnn.models.pooling import max_pool
-from jaxcnn.papers.cost import describe, layers, paper_layers, total
+from jaxcnn.papers.cost import describe, layers, macs, paper_layers, total
 
 # Parameters, and GMACs to three decimals: ../shared/REFERENCES.md, but for what follows from it by arithmetic.
 IMAGENET = {
@@ -206,3 +206,15 @@ def test_images_that_a_model_does_not_take_are_refused():
         describe("alexnet", image_size=16)
     with pytest.raises(UserError, match="1 or more"):
         describe("resnet20", batch=0)
+
+
+@pytest.mark.parametrize(("kernel", "pad", "extra"), [(5, 2, 1), (4, 1, 0)])
+def test_a_transposed_convolution_costs_as_much_as_the_strided_one(kernel, pad, extra):
+    up, down = ConvTranspose(7, kernel, 2, pad, extra), conv(3, kernel, 2, pad=pad, dtype=jnp.float32)
+    small, large = jnp.zeros((1, 6, 5, 3)), jnp.zeros((1, 12, 10, 7))
+    found = []
+    for layer, x in ((up, small), (down, large)):
+        made = layer.init(jax.random.key(0), x)
+        equations = jax.make_jaxpr(lambda x, layer=layer, made=made: layer.apply(made, x))(x).eqns
+        found.append(sum(macs(equation) for equation in equations))
+    assert found == [6 * 5 * 3 * 7 * kernel**2] * 2

@@ -37,6 +37,15 @@ def manifest() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def coco() -> dict[str, Any]:
+    """Annotations of two images of 24×20 pixels: a polygon, and a crowd's run lengths."""
+    images = [{"id": n, "file_name": f"{n}.png", "height": 20, "width": 24} for n in (1, 2)]
+    bus = {"id": 1, "image_id": 1, "category_id": 6, "area": 12, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 5, 8.5]]}
+    lengths = {"size": [20, 24], "counts": [40, 20, 420]}
+    crowd = bus | {"id": 2, "image_id": 2, "category_id": 1, "iscrowd": 1, "segmentation": lengths}
+    return {"images": images, "annotations": [bus, crowd], "categories": [{"id": 1, "name": "person"}]}
+
+
 def metrics() -> bytes:
     lines = [
         {"step": n, "epoch": n / 2, "train/loss": 1.0, "train/top1": 0.5, "eval/loss": 2.0, "eval/top1": 0.1}
@@ -75,6 +84,14 @@ def images() -> dict[str, bytes]:
         "ppm": encoded(colour, "PPM"),
         "pgm, plain": b"P2 4 2 255\n" + b" ".join(b"%d" % n for n in range(8)),
     }
+
+
+def unlabelled() -> dict[str, bytes]:
+    """By kind of source; ten images of bytes, and two of 0 and 1 as text."""
+    file = io.BytesIO()
+    np.save(file, np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3))
+    line = b" ".join([b"0", b"1"] * (28 * 28 // 2)) + b"\n"
+    return {"arrays": file.getvalue(), "binarized_mnist": 2 * line}
 
 
 def weights() -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data.images.decode import MAX_PIXELS, Box, crop_resize, decode, read_header, read_image, size_of
 from jaxcnn.data.prepare import cifar
 from jaxcnn.data.prepare.idx import read_idx
+from jaxcnn.data.sources import arrays, binarized_mnist, coco_segmentation, make_source
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.data.sources.tfds import _check_names
 from jaxcnn.training.checkpoint import Checkpoints
@@ -56,6 +57,21 @@ def test_config(folder, data):
     if config := value_of(lambda: from_json(seeds.write(folder / "config.json", data))):
         validate(config)
         assert value_of(lambda: from_json(seeds.write(folder / "again.json", to_json(config).encode()))) == config
+
+
+@few
+@given(data=damaged_json(seeds.coco()) | damaged(json.dumps(seeds.coco()).encode()))
+def test_annotations_of_coco(folder, data):
+    for place in ("annotations", "val2017"):
+        (folder / place).mkdir(exist_ok=True)
+    for image in seeds.coco()["images"]:
+        seeds.write(folder / "val2017" / image["file_name"], IMAGES["png, palette"])
+    seeds.write(folder / "annotations/instances_val2017.json", data)
+    coco_segmentation._read.cache_clear()  # files that are written so soon after one another may have one date
+    if source := value_of(lambda: make_source(f"coco_segmentation:{folder}", "val")):
+        for index in range(len(source)):
+            if example := value_of(lambda index=index: source.read(index)):
+                assert example["label_map"].shape == (20, 24)
 
 
 @fuzz
@@ -131,6 +147,21 @@ def test_cifar(folder, data):
         seeds.write(folder / name, data)
     for images, labels in (value_of(lambda: cifar.read_splits(folder)) or {}).values():
         assert images.shape == (len(labels), 32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "binarized_mnist"])
+@few
+@given(data=st.data())
+def test_images_without_labels(folder, kind, data):
+    module = {"arrays": arrays, "binarized_mnist": binarized_mnist}[kind]
+    module._read.cache_clear()  # files of one tick of the clock are one to it
+    content = data.draw(damaged(seeds.unlabelled()[kind]))
+    for part in ("train", "valid", "test"):
+        file = seeds.write(folder / f"binarized_mnist_{part}.amat", content)
+    source = value_of(lambda: module.open_split(f"{kind}:{file if kind == 'arrays' else folder}", "test"))
+    if source:
+        image = source[len(source) - 1]["image"]
+        assert (image.dtype, image.shape) == (np.uint8, source.image_shape)
 
 
 FEATURES = {

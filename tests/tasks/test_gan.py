@@ -23,7 +23,8 @@ from jaxcnn.tasks.frechet import distance, moments
 from jaxcnn.tasks.gan import GAN
 from jaxcnn.training import program as program_module
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.evaluation import evaluate_rows
+from jaxcnn.training.evaluation import Evaluation, evaluate_rows
+from jaxcnn.weights.files import write_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gan.npz"
 # Ours: torch's modules, of the generator and of the discriminator.
@@ -207,13 +208,18 @@ MLP = create_model("gan_mlp", dtype=jnp.float32, hidden=(4,), maxout=(3,), laten
 
 
 @pytest.mark.parametrize("model", ["gan_mlp", pytest.param("dcgan32", marks=pytest.mark.slow)])
-def test_training_on_eight_devices_equals_one(model):
-    def run(**values: Any) -> Any:
-        data = Pixels(16, **({} if model == "gan_mlp" else DATA))
-        config = gan_config(optimizer__name="sgd", optimizer__momentum=0.0, **values)
-        return steps(build(config, MLP if model == "gan_mlp" else MODEL, data), 2, data)
+def test_however_a_batch_is_divided_the_players_are_the_same(model):
+    """Over devices where rows meet in BatchNorm (dcgan32); else in shards that are micro-batches, too."""
+    rows_meet = model == "dcgan32"
+    network = MODEL if rows_meet else MLP.clone(dropout=0.0)
+    apart = {} if rows_meet else {"norm__scope": "shard", "optimizer__accumulate": 2}
 
-    (expected, losses), (state, found) = run(), run(mesh__data=8)
+    def run(**values: Any) -> Any:
+        data = Pixels(16, **(DATA if rows_meet else {}))
+        config = gan_config(optimizer__name="sgd", optimizer__momentum=0.0, **values)
+        return steps(build(config, network, data), 2, data)
+
+    (expected, losses), (state, found) = run(), run(mesh__data=8, **apart)
     assert found == pytest.approx(losses, rel=1e-4)
     for (path, x), y in zip(leaves(state.params).items(), leaves(expected.params).values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6, err_msg=path)
@@ -279,10 +285,33 @@ def test_the_fid_is_of_the_features_of_as_many_images_as_are_evaluated(monkeypat
     real = 2 * data.rows(1, 37)["image"].mean((1, 2)) / 255 - 1
     np.testing.assert_allclose(rows["real"], real, atol=1e-5)
     assert scores["eval/fid"] == pytest.approx(distance(moments(real), moments(rows["made"])), rel=1e-4)
+    same = program.task.against(rows, rows)
+    assert same == {"fid": pytest.approx(scores["eval/fid"]), "fid_floor": pytest.approx(0, abs=1e-6)}
+    assert scores["eval/fid_samples"] == 37
+    evaluated = Evaluation(scores | {"split": "train"}, rows, program.task, Pixels(), ())
+    named = {"eval/fid_floor": same["fid_floor"], "reference": "train", "reference_examples": 37}
+    assert evaluated.against(evaluated).scores.items() >= named.items()
     assert program.task.about() == {"fid_features": "stage1 of means", "fid_reference": "the evaluation images"}
     assert program.task.best == ("fid", "min")
     with pytest.raises(UserError, match=r"config\.task\.endpoint='stage9' .*take one of stage1"):
         build(gan_config(task__features="here", task__endpoint="stage9"), MLP, Pixels())
+
+
+def test_images_have_256_levels_for_the_features_and_grey_ones_three_equal_channels():
+    task = GAN(gan_config(task__features="here"))
+    given = {"image_shape": (2, 2, 3), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    task.use_features(Features("means", Means(), {}, given))
+    found = task._features({"params": {"scale": jnp.float32(1)}}, jnp.full((1, 2, 2, 1), 0.3))
+    np.testing.assert_allclose(found, np.full((1, 3), round(1.3 * 127.5) / 127.5 - 1), atol=1e-6)
+    with pytest.raises(UserError, match="takes images of 3 channels, these have 2"):
+        task._features({}, jnp.zeros((1, 2, 2, 2)))
+
+
+def test_a_file_that_is_not_inceptions_is_refused_by_name(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(file, {"fc.bias": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match=r"weights\.safetensors: \S+ is not there: take pytorch-fid's"):
+        build(gan_config(task__features=str(file)), MLP, Pixels())
 
 
 def test_a_player_that_is_no_number_stops_the_run(tmp_path):

@@ -15,6 +15,7 @@ from tiny_dense import Patches, TinyDense
 
 from jaxcnn.config import VOID, base_config
 from jaxcnn.distributed.interrupt import Interrupted
+from jaxcnn.models import create_model
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.segmentation import class_iou, median_frequency, scores_of
 from jaxcnn.training.checkpoint import Checkpoints
@@ -194,6 +195,23 @@ def test_eight_devices_and_micro_batches_have_the_loss_and_the_gradients_of_one(
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for path, x in params.items():
         np.testing.assert_allclose(x, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("fcn8s", {"backbone": "vgg11_bn", "width": 0.125, "fc6_window": 2, "padding": 19}),
+        ("fcn_resnet50_tv", {"backbone": "resnet20"}),
+    ],
+)
+def test_the_networks_on_eight_devices_are_those_on_one(name, overrides):
+    model, data = create_model(name, CLASSES, jnp.float32, **overrides), Patches(16, image_shape=(32, 32, 3))
+    sgd = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.05}
+    one, eight = (steps(build(segmentation(**sgd, mesh__data=n), model, data), 2, data) for n in (1, 8))
+    np.testing.assert_allclose(eight[1], one[1], rtol=1e-5)
+    for (path, x), y in zip(leaves(eight[0].params).items(), leaves(one[0].params).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=4e-5, err_msg=path)
 
 
 def evaluated(batch: int, devices: int) -> dict[str, float]:

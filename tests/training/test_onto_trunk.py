@@ -205,3 +205,18 @@ def test_a_run_says_at_its_start_what_it_took(tmp_path, capsys):
     assert words in capsys.readouterr().err
     np.testing.assert_array_equal(state.params["fc6"]["kernel"], saved["params"]["fc6"]["kernel"])
     assert not np.any(state.params["score_pool4"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize(("saved", "warned"), [("resnet20", True), ("plain20", False)])
+def test_weights_of_a_network_that_computes_differently_are_taken_with_a_warning(saved, warned, tmp_path, capsys):
+    """A plain network has the arrays of a residual one, as torchvision's ResNet-50 has those of the paper's."""
+    classifier(tmp_path, saved)
+    (tmp_path / "config.json").write_text(to_json(tiny_config(model__name=saved)))
+    config = tiny_config(task__name="segmentation", init_from=str(tmp_path), model__name="fcn_resnet50_tv")
+    config.model.overrides.backbone = "plain20"
+    model, data = create_model("fcn_resnet50_tv", 6, jnp.float32, backbone="plain20"), Patches(16)
+    program = build(config, model, data)
+    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), program.state)
+    restore_or_init(config, replace(program, init=zeros), data, Checkpoints(tmp_path / "run", BEST, 1))
+    words = f"has weights of {saved}, and this run is of plain20"
+    assert (words in capsys.readouterr().err) == warned

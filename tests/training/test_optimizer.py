@@ -197,6 +197,21 @@ def test_three_updates_are_those_of_the_formula_and_decay_moves_kernels_only(rul
         np.testing.assert_allclose(params[layer][leaf], expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("begin", [0.0, 0.3])
+def test_the_second_moment_begins_where_it_is_told_to(begin):
+    """Two steps of Adam in float64: v₀ fades by β₂ a step, and the bias correction of zeros goes over all of it."""
+    grads = [tree(seed)["conv"]["bias"] for seed in (1, 2)]
+    config = tiny_config(optimizer__name="adam", optimizer__b1=0.9, optimizer__b2=0.99, optimizer__epsilon=1e-3,
+                         optimizer__initial_second_moment=begin, optimizer__weight_decay=0.0)  # fmt: skip
+    rule = make_optimizer(config, lambda _: RATE, {"x": Group()})
+    state, (m, v) = rule.init({"x": jnp.zeros_like(grads[0])}), (0.0, begin)
+    for step, grad in enumerate(grads, start=1):
+        update, state = rule.update({"x": jnp.asarray(grad)}, state, {"x": jnp.zeros_like(grad)})
+        m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad**2
+        expected = -RATE * m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.99**step)) + 1e-3)
+        np.testing.assert_allclose(update["x"], expected, rtol=1e-4)
+
+
 def test_adam_is_the_default():
     assert tiny_config().optimizer.name == "adam"
 

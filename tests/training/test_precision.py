@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pixels import Pixels
 from tiny import Blobs, build, tiny_config
+from tiny_dense import Patches
 
 from jaxcnn.models import create_model
 
@@ -120,6 +121,24 @@ def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_a
     config = tiny_config(task__name="vae", dtype="bfloat16", task__samples=2, task__objective="iwae")
     data = Pixels(image_shape=(28, 28, 1))
     program = build(config, create_model(name, dtype=jnp.bfloat16, hidden=(8,), latent=2), data)
+    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
+    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
+    assert_float32(program, jaxpr)
+    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
+    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
+    assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("fcn8s", {"backbone": "vgg11_bn", "width": 0.125}), ("fcn_resnet50_tv", {"backbone": "resnet20"})],
+)
+def test_every_product_of_a_segmentation_network_has_bfloat16_operands_and_its_losses_and_state_are_float32(
+    name, overrides
+):
+    model: Any = create_model(name, 6, jnp.bfloat16, **overrides)
+    config = tiny_config(task__name="segmentation", dtype="bfloat16")
+    program = build(config, model, Patches(image_shape=(32, 32, 3)))
     jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
     assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
     assert_float32(program, jaxpr)

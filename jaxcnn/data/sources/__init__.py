@@ -49,6 +49,7 @@ class Kind(NamedTuple):
 KINDS = {
     "digits": Kind("toy", "digits"),
     "synthetic": Kind("toy", "synthetic[:CLASSES[:EXAMPLES]]"),
+    "synthetic_masks": Kind("toy", "synthetic_masks[:CLASSES[:EXAMPLES]]"),
     "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
     "folder": Kind("folder", "folder:DIR", is_path=True),
     "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),
@@ -56,6 +57,8 @@ KINDS = {
     "arrays": Kind("arrays", "arrays:FILE.npy", is_path=True),
     "frey": Kind("arrays", "frey:FILE.npy", is_path=True),
     "voc_segmentation": Kind("voc_segmentation", "voc_segmentation:DIR", is_path=True, marker="ImageSets"),
+    "coco_segmentation": Kind("coco_segmentation", "coco_segmentation:DIR", is_path=True, marker="annotations"),
+    "tfds_segmentation": Kind("tfds_segmentation", "tfds_segmentation:NAME", slices=", or a slice such as train[90%:]"),
     "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
     "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
     "voc": Kind("voc", "voc:DIR", is_path=True, marker="Annotations"),
@@ -223,8 +226,8 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     """Open one split of a data set.
 
     Args:
-      name: `digits`, `synthetic[:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS with a DIR,
-        such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
+      name: `digits`, `synthetic[_masks][:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS
+        with a DIR, such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
       split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 

@@ -10,7 +10,7 @@ TFDS imports what features.json names and opens what dataset_info.json names, wh
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,25 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
 
     builder = _builder(name, data_dir)
     image, label = builder.info.features["image"], builder.info.features["label"]
-    encoded = isinstance(image, tfds.features.Image)
-    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    kept = records(builder, name, split, ["image"] if isinstance(image, tfds.features.Image) else [])
+    height, width, channels = (*image.shape, 1)[:3]
+    mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
+    shape, names = (height, width, channels), imagenet.readable(tuple(map(printable, label.names)))
+    return _Tfds(name, split, len(kept), names, shape, mean, std, builder.data_dir, kept)
+
+
+def records(builder: Any, name: str, split: str, encoded: Sequence[str]) -> Any:
+    """Return the examples of a split, whose features `encoded` are left as the bytes of their files.
+
+    Raises:
+      UserError: there is no such split, or its files are damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    decoders = {feature: tfds.decode.SkipDecoding() for feature in encoded} or None
     try:
-        records = builder.as_data_source(split, decoders=decoders, file_format=ARRAY_RECORD)
-        size = len(records)
+        found = builder.as_data_source(split, decoders=decoders, file_format=ARRAY_RECORD)
+        len(found)  # opens the files
     except ValueError as error:  # unknown, malformed or empty
         splits = ", ".join(builder.info.splits)
         raise UserError(
@@ -83,10 +97,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         ) from error
     except Exception as error:  # whatever ArrayRecord raises
         raise _damaged(builder.data_dir, error) from error
-    height, width, channels = (*image.shape, 1)[:3]
-    mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
-    shape, names = (height, width, channels), imagenet.readable(tuple(map(printable, label.names)))
-    return _Tfds(name, split, size, names, shape, mean, std, builder.data_dir, records)
+    return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +123,7 @@ def _versions(folder: Path, pattern: str = "*") -> list[Path]:
 
 def _locate(name: str, data_dir: str) -> Path:
     """Return the folder of the newest version that fits `name`."""
-    match = re.fullmatch(r"tfds:(\w+)(?:/([^/:]+))?(?::([\d.*]+))?", name)
+    match = re.fullmatch(r"tfds\w*:(\w+)(?:/([^/:]+))?(?::([\d.*]+))?", name)
     if not match:
         raise UserError(f"cannot read the data set name '{name}': write tfds:NAME[/CONFIG][:VERSION]")
     base, config, version = match[1], match[2] or "", match[3] or "*"
@@ -128,12 +139,16 @@ def _locate(name: str, data_dir: str) -> Path:
     if others := _versions(folder):
         raise UserError(f"{folder} has no version {version}: take one of {', '.join(p.name for p in others)}")
     option = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
-    command = f"jaxcnn data prepare {name.removeprefix('tfds:')}{option}"
+    command = f"jaxcnn data prepare {name.partition(':')[2]}{option}"
     raise UserError(f"data set '{name}' is not prepared in {folder}: run {command}")
 
 
-def _builder(name: str, data_dir: str) -> Any:
-    """Return TFDS's reader of a prepared data set, checked to be labelled 8-bit images in ArrayRecord."""
+def builder_of(name: str, data_dir: str) -> Any:
+    """Return TFDS's reader of a prepared data set in ArrayRecord.
+
+    Raises:
+      UserError: it is not prepared, is damaged, or is of another format.
+    """
     folder = _locate(name, data_dir)
     import tensorflow_datasets as tfds
 
@@ -143,6 +158,14 @@ def _builder(name: str, data_dir: str) -> Any:
     except Exception as error:  # whatever its JSON files cause
         raise _damaged(folder, error) from error
     check_format(builder)
+    return builder
+
+
+def _builder(name: str, data_dir: str) -> Any:
+    """Return the reader of a data set, checked to be labelled 8-bit images."""
+    import tensorflow_datasets as tfds
+
+    builder = builder_of(name, data_dir)
     features = builder.info.features
     if "image" not in features or "label" not in features:
         raise UserError(

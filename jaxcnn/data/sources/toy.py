@@ -3,18 +3,19 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxcnn import UserError
+from jaxcnn.config import VOID
 from jaxcnn.data.sources import KINDS, Source, kind_of
 
 _SIDE = 32  # of a synthetic image
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
-    """Return the source of `digits` or `synthetic[:CLASSES[:EXAMPLES]]`, whose splits are train and test.
+    """Return the source of `digits`, `synthetic[:CLASSES[:EXAMPLES]]` or `synthetic_masks…`, of splits train and test.
 
     Raises:
       UserError: there is no such data set or split.
@@ -28,7 +29,8 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         images, labels = _digits(split)
         return _Digits(name, split, sizes[split], tuple(map(str, range(10))), (8, 8, 1), mean, std, images, labels)
     names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
-    return _Synthetic(name, split, sizes[split], names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
+    made = _SyntheticMasks if kind_of(name) == "synthetic_masks" else _Synthetic
+    return made(name, split, sizes[split], names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
@@ -42,8 +44,8 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 
 def find(data_dir: str = "") -> list[str]:
-    """Return the names of both."""
-    return ["digits", "synthetic"]
+    """Return the names of all three."""
+    return ["digits", "synthetic", "synthetic_masks"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +83,20 @@ class _Synthetic(Source):
         return {"image": _pattern(label) + (noise >> 1), "label": label}  # 0 … 127 each
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class _SyntheticMasks(_Synthetic):
+    """Upper and lower halves of two classes, each with the grating of its own."""
+
+    targets: ClassVar[tuple[str, ...]] = ("label_map",)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        upper, lower = super()._read(index), super()._read(index + 1)
+        half = _SIDE // 2
+        labels = np.full((_SIDE, _SIDE), upper["label"], np.uint8)
+        labels[half:] = lower["label"]
+        return {"image": np.concatenate([upper["image"][:half], lower["image"][half:]]), "label_map": labels}
+
+
 @lru_cache(maxsize=4096)
 def _pattern(label: int) -> np.ndarray:
     """Return a grating, uint8 (32, 32, 3) in 0 … 127; its direction, frequency and colour are those of the class."""
@@ -93,6 +109,9 @@ def _pattern(label: int) -> np.ndarray:
 
 def _synthetic_numbers(name: str) -> tuple[int, int]:
     """Return the classes and training examples that the name asks for."""
-    if match := re.fullmatch(r"synthetic(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
-        return int(match[1] or 10), int(match[2] or 4096)
+    if match := re.fullmatch(r"synthetic(_masks)?(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
+        classes = int(match[2] or 10)
+        if match[1] and classes > VOID:
+            raise UserError(f"{name} has {classes} classes: a label map has {VOID} at most")
+        return classes, int(match[3] or 4096)
     raise UserError(f"cannot read the data set name '{name}': write {KINDS[kind_of(name)].form}, of positive integers")

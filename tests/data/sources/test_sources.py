@@ -90,6 +90,16 @@ class TestSynthetic:
         distance = ((test_images[:, None, ::4, ::4] - means[None, :, ::4, ::4]) ** 2).sum((2, 3, 4))
         assert (distance.argmin(1) == test_labels).mean() > 0.9
 
+    def test_label_maps_have_two_halves_in_the_gratings_of_their_classes(self):
+        source, plain = make_source("synthetic_masks:3:9"), make_source("synthetic:3:9")
+        assert (source.targets, source.num_classes, len(source)) == (("label_map",), 3, 9)
+        example = source[2]
+        assert (example["label_map"][:16] == 2).all()
+        assert (example["label_map"][16:] == 0).all()
+        np.testing.assert_array_equal(example["image"][:16], plain[2]["image"][:16])
+        with pytest.raises(UserError, match="300 classes: a label map has 255 at most"):
+            make_source("synthetic_masks:300")
+
     @pytest.mark.parametrize("name", ["synthetic:", "synthetic:0", "synthetic:10:", "synthetic:1:2:3", "synthetic:ten"])
     def test_malformed_names(self, name):
         with pytest.raises(UserError, match=r"write synthetic\[:CLASSES\[:EXAMPLES\]\]"):
@@ -178,7 +188,7 @@ class TestStored:
 import pickle, sys
 from pathlib import Path
 from jaxcnn.data.sources import describe_sources, make_source
-names = {{"digits", "synthetic", "tfds:mini:1.0.0"}}
+names = {{"digits", "synthetic", "synthetic_masks", "tfds:mini:1.0.0"}}
 assert names <= {{row["name"] for row in describe_sources({data_dir!r}) if row["status"] == "ready"}}
 made = make_source("tfds:mini", data_dir={data_dir!r})
 sent = pickle.loads(Path({str(tmp_path / "pickle")!r}).read_bytes())
@@ -242,7 +252,7 @@ class TestErrors:
         [
             ("digit", "did you mean digits"),
             ("fashion_mnist", "did you mean tfds:fashion_mnist"),
-            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], tfds:NAME, folder:DIR, .*masks:DIR"),
+            ("zzz", r"there are digits, synthetic\[:CLASSES\[:EXAMPLES\]\], .*tfds:NAME, folder:DIR, .*masks:DIR"),
             ("", "no data set '': there are digits"),
             ("foler:/x:y", "did you mean folder:/x:y"),
             ("/none/such", "no data set '/none/such': there are digits"),
@@ -346,7 +356,8 @@ class TestDescribe:
         data_dir = write_tfds({"train": [(png(x), 0) for x in images]})
         write_tfds({"train": [(png(x), 0) for x in images]}, folder="old/2.0.0", fileFormat="tfrecord")
         rows = {row["name"]: row for row in describe_sources(data_dir)}
-        assert list(rows) == ["digits", "synthetic", "tfds:mini:1.0.0", "tfds:old:2.0.0", "tfds:fashion_mnist"]
+        built_in = ["digits", "synthetic", "synthetic_masks"]
+        assert list(rows) == [*built_in, "tfds:mini:1.0.0", "tfds:old:2.0.0", "tfds:fashion_mnist"]
         mini = rows["tfds:mini:1.0.0"]
         assert (mini["splits"], mini["image_shape"], mini["num_classes"]) == ({"train": 40}, (6, 5, 1), 5)
         assert [row["status"] for row in list(rows.values())[:3]] == ["ready"] * 3
