@@ -103,7 +103,9 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "OPERATION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(*options.serve, options.cores)
+        kind, operation = options.serve
+        serve(kind, operation, options.cores)
+        return
     print("| operation | boxes | ours, ms | torchvision, ms | torchvision / ours |\n|---|--:|--:|--:|--:|")
     settings = {"OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
     for operation, number in OPERATIONS.items():
@@ -123,7 +125,6 @@ def main() -> None:
         medians = [f"{1000 * statistics.median(column):.1f}" for column in zip(*rounds, strict=True)]
         spread = f"{statistics.median(ratio):.2f} ({min(ratio):.2f} … {max(ratio):.2f})"
         print("|", " | ".join([operation, str(number), *medians, spread]), "|", flush=True)
-    return None
 
 
 if __name__ == "__main__":
