@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 import runpy
 from fractions import Fraction
 from pathlib import Path
@@ -792,7 +793,15 @@ def test_an_experiment_imports_nothing_of_ours_but_the_config(path):
     assert {name for name in imported if name.split(".")[0] == "jaxcnn"} == {"jaxcnn.config"}
 
 
-@pytest.mark.parametrize("recipe", EXPERIMENTS, ids=named)
+# Deep networks of a family that a shallower one of the same file stands for; they take a minute each to trace.
+DEEP = re.compile("resnet(34|101|152)|vgg1[369]|googlenet_tv|_bn")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=[pytest.mark.slow] * bool(DEEP.search(str(recipe)))) for recipe in EXPERIMENTS],
+    ids=named,
+)
 def test_an_experiments_step_keeps_the_shapes_of_the_state(recipe):
     config = load_config(recipe)
     data = Shapes(config)

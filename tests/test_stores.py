@@ -106,6 +106,7 @@ def test_a_run_is_trained_stopped_resumed_and_opened_there_as_on_a_disk(store, t
     assert not list(tmp_path.glob("jaxcnn-run-*"))
 
 
+@pytest.mark.slow
 def test_the_commands_take_addresses(store, tmp_path, capsys):
     from PIL import Image
 

@@ -193,6 +193,7 @@ def test_two_processes_train_what_one_device_trains(two, alone):
     assert_close(workdir, alone)
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_disk_go_on_from_an_object_store(experiment, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FSSPEC_LOCAL", json.dumps({"auto_mkdir": True}))  # a store that all processes reach
@@ -217,6 +218,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_the_same_command_makes_the_ver
     assert_same(tmp_path, two[0])
 
 
+@pytest.mark.slow
 def test_sigterm_cuts_an_evaluation_short_and_the_same_command_makes_it_first(experiment, two, tmp_path):
     words = train(experiment, tmp_path)
     code, err = signalled(2, words, 1, signal.SIGTERM, "reading eval_batches", slow="eval_batches")
@@ -401,6 +403,7 @@ exit "$code"
 """
 
 
+@pytest.mark.slow
 def test_slurm_is_detected_and_its_script_trains_on_all_tasks(experiment, alone, tmp_path):
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("jaxcnn", f'#!/bin/bash\nexec {sys.executable} -m jaxcnn.cli "$@"\n')):

@@ -208,6 +208,7 @@ def test_a_compiler_that_dies_leaves_the_other_rows(scaling, monkeypatch, tmp_pa
     assert [row["topology"] for row in json.loads((tmp_path / "out/scaling.json").read_text())] == ["tpu:v5e:4"]
 
 
+@pytest.mark.slow
 def test_measured_on_simulated_devices(scaling, tmp_path):
     lengths = ["--steps", "2", "--warmup", "1", "--repeats", "2", "--batch-per-chip", "4"]
     code, out, err = scaling("--config", CONFIG, "--measure", "--devices", "1,2", *lengths)

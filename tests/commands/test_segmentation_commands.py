@@ -163,6 +163,7 @@ def test_data_show_draws_what_training_sees_with_its_label_maps(folder, tmp_path
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.slow
 def test_flip_and_scales_average_views_and_one_view_is_ordinary_evaluation(folder, capsys):
     def scores(*words: str) -> dict[str, Any]:
         assert run("evaluate", "--workdir", folder / "run", *words) == 0

@@ -110,6 +110,7 @@ def test_killed_stopped_and_started_again_it_is_finished(folder, capsys, monkeyp
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(2, 21, 2))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_and_the_exit_code_says_so(folder, capsys):
     (folder / "sweep.toml").write_text(
         '[[run]]\nconfig = "tiny.py"\nset = { steps = 2 }\nsweep = { "data.name" = ["synthetic:1:0", "digits"] }\n'

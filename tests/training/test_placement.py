@@ -82,7 +82,7 @@ def test_losses_and_state_are_those_of_one_device(split):
     assert_close(run(**SPLITS[split]), run(mesh__data=1))
 
 
-@pytest.mark.parametrize("split", ["data", "model-fsdp"])
+@pytest.mark.parametrize("split", [pytest.param("data", marks=pytest.mark.slow), "model-fsdp"])
 def test_and_so_they_are_with_micro_batches_and_rematerialisation(split):
     parts: dict[str, Any] = {"optimizer__accumulate": 2}
     assert_close(run(**SPLITS[split], **parts, remat="block"), run(mesh__data=1, **parts))
