@@ -162,22 +162,23 @@ class Unit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the map."""
         layer = self.layer
-        pads = [((side - 1) // 2,) * 2 if layer.same else (0, 0) for side in layer.kernel]
+        pads: Any = [((side - 1) // 2,) * 2 if layer.same else (0, 0) for side in layer.kernel]
         x = nn.Conv(layer.features, layer.kernel, layer.stride, padding=pads, use_bias=False, name="conv")(x)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
 
 def _through(steps: tuple[Any, ...], x: jax.Array) -> jax.Array:
     """Return a map after layers, poolings and layers side by side, one step after another."""
+    around: Any = ((1, 1), (1, 1))
     for step in steps:
         if isinstance(step, Layer):
             x = Unit(step, name=step.name)(x)
         elif isinstance(step, tuple):
             x = jnp.concatenate([_through((layer,), x) for layer in step], axis=-1)
         elif step == "average":
-            x = nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
+            x = nn.avg_pool(x, (3, 3), padding=around, count_include_pad=False)
         elif step == "same_max":
-            x = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), padding=around)
         else:
             x = nn.max_pool(x, (3, 3), (2, 2))
     return x

@@ -206,6 +206,7 @@ def test_the_second_moment_begins_where_it_is_told_to(begin):
     rule = make_optimizer(config, lambda _: RATE, {"x": Group()})
     state, (m, v) = rule.init({"x": jnp.zeros_like(grads[0])}), (0.0, begin)
     for step, grad in enumerate(grads, start=1):
+        update: Any
         update, state = rule.update({"x": jnp.asarray(grad)}, state, {"x": jnp.zeros_like(grad)})
         m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad**2
         expected = -RATE * m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.99**step)) + 1e-3)
