@@ -25,6 +25,7 @@ from jaxcnn import UserError
 
 IMAGE_SHAPE = (299, 299, 3)
 FEATURES = "pool3"
+_AROUND: Any = ((1, 1), (1, 1))  # a pixel on each side
 
 
 class Layer(NamedTuple):
@@ -162,7 +163,7 @@ class Unit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the map."""
         layer = self.layer
-        pads = [((side - 1) // 2,) * 2 if layer.same else (0, 0) for side in layer.kernel]
+        pads: Any = [((side - 1) // 2,) * 2 if layer.same else (0, 0) for side in layer.kernel]
         x = nn.Conv(layer.features, layer.kernel, layer.stride, padding=pads, use_bias=False, name="conv")(x)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
@@ -175,9 +176,9 @@ def _through(steps: tuple[Any, ...], x: jax.Array) -> jax.Array:
         elif isinstance(step, tuple):
             x = jnp.concatenate([_through((layer,), x) for layer in step], axis=-1)
         elif step == "average":
-            x = nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
+            x = nn.avg_pool(x, (3, 3), padding=_AROUND, count_include_pad=False)
         elif step == "same_max":
-            x = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), padding=_AROUND)
         else:
             x = nn.max_pool(x, (3, 3), (2, 2))
     return x
