@@ -36,6 +36,7 @@ TITLES = {  # of pages without a heading
 MACHINES = {
     "compiled-layers": "two shared CPU cores, for TPU and GPU",
     "faults": "two CPU cores",
+    "generation": "two shared Xeon cores",
     "precision": "two shared CPU cores",
     "scaling/simulated": "two shared CPU cores as 1 to 8 devices",
     "throughput-input": "two shared CPU cores",
