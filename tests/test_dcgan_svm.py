@@ -22,9 +22,8 @@ def test_the_features_are_the_4_by_4_maxima_of_every_layer():
     found = SCRIPT["features"](model, made, images)
     channels = [made["params"]["discriminator"][f"conv{i}"]["kernel"].shape[-1] for i in (1, 2, 3)]
     assert found.shape == (3, 16 * sum(channels))
-    x = jnp.asarray(images / 127.5 - 1, jnp.float32)
     conv = jax.lax.conv_general_dilated(
-        x, made["params"]["discriminator"]["conv1"]["kernel"], (2, 2), ((2, 2), (2, 2)),
+        jnp.asarray(images / 127.5 - 1), made["params"]["discriminator"]["conv1"]["kernel"], (2, 2), ((2, 2), (2, 2)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
     corner = jax.nn.leaky_relu(conv, 0.2)[:, :4, :4].max((1, 2))  # of 16×16 cells

@@ -1,6 +1,7 @@
 """The index of recorded runs is what its command writes, and each command in it can be read."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ def test_the_index_is_what_its_command_writes_of_the_records_there_are(tmp_path)
     subprocess.run(command, cwd=ROOT, check=True)
     again = "run `python experiments/results/index.py`"
     assert (tmp_path / "index.md").read_text() == INDEX.read_text(), again
+
+
+def test_the_page_about_camvid_is_what_its_command_writes_of_its_records():
+    module = runpy.run_path(str(ROOT / "experiments" / "camvid" / "report.py"))
+    again = "run `python experiments/camvid/report.py`"
+    assert module["page"]() == (ROOT / "experiments" / "results" / "camvid" / "README.md").read_text(), again
 
 
 def test_every_record_has_a_row_and_every_row_a_command_and_a_link_that_is_there():

@@ -39,26 +39,27 @@ def record(runs: Path) -> None:
     from jaxcnn.figures.overlays import mask_cards
 
     set_up_jax()
-    lines: dict[str, Any] = {}
-    maps: dict[str, Any] = {}
-    run: Any = None
-    for name in (name for name in NETS if (runs / f"camvid-{name}" / "result.json").exists()):
-        source, folder = runs / f"camvid-{name}", RESULTS / name
+    trained = {name: runs / f"camvid-{name}" for name in NETS if (runs / f"camvid-{name}" / "result.json").exists()}
+    opened = {name: jaxcnn.open_run(folder) for name, folder in trained.items()}
+    first = next(iter(opened.values()))
+    test = make_source(first.config.data.name, "test")
+    examples = [test[i] for i in SHOWN]
+    images, lines = [example["image"] for example in examples], {}
+    maps = {"truth": [example["label_map"] for example in examples]}
+    for name, run in opened.items():
+        folder, result = RESULTS / name, trained[name] / "result.json"
         folder.mkdir(parents=True, exist_ok=True)
+        kept, test_file = folder / "result.json", folder / "test.json"
+        if not (test_file.exists() and kept.exists() and kept.read_bytes() == result.read_bytes()):  # not scored yet
+            scores = run.evaluate({"data.eval_split": "test"}) | {"workdir": f"runs/camvid-{name}"}
+            test_file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         for file in ("config.json", "metrics.jsonl", "result.json"):
-            shutil.copy(source / file, folder / file)
-        run = jaxcnn.open_run(source)
-        scores = run.evaluate({"data.eval_split": "test"})
-        (folder / "test.json").write_text(json.dumps(scores | {"workdir": f"runs/camvid-{name}"}, indent=1) + "\n")
-        lines[NETS[name]] = [json.loads(line) for line in (source / "metrics.jsonl").open()]
-        test = make_source(run.config.data.name, "test")
-        examples = [test[i] for i in SHOWN]
-        images = [example["image"] for example in examples]
-        maps.setdefault("truth", [example["label_map"] for example in examples])
+            shutil.copy(trained[name] / file, folder / file)
+        lines[NETS[name]] = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         maps[NETS[name].partition(",")[0]] = [found.outputs["label_map"] for found in run.predict(images)]
-        titles = [Path(test.file(i)).stem for i in SHOWN]
-    curves(lines, run.task.headline, RESULTS / "curves.png")
-    mask_cards(images, titles, maps, run.input["class_names"]).savefig(RESULTS / "predictions.png", dpi=70)
+    curves(lines, first.task.headline, RESULTS / "curves.png")
+    titles = [Path(test.file(i)).stem for i in SHOWN]
+    mask_cards(images, titles, maps, first.input["class_names"]).savefig(RESULTS / "predictions.jpg", dpi=80)
 
 
 def page() -> str:
@@ -81,7 +82,7 @@ def page() -> str:
         f"\nHardware: one of two shared Xeon cores with AMX, busy with other work besides. Commit {about['commit']}.\n"
     )
     pictures = (
-        "\n![loss and errors of the runs](curves.png)\n\n![eight test images, truth and predictions](predictions.png)\n"
+        "\n![loss and errors of the runs](curves.png)\n\n![eight test images, truth and predictions](predictions.jpg)\n"
     )
     return HEAD + "\n" + table(rows) + PUBLISHED + order(test) + where + "\n" + table(by_class) + pictures
 

@@ -31,6 +31,7 @@ for clusters.
 TITLES = {  # of pages without a heading
     "compiled-layers": "Layers as the compilers of TPU and GPU see them",
     "precision": "bfloat16 against float32, network by network",
+    "throughput-boxes": "NMS and RoIAlign beside torchvision's",
     "throughput-input": "Reading and decoding beside tf.data, torchvision and OpenCV",
 }
 MACHINES = {
@@ -39,6 +40,7 @@ MACHINES = {
     "generation": "two shared Xeon cores",
     "precision": "two shared CPU cores",
     "scaling/simulated": "two shared CPU cores as 1 to 8 devices",
+    "throughput-boxes": "two shared CPU cores",
     "throughput-input": "two shared CPU cores",
 }
 COMMANDS = {  # where neither the page nor a study's file has it

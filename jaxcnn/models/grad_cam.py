@@ -55,6 +55,7 @@ def grad_cam(model: Any, variables: Any, images: jax.Array, classes: jax.Array |
     gradients, activations = jax.grad(logit, has_aux=True)(jnp.zeros(features.shape, jnp.float32))
     weights = gradients.mean(axis=(1, 2))
     maps = jax.nn.relu(jnp.einsum("nhwc,nc->nhw", activations.astype(jnp.float32), weights))
-    maps = resize(maps[..., None], images.shape[1:3], aligned_corners=False, antialias=False)[..., 0]
+    size = images.shape[1], images.shape[2]
+    maps = resize(maps[..., None], size, aligned_corners=False, antialias=False)[..., 0]
     peaks = maps.max(axis=(1, 2), keepdims=True)
     return maps / jnp.where(peaks > 0, peaks, 1)

@@ -25,7 +25,6 @@ from jaxcnn import UserError
 
 IMAGE_SHAPE = (299, 299, 3)
 FEATURES = "pool3"
-_AROUND: Any = ((1, 1), (1, 1))  # a pixel on each side
 
 
 class Layer(NamedTuple):
@@ -170,15 +169,16 @@ class Unit(nn.Module):
 
 def _through(steps: tuple[Any, ...], x: jax.Array) -> jax.Array:
     """Return a map after layers, poolings and layers side by side, one step after another."""
+    around: Any = ((1, 1), (1, 1))
     for step in steps:
         if isinstance(step, Layer):
             x = Unit(step, name=step.name)(x)
         elif isinstance(step, tuple):
             x = jnp.concatenate([_through((layer,), x) for layer in step], axis=-1)
         elif step == "average":
-            x = nn.avg_pool(x, (3, 3), padding=_AROUND, count_include_pad=False)
+            x = nn.avg_pool(x, (3, 3), padding=around, count_include_pad=False)
         elif step == "same_max":
-            x = nn.max_pool(x, (3, 3), padding=_AROUND)
+            x = nn.max_pool(x, (3, 3), padding=around)
         else:
             x = nn.max_pool(x, (3, 3), (2, 2))
     return x

@@ -12,6 +12,7 @@ from jax import lax
 from jaxcnn.models import boxes as box
 
 BACKGROUND, IGNORED = -1, -2
+_TIE = 1e-6  # relative: 8 to 16 roundings of float32
 
 
 def match(
@@ -27,8 +28,9 @@ def match(
 ) -> jax.Array:
     """Return for each box the object that it overlaps most, `BACKGROUND` or `IGNORED`: int32 (A,).
 
-    Ren et al. 2015, section 3.1.2; Girshick 2015, section 2.3. The overlaps are an array of 4 · G · A bytes: 107 MB an
-    image for 100 objects and the 267,069 anchors of a pyramid on 800×1,333 pixels.
+    Ren et al. 2015, section 3.1.2; Girshick 2015, section 2.3. Where XLA does not fuse them into what follows, the
+    overlaps are an array of 4 · G · A bytes: 107 MB an image for 100 objects and 268,000 anchors, which is about what a
+    pyramid has on 800×1,344 pixels.
 
     Args:
       truth: objects (G, 4).
@@ -45,14 +47,13 @@ def match(
         truth, valid = jnp.zeros((1, 4), boxes.dtype), jnp.zeros(1, bool)
     takes_part = jnp.ones(len(boxes), bool) if candidates is None else candidates
     both = takes_part if valid is None else takes_part & valid[:, None]
-    overlap = jnp.where(both, box.iou(truth, boxes, inclusive), 0)  # (G, A)
-    # XLA may compute the overlaps once for each use, with other roundings; ties are then no longer found to be equal.
-    overlap = lax.optimization_barrier(lax.stop_gradient(overlap))
+    overlap = lax.stop_gradient(jnp.where(both, box.iou(truth, boxes, inclusive), 0))  # (G, A)
     best, owner = overlap.max(0), overlap.argmax(0)  # (A,)
     chosen = best >= positive
     if low_quality:
         most = overlap.max(1, keepdims=True, initial=0)  # (G, 1)
-        chosen |= ((overlap == most) & (most > 0)).any(0)
+        # XLA may compute the overlaps again for this use, and round them differently: ties are equal to within that.
+        chosen |= ((overlap >= most * (1 - _TIE)) & (most > 0)).any(0)
     background = (negative[0] <= best) & (best < negative[1])
     matches = jnp.where(chosen, owner, jnp.where(background, BACKGROUND, IGNORED))
     return jnp.where(takes_part, matches, IGNORED).astype(jnp.int32)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import quick
 
-from jaxcnn.models import boxes as box
 from jaxcnn.models.nms import nms
 
 DATA = golden("detection_ops.npz")
@@ -61,7 +60,12 @@ def test_inclusive_pixels_are_py_faster_rcnns():
 
 
 def by_the_book(boxes, scores, threshold, groups, valid):
-    overlap, keep = np.asarray(box.iou(boxes, boxes)), []
+    x1, y1, x2, y2 = (boxes[:, i] for i in range(4))
+    sides = (np.minimum(b, b[:, None]) - np.maximum(a, a[:, None]) for a, b in ((x1, x2), (y1, y2)))
+    shared = np.prod([np.maximum(side, 0) for side in sides], 0)
+    areas = (x2 - x1) * (y2 - y1)
+    union = areas + areas[:, None] - shared
+    overlap, keep = shared / np.where(union > 0, union, 1), []
     for i in np.argsort(-scores, kind="stable"):
         if valid[i] and not any(groups[i] == groups[j] and overlap[i, j] > threshold for j in keep):
             keep.append(i)
@@ -79,7 +83,7 @@ a_box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + 
 a_row = st.tuples(a_box, st.integers(0, 6), st.integers(0, 1), st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(a_row, min_size=18, max_size=18), order=st.permutations(range(18)))
 def test_blocks_make_no_difference_nor_does_the_order_of_boxes(rows, order):
     boxes, scores, groups, valid = (np.array(column) for column in zip(*rows, strict=True))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nets import quick
 
 from jaxcnn import UserError
+from jaxcnn.models import roi
 from jaxcnn.models.roi import assign_levels, roi_align, roi_pool
 
 DATA = golden("detection_ops.npz")
@@ -140,6 +141,25 @@ def test_of_tied_cells_the_first_has_the_gradient():
         for i, j, c in np.argwhere(cells >= 0):
             gradient[cells[i, j, c], c] += cotangent[0, k, i, j, c]
     np.testing.assert_allclose(back(cotangent)[0].reshape(300, 3), gradient, atol=1e-5)
+
+
+def test_gradients_by_products_are_those_by_scattering(monkeypatch):
+    rng = np.random.default_rng(5)
+    maps = [jnp.asarray(rng.standard_normal((2, *side, 2)), jnp.bfloat16) for side in ((12, 10), (6, 5))]
+    boxes = jnp.asarray(np.sort(rng.uniform(-4, 44, (2, 40, 2, 2)), 2).reshape(2, 40, 4), jnp.float32)
+    levels, weight = jnp.asarray(rng.integers(0, 2, (2, 40))), rng.standard_normal((2, 40, 2, 2, 2))
+
+    def gradients():
+        def total(maps):
+            return (roi_align(maps, [1 / 4, 1 / 8], boxes, (2, 2), levels=levels) * weight).sum()
+
+        return quick(jax.grad(total))(maps)
+
+    products = gradients()
+    monkeypatch.setattr(roi.lax, "platform_dependent", lambda x, *, cuda, **_: cuda(x))  # what a GPU does
+    for one, other in zip(products, gradients(), strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=0.01, atol=1e-5)
 
 
 def test_no_gradient_reaches_the_boxes():

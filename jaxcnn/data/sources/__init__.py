@@ -61,6 +61,8 @@ KINDS = {
     "tfds_segmentation": Kind("tfds_segmentation", "tfds_segmentation:NAME", slices=", or a slice such as train[90%:]"),
     "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
     "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
+    "voc": Kind("voc", "voc:DIR", is_path=True, marker="Annotations"),
+    "coco": Kind("coco", "coco:DIR", is_path=True, marker="annotations"),
 }
 
 

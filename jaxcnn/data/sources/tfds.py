@@ -71,7 +71,8 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
 
     builder = _builder(name, data_dir)
     image, label = builder.info.features["image"], builder.info.features["label"]
-    kept = records(builder, name, split, ["image"] if isinstance(image, tfds.features.Image) else [])
+    encoded = isinstance(image, tfds.features.Image)
+    kept = records(builder, name, split, ["image"] if encoded else [])
     height, width, channels = (*image.shape, 1)[:3]
     mean, std = STATISTICS.get(builder.name, ((0.5,) * channels, (0.25,) * channels))
     shape, names = (height, width, channels), imagenet.readable(tuple(map(printable, label.names)))

@@ -1,0 +1,131 @@
+"""COCO's detection, and other data sets of its layout.
+
+    DIR/annotations/instances_SPLIT.json, DIR/SPLIT/NAME.jpg (or DIR/images/SPLIT/NAME.jpg)
+
+A split is called as its file, or without the year where there is one year of it: `val` is instances_val2017.json. The
+classes are the file's categories by rising id; the ids have gaps, labels do not: the source's `category_ids` has the
+number of each. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxcnn import UserError
+from jaxcnn.data.sources import Source, is_plain, missing, one_line, path_of
+from jaxcnn.data.sources.boxed import Picture, Thing, checked_size, cut, make_boxed
+from jaxcnn.safe_files import read_json, shown
+
+_MAX_JSON = 2**30  # bytes; instances_train2017.json has 448,000,000
+_PREFIX = "instances_"
+
+
+def open_split(name: str, split: str, data_dir: str = "") -> Source:
+    """Return the source of `coco:DIR`.
+
+    Raises:
+      UserError: DIR is no such folder or has no such split, or the file is damaged, or has an object of an unknown
+        class or image or with a box outside of its image.
+    """
+    root, files = path_of(name), _files(name)
+    if split not in files:
+        raise UserError(f"{name} has no split '{split}': its splits are {', '.join(files)}")
+    path = files[split]
+    folder = path.stem.removeprefix(_PREFIX)
+    folder = f"images/{folder}" if (root / "images" / folder).is_dir() else folder
+    data = _read(path)
+    categories = {row["id"]: row["name"] for row in sorted(data["categories"], key=lambda row: row["id"])}
+    labels = {number: label for label, number in enumerate(categories, start=1)}
+    pictures = {row["id"]: _picture(path, folder, row) for row in data["images"]}
+    dropped = 0
+    for row in data["annotations"]:
+        where = f"{path}, annotation {row['id']}"
+        if row["image_id"] not in pictures or row["category_id"] not in labels:
+            key = "image_id" if row["image_id"] not in pictures else "category_id"
+            raise UserError(f"{where} has {key} {row[key]}, which the file does not list: correct it, or remove it")
+        picture, (x, y, width, height) = pictures[row["image_id"]], row["bbox"]
+        box = cut((x, y, x + width, y + height), picture.size, where)
+        if box is None:
+            dropped += 1
+            continue
+        area = width * height if row.get("area") is None else row["area"]
+        picture.things.append(Thing(box, labels[row["category_id"]], False, bool(row.get("iscrowd", 0)), area))
+    return make_boxed(name, split, root, list(pictures.values()), list(categories.values()), list(labels), dropped)
+
+
+def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
+    """Return the number of examples of each split; errors are those of `open_split`."""
+    return {split: len(_read(path)["images"]) for split, path in _files(name).items()}
+
+
+def labelled_splits(name: str, data_dir: str = "") -> list[str]:
+    """Return the splits, all of which have annotations."""
+    return list(_files(name))
+
+
+def _files(name: str) -> dict[str, Path]:
+    """Return the file of each split, by its name without the year where that is one split's alone."""
+    root = path_of(name)
+    paths = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+    if not paths:
+        raise UserError(
+            f"{root} has no annotations/{_PREFIX}SPLIT.json{missing(name)}: write coco:DIR, where DIR has the "
+            "archive's folder annotations, and the images in DIR/SPLIT"
+        )
+    full = {path.stem.removeprefix(_PREFIX): path for path in paths}
+    short = [split.rstrip("0123456789") for split in full]
+    return {a if short.count(a) == 1 and a else split: full[split] for a, split in zip(short, full, strict=True)}
+
+
+def _picture(path: Path, folder: str, row: dict[str, Any]) -> Picture:
+    if not is_plain(row["file_name"]):
+        raise UserError(f"{path} has an image {shown(row['file_name'])}, which is no name of a file: correct it")
+    size = checked_size(row["height"], row["width"], f"{path}, image {row['id']},")
+    return Picture(f"{folder}/{row['file_name']}", size, [], row["id"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {  # what each list has, and what it must be
+    "images": {"id": _is_whole, "file_name": lambda v: isinstance(v, str), "height": _is_whole, "width": _is_whole},
+    "categories": {"id": _is_whole, "name": lambda v: isinstance(v, str)},
+    "annotations": {
+        "id": _is_whole,
+        "image_id": _is_whole,
+        "category_id": _is_whole,
+        "bbox": _is_box,
+        "area": lambda v: v is None or _is_number(v),
+    },
+}
+
+
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the lists of images, categories and annotations.
+
+    Raises:
+      UserError: the file cannot be read, or one of them is missing or damaged, or gives an id twice.
+    """
+    try:
+        data = read_json(path, _MAX_JSON)
+        for name, fields in _FIELDS.items():
+            rows = data.get(name) if isinstance(data, dict) else None
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise ValueError(f"it has no list of {name}")
+            for number, row in enumerate(rows):
+                if bad := [field for field, fits in fields.items() if not fits(row.get(field))]:
+                    raise ValueError(f"entry {number} of {name} has {bad[0]} {shown(row.get(bad[0]))}")
+            if len({row["id"] for row in rows}) < len(rows):
+                raise ValueError(f"two entries of {name} have one id")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the annotations {path} ({one_line(error)}): replace the file") from error
+    return data
