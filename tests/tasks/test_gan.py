@@ -288,8 +288,8 @@ def test_the_fid_is_of_the_features_of_as_many_images_as_are_evaluated(monkeypat
     same = program.task.against(rows, rows)
     assert same == {"fid": pytest.approx(scores["eval/fid"]), "fid_floor": pytest.approx(0, abs=1e-6)}
     assert scores["eval/fid_samples"] == 37
-    data: Any = Pixels()
-    evaluated = Evaluation(scores | {"split": "train"}, rows, program.task, data, ())
+    source: Any = Pixels()
+    evaluated = Evaluation(scores | {"split": "train"}, rows, program.task, source, ())
     named = {"eval/fid_floor": same["fid_floor"], "fid_reference": "37 images of train"}
     assert evaluated.against(evaluated).scores.items() >= named.items()
     assert program.task.about() == {"fid_features": "stage1 of means", "fid_reference": "the evaluation images"}
