@@ -59,7 +59,7 @@ def get_config(name):
         config.global_batch_size = 100
         config.model.overrides.latent = 2
         config.optimizer.name = "adagrad"
-        config.optimizer.learning_rate = 0.1  # of the paper's 0.01, 0.02 and 0.1
+        config.optimizer.learning_rate = 0.02
         config.optimizer.schedule = "constant"
         config.optimizer.weight_decay = 1 / 59_600  # the prior N(0, I) of the weights, a part of each example's bound
         return config

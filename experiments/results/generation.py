@@ -107,7 +107,7 @@ def gans() -> str:
             continue
         again = run["again"]
         scores = [f"{again[f'eval/{key}']:.3f}" if again else "" for key in ("fid", "fid_floor")]
-        of = [again.get("fid_features", "").partition(" of runs/")[0], again.get("reference", "")]
+        of = [again.get("fid_features", "").partition(" of runs/")[0], again.get("fid_reference", "")]
         rows.append([f"[{name}]({name}-dcgan32/result.json)", run["step"], *scores, *of])
         pictures += f"\n![{name}]({name}-dcgan32/samples.png)\n"
     return "" if not rows else (

@@ -37,6 +37,7 @@ TITLES = {  # of pages without a heading
 MACHINES = {
     "compiled-layers": "two shared CPU cores, for TPU and GPU",
     "faults": "two CPU cores",
+    "generation": "two shared Xeon cores",
     "precision": "two shared CPU cores",
     "scaling/simulated": "two shared CPU cores as 1 to 8 devices",
     "throughput-boxes": "two shared CPU cores",

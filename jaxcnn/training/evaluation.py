@@ -135,7 +135,7 @@ class Evaluation:
     def against(self, reference: "Evaluation") -> "Evaluation":
         """Return this evaluation with the scores of its images against those of another one, which is named."""
         scores = {f"eval/{name}": score for name, score in self.task.against(self.rows, reference.rows).items()}
-        where = {"reference": reference.scores["split"], "reference_examples": reference.scores["eval/examples"]}
+        where = {"fid_reference": f"{reference.scores['eval/examples']:,} images of {reference.scores['split']}"}
         return replace(self, scores=self.scores | scores | where)
 
     def example_table(self) -> Table:

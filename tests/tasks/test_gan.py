@@ -290,7 +290,7 @@ def test_the_fid_is_of_the_features_of_as_many_images_as_are_evaluated(monkeypat
     assert scores["eval/fid_samples"] == 37
     source: Any = Pixels()
     evaluated = Evaluation(scores | {"split": "train"}, rows, program.task, source, ())
-    named = {"eval/fid_floor": same["fid_floor"], "reference": "train", "reference_examples": 37}
+    named = {"eval/fid_floor": same["fid_floor"], "fid_reference": "37 images of train"}
     assert evaluated.against(evaluated).scores.items() >= named.items()
     assert program.task.about() == {"fid_features": "stage1 of means", "fid_reference": "the evaluation images"}
     assert program.task.best == ("fid", "min")

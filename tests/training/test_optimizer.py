@@ -204,7 +204,8 @@ def test_the_second_moment_begins_where_it_is_told_to(begin):
     config = tiny_config(optimizer__name="adam", optimizer__b1=0.9, optimizer__b2=0.99, optimizer__epsilon=1e-3,
                          optimizer__initial_second_moment=begin, optimizer__weight_decay=0.0)  # fmt: skip
     rule = make_optimizer(config, lambda _: RATE, {"x": Group()})
-    state, (m, v) = rule.init({"x": jnp.zeros_like(grads[0])}), (0.0, begin)
+    state: Any = rule.init({"x": jnp.zeros_like(grads[0])})
+    m, v = 0.0, begin
     for step, grad in enumerate(grads, start=1):
         update: Any
         update, state = rule.update({"x": jnp.asarray(grad)}, state, {"x": jnp.zeros_like(grad)})
