@@ -36,6 +36,7 @@ TITLES = {  # of pages without a heading
 }
 MACHINES = {
     "compiled-layers": "two shared CPU cores, for TPU and GPU",
+    "dcgan-svm": "two shared Xeon cores",
     "faults": "two CPU cores",
     "generation": "two shared Xeon cores",
     "precision": "two shared CPU cores",
