@@ -726,6 +726,7 @@ DATA = {
     "folder:photos": (2, (None, None, 3), 200),
     "folder:data/fashion_mnist_jpeg": (10, (None, None, 3), 60_000),
     "synthetic:1000:12800": (1000, (32, 32, 3), 12_800),
+    "synthetic:2:12800": (2, (32, 32, 3), 12_800),
     "tfds:mnist": (10, (28, 28, 1), 59_600),
     "binarized_mnist:data/binarized_mnist": (1, (28, 28, 1), 50_000),
     "camvid:data/camvid": (11, (360, 480, 3), 367),

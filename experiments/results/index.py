@@ -30,9 +30,11 @@ for clusters.
 """
 TITLES = {  # of pages without a heading
     "compiled-layers": "Layers as the compilers of TPU and GPU see them",
+    "generation": "VAEs and GANs: likelihoods, bounds, distances and pictures",
     "precision": "bfloat16 against float32, network by network",
     "throughput-boxes": "NMS and RoIAlign beside torchvision's",
     "throughput-input": "Reading and decoding beside tf.data, torchvision and OpenCV",
+    "throughput-step": "Our training step beside plain Flax and PyTorch, on a CPU",
 }
 MACHINES = {
     "compiled-layers": "two shared CPU cores, for TPU and GPU",
@@ -43,6 +45,7 @@ MACHINES = {
     "scaling/simulated": "two shared CPU cores as 1 to 8 devices",
     "throughput-boxes": "two shared CPU cores",
     "throughput-input": "two shared CPU cores",
+    "throughput-step": "two shared Xeon cores with AMX",
 }
 COMMANDS = {  # where neither the page nor a study's file has it
     "scaling/simulated": "jaxcnn scaling --config experiments/digits/resnet20.py --measure --devices 1,2,4,8 "

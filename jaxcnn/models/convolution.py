@@ -59,8 +59,10 @@ def convolve_transposed(
         height, width = (stride * (side - 1) + taps - 2 * pad + extra for side in x.shape[1:3])
         shape = (len(x), height, width, kernel.shape[3])
         forward = kernel[::-1, ::-1].swapaxes(2, 3)  # of the convolution whose transpose this is
-        x, forward = (operand.astype(wide or x.dtype) for operand in (x, forward))
-        return _transposed(x, forward, (stride, stride), ((pad, pad), (pad, pad)), shape)
+        strides, padding = (stride, stride), ((pad, pad), (pad, pad))
+        if wide:  # Whoever asks for it has a gradient of his own, with operands of the type of `x`.
+            return _by_phase(x, forward, strides, padding, shape, wide)
+        return _transposed(x, forward, strides, padding, shape)
     before = taps - 1 - pad
     around = (before, before + extra)  # rows of zeros above and below the map, which is spread by the stride
     return lax.conv_general_dilated(
@@ -74,11 +76,15 @@ def _on_a_cpu(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding
     return _plain(x, kernel, strides, padding)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
+def _plain(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], wide: Any = None
+) -> jax.Array:
     if not onednn_is_right(kernel.shape[1], kernel.shape[2]):
         lacking = 16 - kernel.shape[2]  # channels of zeros, which add nothing to any sum
         x, kernel = jnp.pad(x, (*[(0, 0)] * 3, (0, lacking))), jnp.pad(kernel, (*[(0, 0)] * 2, (0, lacking), (0, 0)))
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=wide
+    )
 
 
 def onednn_is_right(width: int, channels: int) -> bool:
@@ -175,7 +181,12 @@ def _by_tap(
 
 
 def _by_phase(
-    grad: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, shape: tuple[int, ...]
+    grad: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: Padding,
+    shape: tuple[int, ...],
+    wide: Any = None,
 ) -> jax.Array:
     """Return the gradient with respect to the image, by convolutions of stride 1 with parts of the flipped kernel.
 
@@ -198,14 +209,14 @@ def _by_phase(
     for (vertical, below), (horizontal, beside) in itertools.product(down, across):
         part = kernel[vertical, horizontal].swapaxes(2, 3)  # (taps, taps, features, C), flipped
         if 0 in part.shape:  # a stride that is larger than the kernel passes over pixels
-            phases.append(jnp.zeros((shape[0], rows, columns, channels), grad.dtype))
+            phases.append(jnp.zeros((shape[0], rows, columns, channels), wide or grad.dtype))
         else:
             # jaxlib 0.10.2 computes a negative padding wrongly on a CPU: the pixels are cropped before.
             crops = [(min(0, before), min(0, after), 0) for before, after in ((0, 0), below, beside, (0, 0))]
             cropped = lax.pad(grad, jnp.zeros((), grad.dtype), crops)
             pads = [(max(0, before), max(0, after)) for before, after in (below, beside)]
             # The barrier keeps XLA from folding the flip into a reversed window again.
-            phases.append(_plain(cropped, lax.optimization_barrier(part), (1, 1), pads))
+            phases.append(_plain(cropped, lax.optimization_barrier(part), (1, 1), pads, wide))
     if len(phases) == 1:
         return phases[0]
     x = jnp.stack(phases, 3).reshape(shape[0], rows, columns, *strides, channels)

@@ -90,30 +90,42 @@ def conv(
     Args:
       groups: each of so many equal parts of the output channels sees only its part of the input channels.
       dilation: cells between those that the kernel sees.
-      kwargs: further fields of `nn.Conv`; without them it has no bias, and He's Gaussian for its weights.
+      kwargs: further fields of `Conv`; without them it has no bias, and He's Gaussian for its weights.
     """
     pad = dilation * (kernel - 1) // 2 if pad is None else pad
-    kwargs = {"biased": kwargs.pop("use_bias", False), "kernel_init": he_normal, "dtype": dtype} | kwargs
-    return _Conv(
-        features, (kernel, kernel), (stride, stride), padding=((pad, pad), (pad, pad)), feature_group_count=groups,
-        conv_general_dilated=convolve, kernel_dilation=(dilation, dilation), param_dtype=_wide(dtype), use_bias=False,
-        **kwargs,
-    )  # fmt: skip
+    return Conv(features, kernel, stride, pad, groups, dilation, dtype, **kwargs)
 
 
-class _Conv(nn.Conv):
-    """Convolution that adds its bias in float32 and rounds once: (N, H, W, C) -> (N, H', W', features) in `dtype`."""
+class Conv(nn.Module):
+    """Square convolution with parameters named as those of `nn.Conv`: (N, H, W, C) -> (N, H', W', features)."""
 
-    biased: bool = False
+    features: int
+    kernel: int
+    stride: int
+    pad: int
+    groups: int
+    dilation: int
+    dtype: Dtype
+    use_bias: bool = False
+    kernel_init: Callable[..., Any] = he_normal
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the convolution of `x`, with the bias if there is one."""
-        y = super().__call__(x)
-        if not self.biased:
+        """Return the convolution in `dtype`, with the bias if there is one."""
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, _wide(self.dtype))
+        y = convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, ((self.pad, self.pad),) * 2,
+            rhs_dilation=(self.dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )  # fmt: skip
+        if not self.use_bias:
             return y
-        # Its gradient is then a sum in float32; on a CPU XLA takes 30 times longer to add up 16 bits.
-        return (y + self.param("bias", self.bias_init, y.shape[-1:], self.param_dtype)).astype(y.dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), _wide(self.dtype))
+        # Added in float32 and rounded once. Its gradient is then a sum in float32, too: on a CPU XLA takes 30 times
+        # longer to add up 16 bits.
+        return (y + bias).astype(y.dtype)
 
 
 class ConvTranspose(nn.Module):
@@ -179,20 +191,21 @@ def batch_norm(
     """
     if frozen:
         return FrozenBatchNorm(epsilon, dtype, name=name)
+    fast = train and jnp.dtype(dtype).itemsize == 2 and platform() == "cpu" and statistics_axis() is None
+    kind = _BatchNorm if fast else nn.BatchNorm
     # Flax's momentum is the part that is kept: its 0.9 is torch's 0.1.
-    return _BatchNorm(not train, axis_name=statistics_axis(), momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
+    return kind(not train, axis_name=statistics_axis(), momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)
 
 
 class _BatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm, which trains in 16 bits by `_normalize` in a step for a CPU."""
+    """Flax's BatchNorm in 16 bits, which trains by `_normalize`: for a step on a CPU."""
 
     @nn.compact
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
         """Normalise `x` (…, C) over all axes but the last."""
-        fast = x.dtype.itemsize == 2 and x.dtype == self.dtype and platform() == "cpu"
-        if not fast or mask is not None or self.use_running_average or self.axis_name or self.is_initializing():
+        if mask is not None or x.dtype != self.dtype or self.is_initializing():
             return super().__call__(x, use_running_average, mask=mask)
         shape = x.shape[-1:]
         statistics: Any = [self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var")]

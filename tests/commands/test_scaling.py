@@ -257,10 +257,10 @@ def test_every_study_asks_for_sound_programs(request):
     from jaxcnn.scaling.study import read_study, requests_of
 
     studies = sorted((request.config.rootpath / "experiments/scaling").glob("*.toml"))
-    assert len(studies) == 6
+    assert len(studies) == 8
     for path in studies:
         study = read_study(path)
         asked = [request for grid in study.grids for request in requests_of(grid)]
-        assert len(asked) >= 7
+        assert len(asked) >= 4
         assert study.title
         assert study.about
