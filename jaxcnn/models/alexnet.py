@@ -28,7 +28,8 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.models.grid import CANVAS, Grid, Map
-from jaxcnn.models.layers import Endpoint, Network, classify, conv, local_response_norm, widen
+from jaxcnn.models.layers import Endpoint, Network, classify, conv, widen
+from jaxcnn.models.normalization import local_response_norm
 from jaxcnn.models.pooling import max_pool
 
 

@@ -72,7 +72,7 @@ class Segmenter(Network):
     Attributes:
       backbone: a classification network of the registry; None: the architecture's own.
       width: factor on all channels, where the backbone has it.
-      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`layers.FrozenBatchNorm`).
+      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`normalization.FrozenBatchNorm`).
       norm_epsilon: added to the variance in BatchNorm; None: the backbone's own.
     """
 

@@ -34,9 +34,9 @@ from jaxcnn.models.layers import (
     batch_norm,
     conv,
     end_of_block,
-    local_response_norm,
     widen,
 )
+from jaxcnn.models.normalization import local_response_norm
 from jaxcnn.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
 # Table 1: channels of #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.

@@ -120,7 +120,7 @@ class ResNet(Network):
       dropout: rate before the head; the paper uses none (section 3.4).
       small_images: the stem becomes 3×3 with stride 1, without pooling, as section 4.2 has it for
         CIFAR. The networks of that section are so already.
-      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`layers.FrozenBatchNorm`).
+      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`normalization.FrozenBatchNorm`).
       norm_epsilon: added to the variance in BatchNorm.
       output_stride: largest stride, 8 say: later stages are dilated in place of striding further, so that their weights
         see the same pixels on a finer grid (torchvision's `replace_stride_with_dilation`); 0: none.

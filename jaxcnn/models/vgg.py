@@ -24,7 +24,8 @@ import jax
 
 from jaxcnn import UserError
 from jaxcnn.models.grid import CANVAS, Grid, Map
-from jaxcnn.models.layers import Endpoint, Network, batch_norm, classify, conv, he_normal, local_response_norm, widen
+from jaxcnn.models.layers import Endpoint, Network, batch_norm, classify, conv, he_normal, widen
+from jaxcnn.models.normalization import local_response_norm
 from jaxcnn.models.pooling import max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)

@@ -19,7 +19,7 @@ from jaxcnn.data.expected import differences, find_classes, of_weights, same_nam
 from jaxcnn.data.sources import path_kind
 from jaxcnn.locations import Address, place
 from jaxcnn.models.fcn import classifier_of
-from jaxcnn.models.layers import match_norms
+from jaxcnn.models.normalization import match_norms
 from jaxcnn.models.trunk import CLASSIFIERS
 from jaxcnn.tasks import create_task
 from jaxcnn.training import onto_trunk

@@ -10,7 +10,7 @@ from nets import count, create, images, quick, shapes, sizes, variables
 
 from jaxcnn import UserError
 from jaxcnn.models import check_model, create_model, layers
-from jaxcnn.models.layers import match_norms
+from jaxcnn.models.normalization import match_norms
 
 NAMES = ("resnet20", "resnet50_tv", "vgg11_bn", "googlenet_tv")
 

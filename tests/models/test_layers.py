@@ -14,7 +14,7 @@ from jax import lax
 from nets import filled, images, quick, sizes
 
 from jaxcnn import UserError
-from jaxcnn.models import layers, pooling
+from jaxcnn.models import layers, normalization, pooling
 from jaxcnn.models.layers import Classifier, FullyConnected
 
 
@@ -152,7 +152,7 @@ def normalised(x: np.ndarray) -> np.ndarray:
 def test_response_normalisation_and_its_gradient_are_those_of_the_paper(channels):
     # Activations in the tens: below that the constant 2 hides the sum.
     x, grad = 100 * np.asarray(images(2, 3, 3, channels), np.float64), np.asarray(images(2, 3, 3, channels, seed=1))
-    y, back = jax.vjp(layers.local_response_norm, jnp.asarray(x, jnp.float32))
+    y, back = jax.vjp(normalization.local_response_norm, jnp.asarray(x, jnp.float32))
     expected, slope, steps = normalised(x), np.zeros_like(x), 1e-4 * np.eye(channels)
     for i, step in enumerate(steps):  # central differences, in float64
         slope[..., i] = np.sum(grad * (normalised(x + step) - normalised(x - step)) / 2e-4, axis=-1)
@@ -166,7 +166,7 @@ def test_response_normalisation_of_bfloat16_is_computed_in_float32():
     x, grad = x.astype(jnp.bfloat16), grad.astype(jnp.bfloat16)
 
     def both(x: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, back = jax.vjp(layers.local_response_norm, x)
+        y, back = jax.vjp(normalization.local_response_norm, x)
         return y, back(grad)[0]
 
     half, full = quick(both)(x, grad), quick(both)(x.astype(jnp.float32), grad.astype(jnp.float32))

@@ -17,7 +17,7 @@ from tiny_dense import Patches
 from jaxcnn import UserError
 from jaxcnn.configfile import to_json
 from jaxcnn.models import create_model
-from jaxcnn.models.layers import match_norms
+from jaxcnn.models.normalization import match_norms
 from jaxcnn.training.checkpoint import Checkpoints, save_variables
 from jaxcnn.training.initial_state import load_variables, restore_or_init
 from jaxcnn.training.onto_trunk import renamed

@@ -12,7 +12,7 @@ from nets import quick
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
-from jaxcnn.models.layers import match_norms
+from jaxcnn.models.normalization import match_norms
 from jaxcnn.weights.torchvision import CAFFE_NAMES, find_network, from_state_dict, new_heads, to_state_dict
 
 slow = pytest.mark.slow
