@@ -32,8 +32,8 @@ def shapes_of(name: str) -> Shapes:
     return {key: tuple(shape) for key, shape in _all_shapes()[name].items()}
 
 
-def entry(key: str, shape: tuple[int, ...]) -> Any:
-    """One entry of the state dict that the outputs were computed with."""
+def entry(key: str, shape: tuple[int, ...], deviation: float | None = None) -> Any:
+    """One entry of the state dict that the outputs were computed with; kernels are He's unless `deviation` is set."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     normal = rng.standard_normal(shape).astype(np.float32) if shape else np.float32(0)
     if key.endswith(COUNT):
@@ -42,7 +42,9 @@ def entry(key: str, shape: tuple[int, ...]) -> Any:
         return 0.1 * normal
     if key.endswith("running_var"):
         return 1 + 0.1 * np.abs(normal)
-    return 1 + 0.1 * normal if len(shape) == 1 else normal * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+    if len(shape) == 1:
+        return 1 + 0.1 * normal
+    return normal * np.float32(np.sqrt(2 / np.prod(shape[1:])) if deviation is None else deviation)
 
 
 def images(*shape: int, seed: int) -> np.ndarray:

@@ -1,44 +1,24 @@
 """The Inception network of the FID against pytorch-fid's own definition (tests/golden), with random weights."""
 
 import json
-import zlib
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import entry, golden
 
 from jaxcnn import UserError
 from jaxcnn.models.inception import Inception, variables_of
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "inception.npz"
+FILE = "inception.npz"
 BLOCKS = {"stem": 192, "Mixed_6e": 768, "pool3": 2048}  # ours: pytorch-fid's, by their channels
-
-
-@cache
-def golden() -> dict[str, Any]:
-    with np.load(GOLDEN) as arrays:
-        return dict(arrays)
-
-
-def entry(key: str, shape: list[int]) -> np.ndarray:
-    """One entry of torch's state dict, drawn as tests/golden/README.md says."""
-    n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_mean"):
-        return 0.1 * n
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(n)
-    if key.endswith("bias"):
-        return 0.1 * n
-    return 1 + 0.1 * n if len(shape) == 1 else n * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
 def shapes() -> Any:
     """Name and shape of each entry of the state dict."""
-    return zip(golden()["names"].tolist(), map(json.loads, golden()["shapes"].tolist()), strict=True)
+    return zip(golden(FILE)["names"].tolist(), map(json.loads, golden(FILE)["shapes"].tolist()), strict=True)
 
 
 def test_the_variables_are_all_of_the_file_but_its_classifier():
@@ -59,7 +39,7 @@ def test_the_features_are_those_of_pytorch_fid():
     weights = {name: entry(name, shape) for name, shape in shapes()}
     outputs: Any = jax.jit(Inception().apply)(variables_of(weights, ""), 2 * images - 1)
     for name, channels in BLOCKS.items():
-        expected = golden()[f"features{channels}"]
+        expected = golden(FILE)[f"features{channels}"]
         found = outputs[name] if name == "pool3" else outputs[name].mean((1, 2))
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), err_msg=name)
 
@@ -67,4 +47,4 @@ def test_the_features_are_those_of_pytorch_fid():
 def test_small_images_are_enlarged_as_pytorch_fid_does():
     images = np.random.default_rng(1).random((1, 16, 12, 3)).astype(np.float32)
     found = jax.image.resize(images, (1, 299, 299, 3), "bilinear")
-    np.testing.assert_allclose(found[:, ::13, ::13], golden()["resized"], atol=1e-5)
+    np.testing.assert_allclose(found[:, ::13, ::13], golden(FILE)["resized"], atol=1e-5)

@@ -1,8 +1,6 @@
 """The GANs against torch's (tests/golden): networks, statistics, two rounds of both players; and the spine's part."""
 
-import zlib
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -11,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from golden import entry as golden_entry
+from golden import golden
 from nets import GENERATIVE, count
 from pixels import Pixels
 from tiny import Stop, assert_same, build, fit, leaves, lines, steps, tiny_config
@@ -26,7 +26,7 @@ from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import Evaluation, evaluate_rows
 from jaxcnn.weights.files import write_safetensors
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "gan.npz"
+FILE = "gan.npz"
 # Ours: torch's modules, of the generator and of the discriminator.
 PAPER = (
     {"project": "project", "norm0": "bn0"} | {f"up{i}": f"up{i}" for i in range(1, 5)}
@@ -42,26 +42,11 @@ NAMES = {"dcgan_paper": PAPER, "dcgan_example": EXAMPLE}
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-@cache
-def golden() -> dict[str, Any]:
-    with np.load(GOLDEN) as arrays:
-        return dict(arrays)
-
-
 def create(name: str, dtype: Any = jnp.float32) -> Any:
     return create_model("dcgan64", dtype=dtype, form=name.removeprefix("dcgan_"))
 
 
-def entry(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One entry of torch's state dict, drawn as tests/golden/README.md says."""
-    n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_mean"):
-        return 0.1 * n
-    if key.endswith("running_var"):
-        return 1 + 0.1 * np.abs(n)
-    if key.endswith("bias"):
-        return 0.1 * n
-    return 1 + 0.1 * n if len(shape) == 1 else np.float32(0.02) * n
+entry = partial(golden_entry, deviation=0.02)
 
 
 def torch_name(name: str, path: str) -> str:
@@ -114,9 +99,9 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_players_have_torchs_sizes_outputs_and_statistics(name):
-    model, made, (z, x) = create(name), variables(name), inputs(int(golden()[f"{name}/seed"]))
+    model, made, (z, x) = create(name), variables(name), inputs(int(golden(FILE)[f"{name}/seed"]))
     for player in ("generator", "discriminator"):
-        assert golden()[f"{name}/{player}_params"] == count(made["params"][player])
+        assert golden(FILE)[f"{name}/{player}_params"] == count(made["params"][player])
     for mode in ("eval", "train"):
         train = {"train": True, "mutable": ["batch_stats"]} if mode == "train" else {}
 
@@ -126,8 +111,8 @@ def test_both_players_have_torchs_sizes_outputs_and_statistics(name):
 
         images, outputs = run(made)
         (images, made_stats), (outputs, judged_stats) = (images, outputs) if train else ((images, {}), (outputs, {}))
-        assert_close(images[:, ::6, ::6], golden()[f"{name}/{mode}/images"])
-        assert_close(outputs["logits"], golden()[f"{name}/{mode}/discriminator_logits"])
+        assert_close(images[:, ::6, ::6], golden(FILE)[f"{name}/{mode}/images"])
+        assert_close(outputs["logits"], golden(FILE)[f"{name}/{mode}/discriminator_logits"])
     rows = {"generator": made_stats, "discriminator": judged_stats}
     for path, after in flatten_dict(rows["generator"]["batch_stats"]["generator"], sep="/").items():
         if name == "dcgan_paper" and path.startswith("norm0"):
@@ -141,7 +126,7 @@ def check_statistics(name: str, player: str, path: str, after: Any, made: Any) -
     """Running statistics after a pass; torch's variance is the unbiased one of the batch, Flax's the biased."""
     module, leaf = path.split("/")
     before = made["batch_stats"][player][module][leaf]
-    expected = golden()[f"{name}/train/{player}_after/{torch_name(name, f'_/{player}/{path}').partition('.')[2]}"]
+    expected = golden(FILE)[f"{name}/train/{player}_after/{torch_name(name, f'_/{player}/{path}').partition('.')[2]}"]
     if leaf == "var":
         level = int(module[4:]) if player == "generator" else 5 - int(module[4:]) - 1
         n = 4 * (4 << level) ** 2
@@ -155,13 +140,13 @@ class Golden(Pixels):
     low = -1.0
 
     def preprocess(self, batch: dict[str, Any], seed: Any) -> dict[str, Any]:
-        return batch | {"image": inputs(int(golden()["dcgan_example/seed"]))[1]}
+        return batch | {"image": inputs(int(golden(FILE)["dcgan_example/seed"]))[1]}
 
 
 @pytest.mark.slow
 def test_two_rounds_of_both_players_are_torchs(monkeypatch):
     """Losses, gradients and how far the parameters moved; z of round 1 is of the next seed."""
-    name, seed = "dcgan_example", int(golden()["dcgan_example/seed"])
+    name, seed = "dcgan_example", int(golden(FILE)["dcgan_example/seed"])
     drawn = jnp.stack([inputs(seed)[0], np.random.default_rng(seed + 1).uniform(-1, 1, (4, 100)).astype(np.float32)])
     monkeypatch.setattr(GAN, "noise", lambda self, batch, size: drawn[batch["epoch"][0] - 1000])
     config = tiny_config(
@@ -180,11 +165,11 @@ def test_two_rounds_of_both_players_are_torchs(monkeypatch):
         before = {key: float(total) for key, (total, _) in state.metrics.items()}
         key = f"{name}/step{round_}"
         # The sums are of four images, the losses their means.
-        assert sums["discriminator_real"] / 4 == pytest.approx(golden()[f"{key}/loss_real"], rel=tolerance)
-        assert sums["discriminator_fake"] / 4 == pytest.approx(golden()[f"{key}/loss_fake"], rel=tolerance)
-        assert sums["generator_loss"] == pytest.approx(golden()[f"{key}/loss_generator"], rel=tolerance)
+        assert sums["discriminator_real"] / 4 == pytest.approx(golden(FILE)[f"{key}/loss_real"], rel=tolerance)
+        assert sums["discriminator_fake"] / 4 == pytest.approx(golden(FILE)[f"{key}/loss_fake"], rel=tolerance)
+        assert sums["generator_loss"] == pytest.approx(golden(FILE)[f"{key}/loss_generator"], rel=tolerance)
         for player in ("generator", "discriminator"):
-            norms = [golden()[k] for k in golden() if k.startswith(f"{key}/{player}_grad/")]
+            norms = [golden(FILE)[k] for k in golden(FILE) if k.startswith(f"{key}/{player}_grad/")]
             assert sums[f"{player}_grad_norm"] == pytest.approx(np.linalg.norm(norms), rel=norm_tolerance)
     for player in ("generator", "discriminator"):
         start: Any = flatten_dict(begin["params"][player], sep="/")
@@ -192,7 +177,7 @@ def test_two_rounds_of_both_players_are_torchs(monkeypatch):
         for path, after in end.items():
             moved = np.linalg.norm(after - start[path])
             theirs = torch_name(name, f"params/{player}/{path}").partition(".")[2]
-            assert moved == pytest.approx(golden()[f"{name}/after/{player}_moved/{theirs}"], rel=1e-2), path
+            assert moved == pytest.approx(golden(FILE)[f"{name}/after/{player}_moved/{theirs}"], rel=1e-2), path
 
 
 # The spine's promises, on small players.
