@@ -1,6 +1,6 @@
 """FCN-32s, 16s and 8s, a quarter as wide, and torchvision's form on a ResNet-18, on CamVid: street scenes of 360×480.
 
-    jaxcnn train --config experiments/cifar10/vgg16_bn.py --workdir runs/cifar10-vgg16_bn    # what the three start from
+    jaxcnn train --config experiments/cifar10/vgg16_bn.py --workdir runs/cifar10-vgg16_bn    # the three start from it
     jaxcnn train --config experiments/camvid/fcn8s.py:32s --workdir runs/camvid-fcn32s
     jaxcnn train --config experiments/camvid/fcn8s.py:16s --workdir runs/camvid-fcn16s
     jaxcnn train --config experiments/camvid/fcn8s.py:8s --workdir runs/camvid-fcn8s
@@ -35,7 +35,7 @@ def get_config(name="8s"):
     config.log_every = 20
     config.eval_every = 184  # at the end
     config.data.name = "camvid:data/camvid"
-    config.data.image_size = 224  # of training; evaluation sees the whole images
+    config.data.image_size = 224  # training takes crops; evaluation sees the full images
     config.data.augment = "rescale(0.75,1.25),flip"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "polynomial"

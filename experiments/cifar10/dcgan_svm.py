@@ -22,7 +22,7 @@ from sklearn.svm import LinearSVC
 import jaxcnn
 from jaxcnn.data.sources import make_source
 
-SIDE = 4  # of the pooled maps
+SIDE = 4  # Each map is pooled to 4×4.
 PENALTIES = (1e-4, 1e-3, 1e-2)  # scikit-learn's C, of the loss's sum over images
 CHUNK = 250  # images that go through the network at once
 

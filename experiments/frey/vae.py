@@ -24,7 +24,7 @@ FRAMES = 1_565  # to train on
 
 def get_config(latents):
     config = base_config("vae")
-    config.steps = 6_000  # of 100 frames: 600,000; the paper's axis goes to 10 million
+    config.steps = 6_000  # They see 600,000 frames; the paper's axis goes to 10 million.
     config.global_batch_size = 100
     config.dtype = "float32"
     config.log_every = 500

@@ -58,7 +58,7 @@ def convolve_transposed(
         # XLA's loops over a spread map multiply its zeros; the gradient of the kernel takes them 25 times as long.
         height, width = (stride * (side - 1) + taps - 2 * pad + extra for side in x.shape[1:3])
         shape = (len(x), height, width, kernel.shape[3])
-        forward = kernel[::-1, ::-1].swapaxes(2, 3)  # of the convolution whose transpose this is
+        forward = kernel[::-1, ::-1].swapaxes(2, 3)  # This is the transpose of a convolution by `forward`.
         strides, padding = (stride, stride), ((pad, pad), (pad, pad))
         if wide:  # Whoever asks for it has a gradient of his own, with operands of the type of `x`.
             return _by_phase(x, forward, strides, padding, shape, wide)

@@ -97,7 +97,7 @@ def _taps(
     counts = (index < used) & (place >= -1) & (place <= last + 1)
     place = jnp.clip(place, 0, last)
     low = jnp.floor(place)
-    share = place - low  # of the upper one of the two cells
+    share = place - low  # weight of the upper of the two cells
     each = jnp.where(counts, 1 / jnp.maximum(used, 1), 0)
     cells = jnp.concatenate([low, jnp.minimum(low + 1, last)]).astype(jnp.int32)
     return cells, jnp.concatenate([(1 - share) * each, share * each])
@@ -219,7 +219,7 @@ def roi_pool(x: jax.Array, scale: float, boxes: jax.Array, size: tuple[int, int]
             )
             for top in row
             for left in column
-        ]  # of (R, h, w, C)
+        ]  # four pairs of (value, cell), each (R, h, w, C)
         _, winner = reduce(_better, windows)
         out = jnp.take_along_axis(cells, winner.reshape(-1, channels), 0, mode="clip").reshape(winner.shape)
         some = (rows[1] > rows[0])[:, :, None] & (columns[1] > columns[0])[:, None]

@@ -75,7 +75,7 @@ some_boxes = st.lists(st.tuples(*[numbers] * 4), min_size=5, max_size=5).map(lam
 
 @quick
 def everything(a, b, inclusive):
-    """What each function makes of two sets of five boxes, and the gradient of its sum."""
+    """Return the results of each function for two sets of five boxes, and the gradient of their sum."""
     functions = {
         "iou": lambda a, b: box.iou(a, b, inclusive),
         "giou": lambda a, b: box.giou(a, b, inclusive),

@@ -156,7 +156,7 @@ def test_gradients_by_products_are_those_by_scattering(monkeypatch):
         return quick(jax.grad(total))(maps)
 
     products = gradients()
-    monkeypatch.setattr(roi.lax, "platform_dependent", lambda x, *, cuda, **_: cuda(x))  # what a GPU does
+    monkeypatch.setattr(roi.lax, "platform_dependent", lambda x, *, cuda, **_: cuda(x))  # the branch of a GPU
     for one, other in zip(products, gradients(), strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=0.01, atol=1e-5)

@@ -96,7 +96,7 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
-_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {  # what each list has, and what it must be
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {  # {list: {key of its rows: check of the value}}
     "images": {"id": _is_whole, "file_name": lambda v: isinstance(v, str), "height": _is_whole, "width": _is_whole},
     "categories": {"id": _is_whole, "name": lambda v: isinstance(v, str)},
     "annotations": {
