@@ -16,25 +16,35 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import fcn, gan, vae
+from jaxcnn.models import fcn, gan, rcnn, vae
 from jaxcnn.models.check import NotApplicableError, check_module
 from jaxcnn.models.trunk import CLASSIFIERS
 
-_REGISTRY = {**CLASSIFIERS, **fcn.MODELS, **vae.MODELS, **gan.MODELS}
+_REGISTRY = {**CLASSIFIERS, **fcn.MODELS, **rcnn.MODELS, **vae.MODELS, **gan.MODELS}
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 
 # Legal values of the overrides that several families have, and their words.
 _RATE: Any = (lambda x: isinstance(x, int | float) and 0 <= x < 1, "at least 0 and less than 1")
 _POSITIVE: Any = (lambda x: isinstance(x, int | float) and 0 < x < float("inf"), "more than 0")
+_NOT_NEGATIVE: Any = (lambda x: isinstance(x, int | float) and 0 <= x < float("inf"), "0 or more")
 _BOOL: Any = (lambda x: isinstance(x, bool), "True or False")
 _COUNT: Any = (lambda x: type(x) is int and x > 0, "a whole number, 1 or more")
 _COUNTS: Any = (
     lambda x: isinstance(x, tuple | list) and len(x) > 0 and all(type(n) is int and n > 0 for n in x),
     "whole numbers, 1 or more each, such as (200, 200)",
 )
+_SHARE: Any = (lambda x: isinstance(x, int | float) and 0 <= x <= 1, "0 … 1")
+_PAIR: Any = (lambda x: _COUNTS[0](x) and len(x) == 2, "two whole numbers, of training and of testing, such as (2000, 1000)")
+_SCALES: Any = (
+    lambda x: isinstance(x, tuple | list) and 0 < len(x) < 9 and all(_POSITIVE[0](n) for n in x),
+    "one to eight positive numbers, such as (8, 16, 32)",
+)
 _LEGAL = {
-    "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _POSITIVE,
+    "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _NOT_NEGATIVE,
+    "rpn_pre_nms": _PAIR, "rpn_post_nms": _PAIR, "rpn_nms_threshold": _SHARE, "nms_threshold": _SHARE,
+    "score_threshold": _SHARE, "rpn_samples": _COUNT, "box_samples": _COUNT, "detections": _COUNT,
+    "fpn_channels": _COUNT, "head_features": _COUNT, "mask_padding": _BOOL, "anchor_scales": _SCALES,
     "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
     "maxout": _COUNTS,
     "small_images": _BOOL, "frozen_norm": _BOOL, "ceil_pool": _BOOL,

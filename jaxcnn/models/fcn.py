@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.models.grid import Grid, Map
-from jaxcnn.models.layers import Classifier, FullyConnected, Network, batch_norm, conv, widen
+from jaxcnn.models.layers import Classifier, FullyConnected, batch_norm, conv, widen
 from jaxcnn.models.resizing import Enlarge, resize
-from jaxcnn.models.trunk import create_trunk
+from jaxcnn.models.trunk import OnTrunk
 
 
 class Spec(NamedTuple):
@@ -66,27 +66,11 @@ SPECS = {
 ENLARGING = ("fixed", "learnt", "all_learnt")
 
 
-class Segmenter(Network):
-    """What the networks have in common: a classification network as their trunk.
-
-    Attributes:
-      backbone: a classification network of the registry; None: the architecture's own.
-      width: factor on all channels, where the backbone has it.
-      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`normalization.FrozenBatchNorm`).
-      norm_epsilon: added to the variance in BatchNorm; None: the backbone's own.
-    """
+class Segmenter(OnTrunk):
+    """What the networks have in common: they are for segmentation, and have the endpoints of their trunk."""
 
     task: ClassVar[str] = "segmentation"
     spec: Any
-    backbone: str | None = None
-    width: float | None = None
-    frozen_norm: bool = False
-    norm_epsilon: float | None = None
-
-    @property
-    def trunk_fields(self) -> dict[str, Any]:
-        """Return fields of the trunk's own that are set where it has them."""
-        return {}
 
     @property
     def published_classes(self) -> int:
@@ -97,16 +81,6 @@ class Segmenter(Network):
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
         return self.trunk().endpoints
-
-    def trunk(self, name: str | None = None) -> Any:
-        """Return the trunk, as the submodule `name`, or apart from this module.
-
-        Raises:
-          UserError: the backbone lacks an override.
-        """
-        overrides = {key: getattr(self, key) for key in ("small_images", "width", "frozen_norm", "norm_epsilon")}
-        given = {key: value for key, value in overrides.items() if value}
-        return create_trunk(self.backbone or self.spec.backbone, self.dtype, given, self.trunk_fields, name)
 
 
 class Score(nn.Module):
@@ -278,7 +252,8 @@ class DilatedFCN(Segmenter):
         """
         image = Grid(sizes)
         maps = self.trunk("trunk")(image.crop(images), train=train, grid=image)
-        norm = partial(batch_norm, epsilon=self.norm_epsilon or 1e-5, frozen=self.frozen_norm)
+        epsilon = 1e-5 if self.norm_epsilon is None else self.norm_epsilon
+        norm = partial(batch_norm, epsilon=epsilon, frozen=bool(self.frozen_norm))
         hidden = partial(Hidden, self.dtype, norm)
 
         def enlarged(x: jax.Array, grid: Grid) -> jax.Array:

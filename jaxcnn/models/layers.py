@@ -269,6 +269,25 @@ class Classifier(nn.Module):
         return place(logits, ("data", "model")) if model_parallel(self.features) else logits
 
 
+class Pointwise(nn.Module):
+    """1×1 convolution (…, C) -> (…, features) in float32, for scores and regressions that are not of classes.
+
+    As `Classifier`, but no rule for the classes of heads applies to it: `reset_head` and `mesh.model` pass it over.
+    """
+
+    features: int
+    dtype: Dtype
+    kernel_init: Callable[..., Any] = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the product, summed in float32 at least, and the bias."""
+        wide = at_least_float32(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features), wide)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), wide)
+        return _product(x.astype(self.dtype), kernel[0, 0].astype(self.dtype)) + bias
+
+
 def _kernel_and_bias(layer: FullyConnected | Classifier, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Return the parameters of a layer, made by `init`: a kernel of this shape and a bias (features,)."""
     kernel = layer.param("kernel", layer.kernel_init, shape, at_least_float32(layer.dtype))

@@ -59,24 +59,32 @@ def match(
     return jnp.where(takes_part, matches, IGNORED).astype(jnp.int32)
 
 
-def sample(matches: jax.Array, key: Any, count: int, positive_fraction: float) -> tuple[jax.Array, jax.Array]:
+def sample(
+    matches: jax.Array, key: Any, count: int, positive_fraction: float, names: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Draw boxes at random, positives up to their share and background for the rest.
 
-    Girshick 2015, section 2.3; Ren et al. 2015, section 3.1.3. Returns indices int32 (count,), positives first, and
-    bool (count,), which of them are drawn: fewer than `count` if there are not enough boxes of both kinds. An index
-    that is not drawn has no meaning. No box is drawn twice. Ignored boxes behind the others do not change the sample.
+    Girshick 2015, section 2.3; Ren et al. 2015, section 3.1.3. Returns indices int32 (S,), positives first, and bool
+    (S,), which of them are drawn: fewer than `count` if there are not enough boxes of both kinds; S is `count`, or A
+    where that is less. An index that is not drawn has no meaning. No box is drawn twice.
 
     Args:
       matches: what `match` returns, (A,).
       key: JAX's random key of this image. With `fold_in(fold_in(key(seed), step), example)` the sample is a function
         of these three, whatever the batch and the number of devices.
-      positive_fraction: the largest share of positives.
+      positive_fraction: the largest share of positives, of `count`.
+      names: int32 (A,), a number of each box that does not depend on the canvas, nor does then the sample; None: its
+        place, so that ignored boxes behind the others do not change the sample.
     """
     if not len(matches):
-        return jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
-    draw = (jax.random.bits(key, matches.shape, jnp.uint32) >> 1).astype(jnp.int32)  # (A,), never negative
+        return jnp.zeros(0, jnp.int32), jnp.zeros(0, bool)
+    if names is None:
+        bits = jax.random.bits(key, matches.shape, jnp.uint32)
+    else:
+        bits = jax.vmap(lambda name: jax.random.bits(jax.random.fold_in(key, name), (), jnp.uint32))(names)
+    draw = (bits >> 1).astype(jnp.int32)  # (A,), never negative
     is_positive, is_background = matches >= 0, matches == BACKGROUND
-    most = int(count * positive_fraction)
+    most, count = int(count * positive_fraction), min(count, len(matches))
     positives = jnp.minimum(is_positive.sum(dtype=jnp.int32), most)
     backgrounds = jnp.minimum(is_background.sum(dtype=jnp.int32), count - positives)
     slot = jnp.arange(count)

@@ -48,6 +48,25 @@ def resize(
     return x
 
 
+def nearest(
+    x: jax.Array, size: tuple[int, int], sizes: jax.Array | None = None, to: jax.Array | None = None
+) -> jax.Array:
+    """Resize maps (N, H, W, C) to (N, *size, C): cell o takes cell ⌊o · before / after⌋, as torch's "nearest".
+
+    Args:
+      sizes, to: int32 (N, 2), heights and widths of the parts of each map before and after, as of `resize`.
+    """
+    for axis, count in enumerate(size, start=1):
+        cell = jnp.arange(count)
+        if sizes is None or to is None:
+            x = jnp.take(x, cell * x.shape[axis] // count, axis)
+            continue
+        index = cell * sizes[:, axis - 1, None] // jnp.maximum(to[:, axis - 1, None], 1)  # (N, count)
+        index = jnp.minimum(index, x.shape[axis] - 1)  # beyond the part, where a cell has no meaning
+        x = jax.vmap(lambda x, index, axis=axis - 1: jnp.take(x, index, axis))(x, index)
+    return x
+
+
 def _weights(
     side: Any, new: Any, count: int, aligned_corners: bool, antialias: bool, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:

@@ -33,3 +33,40 @@ def create_trunk(
     given = {key: value for key, value in defaults.items() if key in fields} | dict(overrides)
     where: dict[str, Any] = {"name": name} if name else {"parent": None}
     return network(num_classes=0, dtype=dtype, **where, **given)
+
+
+class OnTrunk(Network):
+    """What networks on another's maps have in common.
+
+    Attributes:
+      spec: a row that names the architecture's own `backbone`.
+      backbone: a classification network of the registry; None: the architecture's own.
+      width: factor on all channels, where the backbone has it.
+      frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`normalization.FrozenBatchNorm`);
+        None: as the architecture has it.
+      norm_epsilon: added to the variance in BatchNorm; None: the backbone's own.
+    """
+
+    backbone: str | None = None
+    width: float | None = None
+    frozen_norm: bool | None = None
+    norm_epsilon: float | None = None
+
+    @property
+    def trunk_fields(self) -> dict[str, Any]:
+        """Return fields of the trunk's own that are set where it has them."""
+        return {}
+
+    def trunk(self, name: str | None = None) -> Any:
+        """Return the trunk, as the submodule `name`, or apart from this module.
+
+        Raises:
+          UserError: the backbone lacks an override.
+        """
+        overrides = {key: getattr(self, key) for key in ("small_images", "width", "frozen_norm", "norm_epsilon")}
+        # A backbone lacks what is neither set nor switched on, and need not know of it.
+        given = {key: value for key, value in overrides.items() if value is not None and value is not False}
+        defaults = self.trunk_fields
+        if self.frozen_norm is not None:
+            defaults = defaults | {"frozen_norm": self.frozen_norm}
+        return create_trunk(self.backbone or self.spec.backbone, self.dtype, given, defaults, name)

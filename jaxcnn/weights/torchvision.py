@@ -21,7 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, create_model, fcn, googlenet, resnet, vgg
+from jaxcnn.models import alexnet, create_model, fcn, googlenet, rcnn, resnet, vgg
+from jaxcnn.models.normalization import match_norms
 from jaxcnn.weights.files import Shape, fit
 
 # torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
@@ -31,6 +32,7 @@ NAMES = (
     "googlenet_tv",
     *("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv"),
     *("fcn_resnet50_tv", "fcn_resnet101_tv"),
+    "faster_rcnn_resnet50_fpn_tv",
 )
 
 # Networks of Long et al. under the names of the authors' layers.
@@ -40,6 +42,7 @@ CAFFE_NAMES = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
 
 SEGMENTATION_NAMES = (*CAFFE_NAMES, "fcn_resnet50_tv", "fcn_resnet101_tv")
+DETECTION_NAMES = ("faster_rcnn_resnet50_fpn_tv",)
 
 _NAMED = (*NAMES, *CAFFE_NAMES, *CIFAR_NAMES)
 # Auxiliary heads, which only training uses and files may lack: our module, torch's, and torch's layer of the classes.
@@ -55,10 +58,17 @@ _LEAVES = (
     ("params", "kernel", "weight"),
     ("params", "scale", "weight"),
     ("params", "bias", "bias"),
+    ("batch_stats", "scale", "weight"),  # of a frozen norm
+    ("batch_stats", "bias", "bias"),
     ("batch_stats", "mean", "running_mean"),
     ("batch_stats", "var", "running_var"),
 )
 _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep no such count
+# torchvision has put these layers of a detector into blocks since it published its weights.
+_MOVED = (
+    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
+    (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
+)
 # Modules that a LightningModule has beside its layers, where it is the network itself.
 _BESIDE = re.compile(r"loss|criterion|metric|accuracy|(^|_)acc($|_)", re.IGNORECASE)
 
@@ -170,6 +180,25 @@ def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
         yield f"score_pool{stage}/head", f"score_pool{stage}"
 
 
+def _rcnn(spec: rcnn.Spec) -> Modules:
+    """torchvision's backbone and pyramid, its RPN, and its head of the boxes."""
+    for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
+        if ours != "head":
+            yield f"trunk/{ours}", f"backbone.body.{theirs}"
+    stages = range(len(resnet.SPECS[spec.backbone].blocks))
+    yield from ((f"fpn/lateral_stage{i + 1}", f"backbone.fpn.inner_blocks.{i}.0") for i in stages)
+    yield from ((f"fpn/output_stage{i + 1}", f"backbone.fpn.layer_blocks.{i}.0") for i in stages)
+    yield from (("rpn/conv", "rpn.head.conv.0.0"), ("rpn/objectness", "rpn.head.cls_logits"))
+    yield "rpn/deltas", "rpn.head.bbox_pred"
+    yield from ((name, f"roi_heads.box_head.{name}") for name in ("fc6", "fc7"))
+    yield from (("head", "roi_heads.box_predictor.cls_score"), ("boxes/head", "roi_heads.box_predictor.bbox_pred"))
+
+
+def _rcnn_orders(num_classes: int) -> Orders:
+    """Return torch's order of the regressions: the four of a class together, where ours has a coordinate's classes."""
+    return {"boxes/head": {-1: np.arange(4 * num_classes).reshape(num_classes, 4).T.ravel()}}
+
+
 def _cifar_orders(spec: resnet.Spec) -> Orders:
     """Return the port's order of the channels that shortcuts carry; those within a block are as ours.
 
@@ -193,7 +222,7 @@ def _cifar_orders(spec: resnet.Spec) -> Orders:
 
 _FAMILIES: Any = (
     (alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet),
-    (fcn.SPECS, _fcn),
+    (fcn.SPECS, _fcn), (rcnn.SPECS, _rcnn),
 )  # fmt: skip
 
 
@@ -212,6 +241,7 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
     """Return {torch's key: our array} in the order of its state dict; None stands for a count."""
     modules, model, entries = _modules(name), create_model(name, num_classes), {}
     orders = _cifar_orders(resnet.SPECS[name]) if name in CIFAR_NAMES else {}
+    orders |= _rcnn_orders(num_classes) if name in DETECTION_NAMES else {}
     images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
     ours: Any = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)), sep="/")
     for module, torch_module in modules:
@@ -222,7 +252,7 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
                 order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
                 torch_shape = _torch_shape(module, shape, convolutional=name in fcn.SPECS)
                 entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order)
-                if leaf == "var":  # a BatchNorm's last
+                if leaf == "var" and name not in DETECTION_NAMES:  # a BatchNorm's last; a frozen one counts nothing
                     entries[f"{torch_module}.{_COUNT}"] = None
     assert not ours, f"torch's names of {list(ours)} are not known"
     return entries
@@ -277,6 +307,7 @@ def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, An
     Raises:
       UserError: an unknown name, or two prefixes have all of the network, with other values.
     """
+    state_dict = _moved(name, state_dict)
     heads = tuple(f"{theirs}." for _, theirs, _ in _AUXILIARY.get(name, ()))
     wanted = {key for key, entry in _entries(name, 1000).items() if entry and not key.startswith(heads or "-")}
     counts = Counter(
@@ -300,6 +331,14 @@ def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, An
     beside = {key for key in first if not prefix and _BESIDE.search(key.partition(".")[0])}
     left = [key for key in state_dict if not key.startswith(prefix) or key in beside]
     return {key: value for key, value in first.items() if key not in beside}, left
+
+
+def _moved(name: str, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entries under the names that torchvision now has for them."""
+    if name in DETECTION_NAMES:
+        for old, new in _MOVED:
+            state_dict = {old.sub(new, str(key)): value for key, value in state_dict.items()}
+    return state_dict
 
 
 def new_heads(name: str, state_dict: Mapping[str, Any]) -> list[str]:
@@ -327,6 +366,7 @@ def from_state_dict(name: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
       UserError: an unknown name, or one message that says which entries are missing, extra, of another shape or of no
         floating-point type.
     """
+    state_dict = _moved(name, state_dict)
     classes, made = _classes(name, state_dict), tuple(f"{head}." for head in new_heads(name, state_dict))
     entries = {key: entry for key, entry in _entries(name, classes).items() if not key.startswith(made or "-")}
     arrays = {key: entry for key, entry in entries.items() if entry}
@@ -368,6 +408,8 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     flat: Any = flatten_dict(dict(variables), sep="/")
     head = np.shape(flat.get("params/head/bias"))
     entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
+    if name in DETECTION_NAMES:  # whose norms may have been trained
+        flat = flatten_dict(match_norms(variables, {entry.path: () for entry in entries.values() if entry}), sep="/")
     arrays = fit(name, flat, {entry.path: entry.shape for entry in entries.values() if entry})
     return {
         key: _to_torch(arrays[entry.path], entry) if entry else np.zeros((), np.int64) for key, entry in entries.items()

@@ -23,7 +23,7 @@ def golden(file: str = "torchvision.npz") -> dict[str, Any]:
 
 @cache
 def _all_shapes() -> dict[str, dict[str, list[int]]]:
-    files = (FOLDER / f"{source}_shapes.json.gz" for source in ("torchvision", "segmentation"))
+    files = (FOLDER / f"{source}_shapes.json.gz" for source in ("torchvision", "segmentation", "detection"))
     return {name: found for file in files for name, found in json.loads(gzip.decompress(file.read_bytes())).items()}
 
 

@@ -1,0 +1,321 @@
+"""Faster R-CNN, on the maps of any classification network: Ren et al., NIPS 2015 (arXiv:1506.01497).
+
+A region proposal network (`models.rpn`) finds the boxes that may hold an object, and the head of Fast R-CNN (Girshick,
+ICCV 2015, arXiv:1504.08083) classifies each and regresses its box once more, for every class. A network is a row of
+`SPECS`; on 600×1,000 pixels `faster_rcnn_vgg16` is
+
+    trunk    VGG-16, conv1_1 … conv5_3, stride 16         38×63×512
+    rpn      3×3, 512; nine anchors a cell                21,546 anchors, 300 proposals
+    regions  maxima over 7×7 bins of each proposal        300×7×7×512
+    fc6, fc7 with dropout, of the classifier's weights    300×4096
+    head     softmax over the classes and background;     300×21
+    boxes    a regression for each class                  300×21×4
+
+It is trained jointly, as its authors' Python code does, where the paper alternates. `faster_rcnn_resnet50_fpn_tv` is
+torchvision's: a pyramid of maps (`models.fpn`), three anchors a cell, RoIAlign, a head of 1,024 units without dropout,
+and corners as points where the authors count pixels.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.models import boxes as box
+from jaxcnn.models import rpn
+from jaxcnn.models.anchors import cell_anchors, paper_anchors
+from jaxcnn.models.fpn import FPN, levels_of
+from jaxcnn.models.grid import CANVAS, Grid, Map
+from jaxcnn.models.layers import Classifier, FullyConnected, widen
+from jaxcnn.models.matching import match, sample
+from jaxcnn.models.nms import nms
+from jaxcnn.models.roi import assign_levels, roi_align, roi_pool
+from jaxcnn.models.trunk import OnTrunk
+
+BINS = (7, 7)  # of a region
+RATIOS = (0.5, 1, 2)  # height / width of the anchors
+CODER = (10, 10, 5, 5)  # factors on the targets of the head: the inverse of the authors' deviations
+
+
+class Spec(NamedTuple):
+    """One architecture. What a module's field of the same name leaves at None is as it says here.
+
+    Attributes:
+      pyramid: FPN and RoIAlign; else the trunk's last map and RoI pooling.
+      inclusive: corners are pixels that belong to the box.
+      border: whether anchors that cross the border of their image are trained.
+      rpn_min_side, min_side: pixels of the shorter side below which a proposal, or a detection, is left out. The
+        authors scale theirs with the image.
+      anchor_scales: sides of a cell's anchors, in strides.
+      frozen_norm: of the trunk.
+    """
+
+    backbone: str
+    pyramid: bool
+    inclusive: bool
+    border: bool
+    rpn_min_side: float
+    min_side: float
+    anchor_scales: tuple[float, ...]
+    rpn_pre_nms: tuple[int, int]
+    rpn_post_nms: tuple[int, int]
+    box_samples: int
+    nms_threshold: float
+    head_features: int
+    dropout: float
+    mask_padding: bool
+    frozen_norm: bool
+    classes: int
+    image_size: int
+
+
+SPECS = {
+    "faster_rcnn_vgg16": Spec(
+        "vgg16", pyramid=False, inclusive=True, border=False, rpn_min_side=16, min_side=0, anchor_scales=(8, 16, 32),
+        rpn_pre_nms=(12_000, 6_000), rpn_post_nms=(2_000, 300), box_samples=128, nms_threshold=0.3, head_features=4096,
+        dropout=0.5, mask_padding=True, frozen_norm=False, classes=21, image_size=600,
+    ),
+    "faster_rcnn_resnet50_fpn_tv": Spec(
+        "resnet50_tv", pyramid=True, inclusive=False, border=True, rpn_min_side=1e-3, min_side=1e-2, anchor_scales=(8,),
+        rpn_pre_nms=(2_000, 1_000), rpn_post_nms=(2_000, 1_000), box_samples=512, nms_threshold=0.5, head_features=1024,
+        dropout=0.0, mask_padding=False, frozen_norm=True, classes=91, image_size=800,
+    ),
+}  # fmt: skip
+
+
+class Regression(nn.Module):
+    """Regressions of a box for each class: (R, C) -> (R, classes, 4) float32."""
+
+    classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Regress; the layer's outputs have the classes last, as all heads have."""
+        deltas = Classifier(4 * self.classes, self.dtype, nn.initializers.normal(0.001), name="head")(x)
+        return deltas.reshape(-1, 4, self.classes).swapaxes(1, 2)
+
+
+class FasterRCNN(OnTrunk):
+    """A detector of two stages; boxes are x1, y1, x2, y2 in pixels of the canvas, and class 0 is the background.
+
+    Images (N, H, W, C) -> a dict of the endpoints and
+
+    - "rpn_logits" (N, A) and "rpn_deltas" (N, A, 4), of the anchors in the order of `models.rpn`;
+    - "rois" (N, R, 4) and "roi_valid" (N, R) bool, the regions that the head sees;
+    - "box_logits" (N, R, classes) and "box_deltas" (N, R, classes, 4);
+    - in evaluation "boxes" (N, D, 4), "scores" (N, D) by falling score, "labels" (N, D) int32 and "valid" (N, D) bool;
+    - in training with `targets` "rpn_matches" (N, A) int32, "rpn_targets" (N, A, 4), "roi_labels" (N, R) int32 and
+      "box_targets" (N, R, 4): what of the sampled anchors and regions the losses are of (`tasks.detection`).
+
+    Attributes:
+      num_classes: the background is one of them.
+      dropout: rate after fc6 and fc7; None, as with the fields below: as the architecture has it.
+      anchor_scales: sides of the squares among a cell's anchors, in strides of their level.
+      rpn_pre_nms, rpn_post_nms: proposals before and after suppression, (in training, in testing).
+      rpn_nms_threshold: IoU of that suppression.
+      rpn_samples, box_samples: anchors and regions of an image that are trained, half and a quarter of them objects.
+      score_threshold, nms_threshold, detections: the least score of a detection, the IoU of suppression within a class,
+        and how many an image has at most.
+      fpn_channels, head_features: widths of the pyramid and of fc6 and fc7.
+      mask_padding: the padding of a canvas is masked in every layer, so that nothing depends on it; else it is zeros in
+        the image alone, as torchvision has it.
+    """
+
+    task: ClassVar[str] = "detection"
+    spec: Spec
+    num_classes: int = 21
+    dropout: float | None = None
+    anchor_scales: tuple[float, ...] | None = None
+    rpn_pre_nms: tuple[int, int] | None = None
+    rpn_post_nms: tuple[int, int] | None = None
+    rpn_nms_threshold: float = 0.7
+    rpn_samples: int = 256
+    box_samples: int | None = None
+    score_threshold: float = 0.05
+    nms_threshold: float | None = None
+    detections: int = 100
+    fpn_channels: int = 256
+    head_features: int | None = None
+    mask_padding: bool | None = None
+
+    def setting(self, name: str) -> Any:
+        """Return the field `name`, or what the architecture has for it."""
+        value = getattr(self, name)
+        return getattr(self.spec, name) if value is None else value
+
+    @property
+    def image_size(self) -> int:
+        """Return the shorter side in pixels of the images that the published network is for."""
+        return 128 if self.small_images else self.spec.image_size
+
+    @property
+    def published_classes(self) -> int:
+        """Return the number of classes of the published network, the background included."""
+        return self.spec.classes
+
+    @property
+    def trunk_fields(self) -> dict[str, Any]:
+        """Return the fields of a trunk that is one map, of stride 16 where it can be, or a pyramid."""
+        one_map = {} if self.spec.pyramid else {"output_stride": 16}
+        return {"ceil_pool": True, "frozen_norm": self.spec.frozen_norm} | one_map
+
+    @property
+    def endpoints(self) -> dict[str, tuple[int, int]]:
+        """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
+        found = self.trunk().endpoints
+        if not self.spec.pyramid:
+            return found
+        return found | {f"p_{name}": (found[name][0], self.fpn_channels) for name in levels_of(found)}
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        sizes: jax.Array | None = None,
+        targets: Mapping[str, jax.Array] | None = None,
+        proposals: jax.Array | None = None,
+        train: bool = False,
+    ) -> dict[str, Any]:
+        """Return the outputs that the class lists.
+
+        Args:
+          images: NHWC floats, each in the upper left corner of the canvas.
+          sizes: int32 (N, 2), their heights and widths; None: they fill it.
+          targets: objects, "boxes" (N, M, 4), "labels" (N, M) and "valid" (N, M) bool, and "example" int32 (N,), of
+            which and of the stream `sampling` the samples are functions.
+          proposals: boxes (N, R, 4) in place of the RPN's; those without an area are padding.
+        """
+        canvas = images.shape[1], images.shape[2]
+        seen = jnp.broadcast_to(jnp.asarray(canvas), (len(images), 2)) if sizes is None else sizes
+        masked = self.setting("mask_padding")
+        maps = self.trunk("trunk")(Grid(sizes).crop(images), train=train, grid=Grid(sizes) if masked else CANVAS)
+        levels = self.levels(maps)
+        outputs: dict[str, Any] = {name: (levels.get(name) or maps[name]).x for name in (*self.endpoints, *levels)}
+
+        cells = [self.cell(grid.stride) for _, grid in levels.values()]
+        anchors = rpn.make_anchors(list(levels.values()), cells, canvas, masked)
+        channels = self.fpn_channels if self.spec.pyramid else widen(512, self.width or 1)
+        head = rpn.Head(len(cells[0]), channels, self.dtype, softmax=not self.spec.pyramid, name="rpn")
+        logits, deltas = head(list(levels.values()))
+        outputs |= {"rpn_logits": logits, "rpn_deltas": deltas}
+
+        if proposals is None:
+            before, after = (self.setting(name)[0 if train else 1] for name in ("rpn_pre_nms", "rpn_post_nms"))
+            rois, valid = rpn.propose(
+                anchors, logits, deltas, seen, before=before, after=after, threshold=self.rpn_nms_threshold,
+                side=self.spec.rpn_min_side, inclusive=self.spec.inclusive,
+            )  # fmt: skip
+        else:
+            rois = box.clip(proposals, seen, self.spec.inclusive)
+            valid = box.area(rois) > 0
+        if train and targets is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), targets["example"])  # (N,)
+            outputs["rpn_matches"], outputs["rpn_targets"] = rpn.assign_targets(
+                anchors, targets["boxes"], targets["valid"], keys, seen, samples=self.rpn_samples,
+                border=self.spec.border, inclusive=self.spec.inclusive,
+            )  # fmt: skip
+            rois, valid, outputs["roi_labels"], outputs["box_targets"] = self.sampled(rois, valid, targets, keys)
+        outputs |= {"rois": rois, "roi_valid": valid}
+        outputs["box_logits"], outputs["box_deltas"] = self.head(self.regions(levels, rois), train)
+        if not train:
+            outputs |= self.detect(rois, valid, outputs["box_logits"], outputs["box_deltas"], seen)
+        return outputs
+
+    def levels(self, maps: Mapping[str, Map]) -> dict[str, Map]:
+        """Return the maps that proposals come from: a pyramid, or the trunk's last endpoint."""
+        names = self.trunk().endpoints
+        if not self.spec.pyramid:
+            return {(last := list(names)[-1]): maps[last]}
+        return FPN(self.fpn_channels, self.dtype, name="fpn")({name: maps[name] for name in levels_of(names)})
+
+    def cell(self, stride: int) -> np.ndarray:
+        """Return the anchors of a level's first cell, (a, 4)."""
+        scales = self.setting("anchor_scales")
+        if self.spec.inclusive:
+            return paper_anchors(scales, RATIOS, stride)
+        return cell_anchors([scale * stride for scale in scales], RATIOS)
+
+    def sampled(
+        self, rois: jax.Array, valid: jax.Array, targets: Mapping[str, jax.Array], keys: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Return the regions that are trained, which of them are sampled, their labels, and their targets.
+
+        Girshick 2015, section 2.3, with the authors' later range of the background, from IoU 0. The objects themselves
+        are among the regions, so that there are positives from the first step on.
+        """
+        rois, valid = jnp.concatenate([rois, box.wide(targets["boxes"])], 1), jnp.concatenate([valid, targets["valid"]], 1)
+
+        def of_image(rois: jax.Array, valid: jax.Array, truth: jax.Array, labels: jax.Array, real: Any, key: Any) -> Any:
+            matches = match(
+                truth, rois, positive=0.5, negative=(0.0, 0.5), valid=real, candidates=valid,
+                inclusive=self.spec.inclusive,
+            )  # fmt: skip
+            key = jax.random.fold_in(key, 1)  # the sample of anchors has drawn from the key itself
+            index, drawn = sample(matches, key, self.setting("box_samples"), 0.25)
+            rois, matches = rois[index], matches[index]
+            owner, positive = jnp.maximum(matches, 0), drawn & (matches >= 0)
+            wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)
+            return (
+                jnp.where(drawn[:, None], rois, 0), drawn, jnp.where(positive, labels[owner], 0),
+                jnp.where(positive[:, None], wanted, 0),
+            )  # fmt: skip
+
+        return jax.vmap(of_image)(rois, valid, targets["boxes"], targets["labels"], targets["valid"], keys)
+
+    def regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
+        """Return the features of the regions (N, R, 4): (N, R, 7, 7, C)."""
+        maps = [level for name, level in levels.items() if name != "p_pool"]
+        grids = [grid for _, grid in maps]
+        own = None if grids[0].sizes is None else [grid.sizes for grid in grids]
+        if not self.spec.pyramid:
+            return roi_pool(maps[0].x, 1 / grids[0].stride, rois, BINS, own and own[0])
+        lowest, highest = (int(math.log2(grid.stride)) for grid in (grids[0], grids[-1]))
+        return roi_align(
+            [x for x, _ in maps], [1 / grid.stride for grid in grids], rois, BINS,
+            levels=assign_levels(rois, lowest, highest), sizes=own,
+        )  # fmt: skip
+
+    def head(self, regions: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Return class scores (N, R, classes) and regressions (N, R, classes, 4) of regions (N, R, 7, 7, C)."""
+        count = regions.shape[:2]
+        x = regions.reshape(-1, *regions.shape[2:])  # a region is a row: layers are sharded by rows
+        features = self.head_features or widen(self.spec.head_features, self.width or 1)
+        for name in ("fc6", "fc7"):
+            x = nn.relu(FullyConnected(features, self.dtype, name=name)(x))
+            x = nn.Dropout(self.setting("dropout"), deterministic=not train)(x)
+        logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
+        deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
+        return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
+
+    def detect(
+        self, rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, sizes: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Return "boxes", "scores", "labels" and "valid" of the detections, by falling score.
+
+        Each region gives a box for every class but the background; those of a class suppress each other.
+        """
+        classes, inclusive = self.num_classes - 1, self.spec.inclusive
+
+        def of_image(rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, size: jax.Array) -> Any:
+            found = box.decode(rois[:, None], deltas, CODER, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
+            found, scores = box.clip(found, size, inclusive), jax.nn.softmax(logits)[:, 1:].ravel()
+            labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))
+            sound = jnp.repeat(valid, classes) & (scores > self.score_threshold)
+            sound &= box.large_enough(found, self.spec.min_side, inclusive)
+            index, there = nms(
+                found, scores, self.setting("nms_threshold"), count=self.detections, groups=labels, valid=sound,
+                inclusive=inclusive,
+            )  # fmt: skip
+            return jnp.where(there[:, None], found[index], 0), jnp.where(there, scores[index], 0), labels[index], there
+
+        kept = jax.vmap(of_image)(rois, valid, logits, deltas, sizes)
+        return dict(zip(("boxes", "scores", "labels", "valid"), kept, strict=True))
+
+
+MODELS = {name: partial(FasterRCNN, spec) for name, spec in SPECS.items()}
