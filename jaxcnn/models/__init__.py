@@ -35,7 +35,10 @@ _COUNTS: Any = (
     "whole numbers, 1 or more each, such as (200, 200)",
 )
 _SHARE: Any = (lambda x: isinstance(x, int | float) and 0 <= x <= 1, "0 … 1")
-_PAIR: Any = (lambda x: _COUNTS[0](x) and len(x) == 2, "two whole numbers, of training and of testing, such as (2000, 1000)")
+_PAIR: Any = (
+    lambda x: _COUNTS[0](x) and len(x) == 2,
+    "two whole numbers, of training and of testing, such as (2000, 1000)",
+)
 _SCALES: Any = (
     lambda x: isinstance(x, tuple | list) and 0 < len(x) < 9 and all(_POSITIVE[0](n) for n in x),
     "one to eight positive numbers, such as (8, 16, 32)",

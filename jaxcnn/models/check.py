@@ -49,19 +49,16 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
     evaluation, training = (_trace(model, who, image_shape, mode) for mode in (False, True))
     modes = {"in evaluation": evaluation, "in training": training}
     # Each generator may take for granted that those before it have found no fault.
+    both = _variables(evaluation.variables, training.variables), _decays(training)
     if (task := getattr(model, "task", "")) in ("vae", "gan"):
         check: Any = {"vae": _vae_outputs, "gan": _gan_outputs}[task]
-        outputs = (check(trace.outputs, mode, image_shape) for mode, trace in modes.items())
-        faults = chain(*outputs, _variables(evaluation.variables, training.variables), _decays(training))
+        faults = chain(*(check(trace.outputs, mode, image_shape) for mode, trace in modes.items()), *both)
     else:
-        outputs = (_outputs(trace.outputs, mode, shape) for mode, trace in modes.items())
-        faults = chain(
-            *outputs,
-            _variables(evaluation.variables, training.variables),
-            _decays(training),
-            _names(training, num_classes),
-            _endpoints(model, evaluation, image_shape),
-        )
+        if task == "detection":
+            outputs = (_detector_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
+        else:
+            outputs = (_outputs(trace.outputs, mode, shape) for mode, trace in modes.items())
+        faults = chain(*outputs, *both, _names(training, num_classes), _endpoints(model, evaluation, image_shape))
     for fault in faults:
         raise UserError(f"{who} {fault}")
 
@@ -136,6 +133,25 @@ def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
                 f'{mode} returns "{name}" {_kind(logits)} for 2 images: make it (2, {words}) float32, as '
                 "layers.Classifier does"
             )
+
+
+_DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # and the shape of each row
+
+
+def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
+    """The task reads these: class scores and regressions of as many regions, in evaluation the detections."""
+    found = outputs if isinstance(outputs, dict) else {}
+    due = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
+    groups = [due] if mode == "in training" else [due, _DETECTIONS]
+    for group in groups:
+        shapes = {name: getattr(found.get(name), "shape", ()) for name in group}
+        counts = {shape[:2] for shape in shapes.values()}  # one number of rows for all of a group
+        if len(counts) > 1 or any(shape != (2, *shape[1:2], *group[name]) for name, shape in shapes.items()):
+            words = ", ".join(f'"{name}" (N, R{"".join(f", {n}" for n in row)})' for name, row in group.items())
+            yield f"{mode} returns {shapes} for 2 images: return a dict with {words}"
+    for name in ("box_logits", "box_deltas", "rois"):
+        if _narrow(found[name]):
+            yield f'{mode} returns "{name}" in {found[name].dtype}: make it float32, as layers.Classifier does'
 
 
 def _variables(evaluation: dict[str, Any], training: dict[str, Any]) -> Iterator[str]:

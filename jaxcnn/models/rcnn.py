@@ -249,9 +249,10 @@ class FasterRCNN(OnTrunk):
         Girshick 2015, section 2.3, with the authors' later range of the background, from IoU 0. The objects themselves
         are among the regions, so that there are positives from the first step on.
         """
-        rois, valid = jnp.concatenate([rois, box.wide(targets["boxes"])], 1), jnp.concatenate([valid, targets["valid"]], 1)
+        truth, labels, real = (targets[name] for name in ("boxes", "labels", "valid"))
+        rois, valid = jnp.concatenate([rois, box.wide(truth)], 1), jnp.concatenate([valid, real], 1)
 
-        def of_image(rois: jax.Array, valid: jax.Array, truth: jax.Array, labels: jax.Array, real: Any, key: Any) -> Any:
+        def of_image(rois: Any, valid: Any, truth: Any, labels: Any, real: Any, key: jax.Array) -> Any:
             matches = match(
                 truth, rois, positive=0.5, negative=(0.0, 0.5), valid=real, candidates=valid,
                 inclusive=self.spec.inclusive,
@@ -266,7 +267,7 @@ class FasterRCNN(OnTrunk):
                 jnp.where(positive[:, None], wanted, 0),
             )  # fmt: skip
 
-        return jax.vmap(of_image)(rois, valid, targets["boxes"], targets["labels"], targets["valid"], keys)
+        return jax.vmap(of_image)(rois, valid, truth, labels, real, keys)
 
     def regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
         """Return the features of the regions (N, R, 4): (N, R, 7, 7, C)."""

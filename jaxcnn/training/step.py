@@ -44,8 +44,18 @@ class Partial(NamedTuple):
     sums: Sums
 
 
-# (trained params, the other variables, batch, rng, totals) -> Partial, new batch_stats
-PartialGradients = Callable[[Any, Any, Batch, jax.Array, Any], tuple[Partial, Any]]
+class Keys(NamedTuple):
+    """Random keys of a step: a part of the batch, a shard or a micro-batch, has its `own`; `shared` is one for all.
+
+    Dropout differs from part to part. Samples are functions of the example besides, so that no part may change them.
+    """
+
+    own: jax.Array
+    shared: jax.Array
+
+
+# (trained params, the other variables, batch, keys, totals) -> Partial, new batch_stats
+PartialGradients = Callable[[Any, Any, Batch, Keys, Any], tuple[Partial, Any]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class StepParts:
             totals, later = self.task.weights(batch), False
             if micro_batches > 1 or group < shards:
                 totals, later = totals_of_parts(objective, self.variables(trained, rest), batch, totals)
-            part, batch_stats = compute(trained, rest, batch, rng, totals)
+            part, batch_stats = compute(trained, rest, batch, Keys(rng, rng), totals)
             grads, loss = part.grads, part.loss
             if later:
                 weight = _positive(next(iter(part.weights.values())))
@@ -206,7 +216,7 @@ def metric_shapes(parts: StepParts, preprocess: Preprocess, state: TrainState, b
         if step := parts.task.make_step(parts):
             return step(state, batch)[0].metrics
         # One player: the forward pass tells all, and the gradients need not be traced.
-        sums = parts.objective(variables, batch, streams(jax.random.key(0)))[1]
+        sums = parts.objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))[1]
         return dict.fromkeys(("loss", "learning_rate", "grad_norm"), (jnp.zeros(()), jnp.zeros(()))) | sums
 
     return jax.eval_shape(sums_of, state, variables, batch)
@@ -223,7 +233,7 @@ def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared
     seen: dict[str, Any] = {}
 
     def survey(variables: Any, batch: Batch) -> None:
-        seen.update(objective(variables, batch, streams(jax.random.key(0)))[0])
+        seen.update(objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))[0])
 
     jax.eval_shape(survey, variables, batch)
     weights = {id(weight): weight for _, weight in seen.values()}
@@ -232,9 +242,10 @@ def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared
     return known_weights(objective, variables, batch, seen.keys() - declared.keys()) | declared, False
 
 
-def streams(rng: jax.Array) -> dict[str, jax.Array]:
+def streams(keys: Keys) -> dict[str, jax.Array]:
     """Return the key of each stream, the first the step's own; a stream that nobody uses costs nothing."""
-    return {name: jax.random.fold_in(rng, i) if i else rng for i, name in enumerate(STREAMS)}
+    found = {name: jax.random.fold_in(keys.own, i) if i else keys.own for i, name in enumerate(STREAMS)}
+    return found | {"sampling": jax.random.fold_in(keys.shared, STREAMS.index("sampling"))}
 
 
 def known_weights(objective: Objective, variables: Any, batch: Batch, names: Collection[str]) -> dict[str, jax.Array]:
@@ -245,7 +256,7 @@ def known_weights(objective: Objective, variables: Any, batch: Batch, names: Col
     """
 
     def weights(variables: Any, batch: Batch) -> dict[str, Any]:
-        terms, _, _ = objective(variables, batch, streams(jax.random.key(0)))
+        terms, _, _ = objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))
         return {name: 1.0 if terms[name][1] is None else jnp.asarray(terms[name][1]) for name in sorted(names)}
 
     jaxpr = jax.make_jaxpr(weights)(variables, batch).jaxpr
@@ -265,9 +276,9 @@ def known_weights(objective: Objective, variables: Any, batch: Batch, names: Col
 def partial_gradients(objective: Objective, variables_of: Callable[[Any, Any], Any]) -> PartialGradients:
     """Return the function that differentiates `objective` on a batch, or on a part of one."""
 
-    def compute(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
+    def compute(trained: Any, others: Any, batch: Batch, keys: Keys, totals: Any) -> tuple[Partial, Any]:
         def value(trained: Any) -> tuple[jax.Array, Any]:
-            terms, sums, batch_stats = objective(variables_of(trained, others), batch, streams(rng))
+            terms, sums, batch_stats = objective(variables_of(trained, others), batch, streams(keys))
             # A weight of None leaves the sum undivided; else the global total divides it, here or once all is added.
             own = {name: 1.0 if weight is None else weight for name, (_, weight) in terms.items()}
             divisors = jax.lax.stop_gradient(own | totals)
@@ -289,18 +300,19 @@ def accumulated(compute: PartialGradients, micro_batches: int, over: tuple[str, 
     if micro_batches == 1:
         return compute
 
-    def accumulate(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
+    def accumulate(trained: Any, others: Any, batch: Batch, keys: Keys, totals: Any) -> tuple[Partial, Any]:
         # Rows i, i + m, i + 2m … make micro-batch i: each device keeps its own rows, nothing crosses the wire.
         micro = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def body(carry: Any, xs: Any) -> tuple[Any, None]:
             batch_stats, total = carry
-            part, batch_stats = compute(trained, others | {"batch_stats": batch_stats}, xs[0], xs[1], totals)
+            now = others | {"batch_stats": batch_stats}
+            part, batch_stats = compute(trained, now, xs[0], keys._replace(own=xs[1]), totals)
             return (batch_stats, jax.tree.map(jnp.add, total, part)), None
 
-        rngs = jax.random.split(rng, micro_batches)
+        rngs = jax.random.split(keys.own, micro_batches)
         first = jax.tree.map(lambda x: x[0], micro)
-        shapes, _ = jax.eval_shape(compute, trained, others, first, rngs[0], totals)
+        shapes, _ = jax.eval_shape(compute, trained, others, first, keys, totals)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zeros = jax.lax.pcast(zeros, over, to="varying") if over else zeros
         (batch_stats, part), _ = jax.lax.scan(body, (others["batch_stats"], zeros), (micro, rngs))
@@ -330,13 +342,13 @@ def per_shard(compute: PartialGradients, micro_batches: int, mesh: Mesh, group: 
     over = ("group", "shard")
     inner = accumulated(compute, micro_batches, over)
 
-    def of_shard(trained: Any, others: Any, batch: Batch, rng: jax.Array, totals: Any) -> tuple[Partial, Any]:
+    def of_shard(trained: Any, others: Any, batch: Batch, keys: Keys, totals: Any) -> tuple[Partial, Any]:
         # Gradients of a shard's own copies stay its own; else each would be summed where it arises.
         before = others["batch_stats"]
         trained, others = jax.lax.pcast((trained, others), over, to="varying")
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(over))
+        keys = keys._replace(own=jax.random.fold_in(keys.own, jax.lax.axis_index(over)))
         with statistics_over("shard" if group > 1 else None):
-            part, batch_stats = inner(trained, others, batch, rng, totals)
+            part, batch_stats = inner(trained, others, batch, keys, totals)
         # Changes are averaged, not values: statistics of a frozen norm stay what they are to the bit.
         changes = jax.tree.map(lambda new, old: (new - old) / shards, batch_stats, before)
         part, changes = jax.lax.psum((part, changes), over)

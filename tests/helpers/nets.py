@@ -82,6 +82,12 @@ FCN = {
     "fcn_resnet50_tv": 35_322_218,
     "fcn_resnet101_tv": 54_314_346,
 }
+# Detection, with the published classes: VOC's 21, of VGG-16 with the authors' RPN and head, and torchvision's 91.
+DETECTION = {
+    "faster_rcnn_vgg16": 14_714_688 + (25_088 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 5 * 21
+    + (9 * 512 + 1) * 512 + (512 + 1) * 6 * 9,
+    "faster_rcnn_resnet50_fpn_tv": 41_755_286,
+}  # fmt: skip
 
 # One network for everything that the new families do differently; small enough to be computed with.
 KINDS = ("alexnet", "alexnet_tv", "vgg11_lrn", "vgg11_bn", "googlenet", "googlenet_tv")

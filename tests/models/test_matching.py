@@ -62,8 +62,7 @@ def test_without_objects_or_with_none_that_has_an_area_all_is_background(truth, 
 def test_without_boxes_there_are_no_matches_and_no_samples():
     assert match(BOXES, jnp.zeros((0, 4)), **RPN).shape == (0,)
     index, drawn = sample(jnp.zeros(0, jnp.int32), jax.random.key(0), 4, 0.5)
-    assert index.shape == (4,)
-    assert not drawn.any()
+    assert index.shape == drawn.shape == (0,)
 
 
 draw = quick(lambda matches, key: sample(matches, key, 8, 0.25))
@@ -93,3 +92,19 @@ def test_a_sample_depends_on_its_key_alone_and_every_box_is_as_likely():
     np.testing.assert_array_equal(index[3], draw(matches, keys[3])[0])
     share = np.bincount(np.asarray(index).ravel(), minlength=16) / 800
     np.testing.assert_allclose(share, [0.5] * 16, atol=0.08)  # 2 of 4 positives, 6 of 12 of the background; sd 0.018
+
+
+def test_a_sample_follows_the_names_of_boxes_wherever_they_are():
+    matches = np.random.default_rng(0).integers(-2, 2, 40).astype(np.int32)
+    order = np.random.default_rng(1).permutation(40)
+    named = quick(lambda matches, names: sample(matches, jax.random.key(3), 9, 0.5, names))
+    index, drawn = (np.asarray(x) for x in named(matches, np.arange(40)))
+    moved, there = (np.asarray(x) for x in named(matches[order], order))
+    assert set(index[drawn]) == set(order[moved[there]])
+
+
+def test_more_samples_than_boxes_take_all_that_the_share_of_the_positives_allows():
+    matches = np.array([0, 1, 2, BACKGROUND, IGNORED], np.int32)
+    index, drawn = (np.asarray(x) for x in quick(lambda m: sample(m, jax.random.key(0), 8, 0.25))(matches))
+    assert len(index) == 5
+    assert sorted(matches[index[drawn]] >= 0) == [False, True, True]

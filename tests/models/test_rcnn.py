@@ -1,7 +1,7 @@
 """Faster R-CNN against torchvision's (tests/golden), and what does not depend on canvases, devices and targets."""
 
 import re
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import entry, golden, norms, shapes_of
-from nets import count, filled, quick
+from nets import filled, quick
 
+from jaxcnn import UserError
 from jaxcnn.models import create_model
 from jaxcnn.models.matching import BACKGROUND
 from jaxcnn.models.resizing import resize
@@ -53,7 +54,9 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for i, (h, w) in enumerate(DATA["image_hw"]):
         picture = (rng.random((h, w, 3)).astype(np.float32) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         height, width = (int(side) for side in sizes[i])
-        resized = resize(jnp.asarray(picture[None], jnp.float32), (height, width), aligned_corners=False, antialias=False)
+        resized = resize(
+            jnp.asarray(picture[None], jnp.float32), (height, width), aligned_corners=False, antialias=False
+        )
         canvas[i, :height, :width] = resized[0]
     return canvas, sizes, DATA["image_hw"]
 
@@ -142,6 +145,143 @@ def test_losses_and_gradients_of_a_training_step_are_torchvisions():
     for name, loss in terms.items():
         assert loss == pytest.approx(float(DATA[f"train/loss_{name}"]), rel=1e-4), name
     found = norms(to_state_dict(TV, before | {"params": jax.device_get(gradients)}))
-    trained = [key for key in shapes_of("fasterrcnn_resnet50_fpn") if not re.search(r"\.bn\d\.|downsample\.1\.", key)]
-    trained = [key for key in trained if not re.search("body.bn1", key)]
+    frozen = re.compile(r"\.bn\d\.|\.downsample\.1\.")
+    trained = [key for key in shapes_of("fasterrcnn_resnet50_fpn") if not frozen.search(key)]
     np.testing.assert_allclose([found[key] for key in trained], DATA["train/grads"], rtol=5e-3)
+
+
+# Both forms, small, with every norm and pooling that a mask must reach.
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "vgg": ("faster_rcnn_vgg16", {"backbone": "vgg11_bn", "width": 0.125, "anchor_scales": (1, 2)}),
+    "one_map": ("faster_rcnn_vgg16", {"backbone": "resnet18", "head_features": 16, "anchor_scales": (1, 2)}),
+    "pyramid": (TV, {"backbone": "resnet18", "frozen_norm": False, "fpn_channels": 16, "mask_padding": True}),
+}
+FEW: dict[str, Any] = {
+    "rpn_pre_nms": (40, 40), "rpn_post_nms": (12, 12), "rpn_samples": 16, "box_samples": 8, "detections": 10,
+    "score_threshold": 0.0, "head_features": 16,
+}  # fmt: skip
+CLASSES = 4
+
+
+def small(name: str, **more: Any) -> Any:
+    network, overrides = SMALL[name]
+    return create_model(network, CLASSES, jnp.float32, **(FEW | overrides | {"dropout": 0.0} | more))
+
+
+@cache
+def made(name: str) -> Any:
+    """Values for the variables, small in the last layers: boxes that are of use, and scores of all classes."""
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    values = filled(jax.eval_shape(small(name).init, jax.random.key(0), x))
+    last = [values["params"]["rpn"]["objectness"], values["params"]["rpn"]["deltas"], values["params"]["head"]]
+    for layer in (*last, values["params"]["boxes"]["head"]):
+        layer["kernel"] *= 0.01
+    return values
+
+
+def objects(count: int) -> dict[str, np.ndarray]:
+    """Two images with `count` objects each, in room for three; within 70×90 pixels."""
+    rng = np.random.default_rng(4)
+    corner, side = rng.uniform(0, 40, (2, 3, 2)), rng.uniform(12, 30, (2, 3, 2))
+    boxes = np.concatenate([corner, corner + side], -1).astype(np.float32)
+    valid = np.broadcast_to(np.arange(3) < count, (2, 3))
+    labels = rng.integers(1, CLASSES, (2, 3)).astype(np.int32)
+    return {"boxes": boxes, "labels": labels, "valid": valid, "example": np.array([7, 9], np.int32)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_depends_on_the_canvas_where_padding_is_masked(name):
+    model, rng = small(name), np.random.default_rng(0)
+    image, sizes = rng.standard_normal((2, 70, 90, 3)).astype(np.float32), np.array([[70, 90]] * 2, np.int32)
+    wide = np.full((2, 101, 128, 3), 7.0, np.float32)  # what lies in the padding does not matter
+    wide[:, :70, :90] = image
+
+    @quick
+    def both(variables: Any, images: Any, sizes: Any) -> Any:
+        key = {"sampling": jax.random.key(1)}
+        train = partial(model.apply, train=True, mutable=["batch_stats"], rngs=key)
+        return model.apply(variables, images, sizes), train(variables, images, sizes, objects(3))
+
+    (plain, (trained, stats)), (found, (retrained, restats)) = (
+        jax.device_get(both(made(name), x, sizes)) for x in (image, wide)
+    )
+    for key in ("boxes", "scores", "rois", "box_logits", "box_deltas"):
+        np.testing.assert_allclose(found[key], plain[key], atol=2e-3, rtol=1e-4, err_msg=key)
+    np.testing.assert_array_equal(found["labels"], plain["labels"])
+    assert found["valid"].any()
+    for key in ("rois", "roi_labels", "roi_valid", "box_targets", "box_logits"):
+        np.testing.assert_allclose(retrained[key], trained[key], atol=2e-3, rtol=1e-4, err_msg=key)
+    for kind in (0, BACKGROUND):  # as many anchors of each object and of the background, those of the padding left out
+        assert (retrained["rpn_matches"] == kind).sum() == (trained["rpn_matches"] == kind).sum() > 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), restats, stats)
+
+
+@pytest.mark.parametrize("name", ["vgg", "pyramid"])
+def test_samples_are_functions_of_the_step_and_the_example(name):
+    model, images = small(name), np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+
+    @quick
+    def sampled(images: Any, targets: Any, key: Any) -> Any:
+        outputs, _ = model.apply(
+            made(name), images, None, targets, train=True, mutable=["batch_stats"], rngs={"sampling": key}
+        )
+        return {key: outputs[key] for key in ("rpn_matches", "roi_labels")}
+
+    targets, key = objects(2), jax.random.key(0)
+    one, other = (sampled(images, targets, key) for key in (key, jax.random.key(1)))
+    assert (np.asarray(one["rpn_matches"]) != other["rpn_matches"]).any()
+    swapped = {name: x[::-1] for name, x in targets.items()}
+    back = sampled(images[::-1], swapped, key)
+    np.testing.assert_array_equal(back["rpn_matches"][::-1], one["rpn_matches"])
+    assert ((one["rpn_matches"] >= BACKGROUND).sum(1) == 16).all()
+
+
+@pytest.mark.parametrize("name", ["vgg", "pyramid"])
+def test_an_image_without_objects_trains_the_background_alone(name):
+    model, images = small(name), np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    run = partial(model.apply, train=True, mutable=["batch_stats"], rngs={"sampling": jax.random.key(0)})
+    outputs, _ = jax.device_get(quick(run)(made(name), images, None, objects(0)))
+    assert (outputs["rpn_matches"] < 0).all()
+    assert not outputs["roi_labels"].any()
+    assert not outputs["rpn_targets"].any()
+    assert not outputs["box_targets"].any()
+    assert outputs["roi_valid"].any()
+
+
+def test_proposals_that_are_given_take_the_place_of_the_rpns():
+    boxes = np.array([[[0, 0, 30, 30], [10, 10, 50, 40], [5, 5, 5, 9]]] * 2, np.float32)
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    outputs = jax.device_get(quick(small("pyramid").apply)(made("pyramid"), images, proposals=boxes))
+    np.testing.assert_array_equal(outputs["rois"], boxes)
+    np.testing.assert_array_equal(outputs["roi_valid"], [[True, True, False]] * 2)
+    assert outputs["box_logits"].shape == (2, 3, CLASSES)
+    kept = outputs["boxes"][outputs["valid"]]
+    assert ((kept >= 0) & (kept <= 64)).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_boxes_and_scores_are_float32_in_a_network_of_16_bits(name):
+    model = small(name).clone(dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    outputs: Any = jax.eval_shape(model.apply, made(name), x)
+    kinds = {key: str(x.dtype) for key, x in outputs.items()}
+    assert {kinds.pop(key) for key in ("valid", "roi_valid")} == {"bool"}
+    assert kinds.pop("labels") == "int32"
+    maps = {*model.endpoints} | ({"p_pool"} if name == "pyramid" else set())
+    assert {key for key, kind in kinds.items() if kind == "bfloat16"} == maps
+    assert set(kinds.values()) == {"bfloat16", "float32"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("rpn_pre_nms", value) for value in (100, (100,), (0, 1), "many")),
+        *(("nms_threshold", value) for value in (-0.1, 1.1)),
+        *(("anchor_scales", value) for value in ((), (0,), 8)),
+        ("backbone", "fcn8s"),
+        ("detections", 0),
+    ],
+)
+def test_an_illegal_override_is_named(key, value):
+    with pytest.raises(UserError, match=key):
+        create_model(TV, 3, **{key: value})

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from nets import GENERATIVE
+from nets import DETECTION, GENERATIVE
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model, list_models
@@ -75,7 +75,7 @@ DEEP = ["resnet101_tv", "resnet152", "resnet152_tv", "resnet1202"]  # a trace ta
 
 
 def test_the_figures_cover_the_registry():
-    assert sorted(IMAGENET | CIFAR | FCN | GENERATIVE) == list_models()
+    assert sorted(IMAGENET | CIFAR | FCN | DETECTION | GENERATIVE) == list_models()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,14 @@ def test_a_segmentation_network_is_counted_with_its_auxiliary_head_and_without_i
     assert found["parameters"] + found["aux_parameters"] == FCN[name][0]
     assert round(found["macs"] / 1e9, 3) == FCN[name][1]
     assert (found["num_classes"], found["image_size"]) == (21, 520 if name.endswith("_tv") else 500)
+
+
+# torchvision prints 134.38 for its own, of 800 pixels; the other has 600 pixels, and 300 regions to classify.
+@pytest.mark.parametrize(("name", "macs"), [("faster_rcnn_resnet50_fpn_tv", 134.38), ("faster_rcnn_vgg16", 149.812)])
+def test_a_detector_is_counted_with_its_proposals(name, macs):
+    found = describe(name)
+    assert found["parameters"] == DETECTION[name]
+    assert round(found["macs"] / 1e9, 3) == macs
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
