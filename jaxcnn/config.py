@@ -97,6 +97,11 @@ _SIDES = Rule(
     (int, tuple),
 )
 _SIZES = Rule(lambda v: all(map(_is_size, v)), f"(height, width) pairs of 1 … {_SIDE}: ((192, 256), (256, 192))")
+_SHORTER = Rule(
+    lambda v: 0 <= v <= _SIDE if isinstance(v, int) else v != () and all(_is_size((n, n)) for n in v) and _ascending(v),
+    f"0 … {_SIDE}, or several of 1 … {_SIDE} that rise: (640, 720, 800)",
+    (int, tuple),
+)
 _DEVICES = Rule(lambda v: v == -1 or v >= 1, "-1 (all remaining) or a positive number")
 
 # The keys of each task, which only a config of that task has.
@@ -155,7 +160,8 @@ KEYS: dict[str, Row] = {
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
     "data.name": ("digits", _ANY, "digits | synthetic[_masks][:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | "
                   "packed:DIR | binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy | "
-                  "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR"),
+                  "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR | "
+                  "voc:DIR | coco:DIR"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
@@ -166,8 +172,10 @@ KEYS: dict[str, Row] = {
                      "nearest, a batch has one; of tasks that see all of an image: into the smallest that holds it"),
     "data.resize": (0, _between(0, 8193), "shorter side of photographs before their centre is cut out for evaluation "
                     "(0: eval_size × 256/224); of sizes that are no square, the longer side of what they must cover"),
-    "data.min_size": (0, _between(0, _SIDE + 1), "of tasks that see all of an image: pixels that its shorter side is "
-                      "brought to (0: as stored)"),
+    "data.min_size": (0, _SHORTER, "of tasks that see all of an image: pixels that its shorter side is brought to (0: "
+                      "as stored); of several one is drawn for each training image, and evaluation has the largest"),
+    "data.max_size": (0, _between(0, _SIDE + 1), "the same of the longer side, at most: where that takes it, the "
+                      "shorter one has less than min_size (0: no limit)"),
     "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see "
                      "jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
@@ -324,6 +332,11 @@ def height_width(value: int | tuple[int, int]) -> tuple[int, int] | None:
     return (value, value) if isinstance(value, int) and value else value or None  # type: ignore[return-value]
 
 
+def sides_of(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sides that a value of `data.min_size` means, one or several."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _largest_side(config: Config) -> int:
     sizes = (height_width(config.data.eval_size or config.data.image_size), *config.data.buckets)
     return max((max(size) for size in sizes if size), default=0)
@@ -341,6 +354,8 @@ _CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
     (lambda c: 0 < c.data.resize < _largest_side(c),
      "config.data.resize={c.data.resize} is less than config.data.image_size={c.data.image_size}, .eval_size="
      "{c.data.eval_size} or .buckets={c.data.buckets}: the centre is cut out of what it was resized to"),
+    (lambda c: 0 < c.data.max_size < max(sides_of(c.data.min_size)),
+     "config.data.max_size={c.data.max_size} is less than .min_size={c.data.min_size}: raise it, or set it to 0"),
     (lambda c: c.mesh.data == c.mesh.model == -1,
      "config.mesh.data and config.mesh.model: one of the two can be -1, all remaining devices"),
     (lambda c: bool(c.optimizer.warmup_steps and c.optimizer.warmup_epochs),

@@ -75,7 +75,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.eval_size": ([0, 96, (96, 128)], [-1, (96, 128, 3)]),
     "data.buckets": ([(), ((96, 128), (128, 96))], [(96,), ((96,),), ((0, 8),)]),
     "data.resize": ([256], [-1, 8193]),
-    "data.min_size": ([520], [-1, 4097]),
+    "data.min_size": ([520, (640, 800)], [-1, 4097, (), (800, 640), (0, 640), (640.0, 800), (640, 4097)]),
+    "data.max_size": ([1333], [-1, 4097]),
     "data.interpolation": (["bilinear", "bicubic", "antialias"], ["nearest", ""]),
     "data.on_error": (["stop", "skip"], ["ignore", ""]),
     "data.steps_per_call": ([1], [-1]),
@@ -273,6 +274,11 @@ def test_micro_batches_divide_the_batch():
     message = refusal(config_with(global_batch_size=12, optimizer__accumulate=5))
     assert "accumulate=5" in message
     assert "12" in message
+
+
+def test_the_longer_side_has_as_many_pixels_as_the_largest_shorter_one():
+    validate(config_with(data__min_size=(640, 800), data__max_size=800))
+    assert "config.data.max_size=799" in refusal(config_with(data__min_size=(640, 800), data__max_size=799))
 
 
 @pytest.mark.parametrize("group", [{"name": "digits"}, ConfigDict({"name": "digits"})], ids=["dict", "ConfigDict"])

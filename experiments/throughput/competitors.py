@@ -33,8 +33,8 @@ def load(name: str) -> Any:
 def jaxcnn(folder: str, how: str, batch: int, cores: int, workers: int = 0) -> Batches:
     """Ours: the pipeline of `jaxcnn train`, in threads or in worker processes."""
     from jaxcnn.data.batches import eval_batches, train_batches
-    from jaxcnn.data.dataset import Reader
     from jaxcnn.data.images.augment_host import parse
+    from jaxcnn.data.reader import Reader
     from jaxcnn.data.sources import make_source
 
     source, size = make_source(f"folder:{folder}", "train"), (SIDE, SIDE)

@@ -41,7 +41,7 @@ from jaxcnn import UserError, compat
 from jaxcnn.data import follow_parent, usable_cores
 
 Batch = dict[str, np.ndarray]
-Reader = Any  # `data.dataset.Reader`, whose module imports this one
+Reader = Any  # `data.reader.Reader`
 
 TIMEOUT = 600.0  # seconds without a batch after which it is an error; a tenth of it, and a line says so
 LEFT_BEHIND: list[threading.Thread] = []  # readers that still hang: Python would wait for them at exit

@@ -1,7 +1,7 @@
-"""The data set of a config: how one example becomes the row of a batch, and what is resolved for all of them.
+"""The data set of a config: what is resolved for all of its examples.
 
-A `Reader` reads, decodes, crops and changes one example on the host. `Dataset` makes the readers of a config, of
-training and evaluation, asks for their batches, and says what the device does to these.
+`Dataset` makes the readers of a config (`reader.Reader`), of training and evaluation, asks for their batches, and says
+what the device does to these.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,194 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.config import VOID, height_width
+from jaxcnn.config import VOID, height_width, sides_of
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
 from jaxcnn.data.expected import Network, brought_to
 from jaxcnn.data.images import augment_device, augment_host
-from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
-from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
+from jaxcnn.data.images.canvases import choose_canvases, scaled, smallest_canvas
+from jaxcnn.data.reader import LABEL, MADE, PLACED, Reader, Specs
 from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
+from jaxcnn.data.sources.boxed import Boxed
 from jaxcnn.locations import composed
 
-Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
-Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
-
-PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
-MADE = frozenset(["valid", "sizes"])  # targets that no source has: a `Reader` makes them
-LABEL: Specs = {"label": ((), np.dtype(np.int32))}
-_TRIES = 100  # neighbours that may be broken too, before it is the data set that is
+# The canvases of images with boxes: few, as their programs are large, and of whole cells of a map at stride 32.
+_MOST_CANVASES, _CANVAS_MULTIPLE = 4, 32
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
 _NAMED = 3  # broken examples that are named in a line
 _EVALUATION = -1  # among the epochs of `Dataset.broken`
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The reading of `source`'s examples into rows. Picklable, and safe to use from several threads.
-
-    Attributes:
-      size: (height, width) of a row's image.
-      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `decode.center`.
-        Where "sizes" is a target, nothing is cut out: it is the shorter side that all of an image is brought to, 0 for
-        its own size, and the rest of the row is padding.
-      augmentation: what happens to a training image here, on the host.
-      interpolation: of training crops; evaluation is "antialias" always.
-      skip: whether a broken example is replaced, and not an error.
-      seed: of all random draws.
-      targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
-        "valid", bool, says which rows are those of boxes that are seen. "sizes", int (2,), is the height and width of
-        what is no padding; there a label map is void.
-      mirror: whether half of the training images are mirrored here; else that is left to the device.
-      members: int (n,), the examples of the source that are brought to `size`; None: all of them.
-    """
-
-    source: Source
-    size: tuple[int, int]
-    resize: int
-    augmentation: augment_host.Augmentation
-    interpolation: str = "bilinear"
-    skip: bool = False
-    seed: int = 0
-    targets: Specs = field(default_factory=lambda: dict(LABEL))
-    mirror: bool = False
-    members: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.source) if self.members is None else len(self.members)
-
-    def example(self, place: int) -> int:
-        """Return the example at `place` among its own; past the last one, a number that no example has."""
-        if self.members is None:
-            return place
-        return int(self.members[place]) if place < len(self) else len(self.source) + place - len(self)
-
-    def train(self, epoch: int, example: int) -> Row:
-        """Return the row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
-
-        Its "broken" is -1, or `example` where that could not be read and another is in its place.
-
-        Raises:
-          BadExample: it cannot be read. With `skip` the next example that can be read takes its place.
-        """
-        tries = _TRIES if self.skip else 1
-        for attempt in range(tries):
-            try:
-                row = self._augmented(epoch, (example + attempt) % len(self.source))
-                return row | {"broken": example if attempt else -1}
-            except BadExample:
-                if attempt + 1 == tries:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-
-    def eval(self, example: int) -> Row:
-        """Return the row of an example in evaluation; past the last example a black one, which must not be counted.
-
-        Raises:
-          BadExample: it cannot be read. With `skip` the row is black too, and its "broken" is `example`.
-        """
-        if example >= len(self.source):
-            return self._black(-1)
-        try:
-            return self._whole(self.source.read(example), example, "antialias") | {"broken": -1}
-        except BadExample:
-            if not self.skip:
-                raise
-            return self._black(example)
-
-    def _black(self, broken: int) -> Row:
-        targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
-        if "sizes" in targets:
-            targets["sizes"][:] = self.size  # a network may divide by them
-        return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
-
-    def _augmented(self, epoch: int, example: int) -> Row:
-        raw, geometry, changes = self.source.read(example), self.augmentation.geometry, self.augmentation.pixels
-        if not (geometry or changes or self.mirror):
-            return self._whole(raw, example, self.interpolation)
-        rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
-        with self.source.naming(example, ValueError):
-            if geometry:
-                crop = self._drawn(size_of(raw["image"]), rng)
-                crop = crop._replace(mirrored=self.mirror and rng.random() < 0.5)
-                pixels = crop.image(raw["image"], self.source.image_shape[-1], self.interpolation)
-            else:
-                pixels, crop = self._centre(raw["image"], self.interpolation, self.mirror and rng.random() < 0.5)
-        for change in changes:
-            pixels = change(pixels, rng)
-        return {"image": padded(pixels, self.size), **self._moved(raw, crop, self.interpolation, example)}
-
-    def _drawn(self, image: tuple[int, int], rng: np.random.Generator) -> Crop:
-        """Draw the crop of a training image of (height, width)."""
-        assert self.augmentation.geometry
-        seen = scaled(image, self.resize if "sizes" in self.targets else 0)
-        drawn = self.augmentation.geometry(seen, self.size, rng)
-        crop = drawn if isinstance(drawn, Crop) else Crop(drawn, self.size)
-        rows, columns = (side / part for side, part in zip(image, seen, strict=True))
-        top, left, height, width = crop.box
-        return crop._replace(box=Box(top * rows, left * columns, height * rows, width * columns))
-
-    def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
-        """Return the row of an example that nothing is changed in at random."""
-        with self.source.naming(example, ValueError):
-            pixels, crop = self._centre(raw["image"], interpolation)
-        return {"image": padded(pixels, self.size), **self._moved(raw, crop, interpolation, example)}
-
-    def _centre(self, image: bytes | np.ndarray, interpolation: str, mirrored: bool = False) -> tuple[np.ndarray, Crop]:
-        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be.
-
-        Where rows are padded, all of any image.
-        """
-        if "sizes" in self.targets:
-            height, width = size_of(image)
-            rows, columns = scaled((height, width), self.resize)
-            if rows > self.size[0] or columns > self.size[1]:
-                raise ValueError(
-                    f"its {rows}×{columns} pixels are more than the {self.size[0]}×{self.size[1]} of a row"
-                )
-            crop = Crop(Box(0, 0, height, width), (rows, columns), mirrored)
-            return crop.image(image, self.source.image_shape[-1], interpolation), crop
-        if None in self.source.image_shape:
-            crop = center(size_of(image), self.size, self.resize)._replace(mirrored=mirrored)
-            return crop.image(image, self.source.image_shape[-1], interpolation), crop
-        pixels = self.source.decoded(image)
-        crop = Crop(Box(0, 0, *pixels.shape[:2]), self.size, mirrored)
-        pixels = resize(pixels, self.size)
-        return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
-
-    def _moved(self, raw: Row, crop: Crop, interpolation: str, example: int) -> Row:
-        """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
-
-        Raises:
-          UserError: there are more boxes than the task has room for.
-        """
-        seen, targets = None, {}  # of n boxes, bool (n,): those of which the crop shows something
-        if PLACED & self.targets.keys():
-            crop = crop.taken(interpolation)
-        if "boxes" in self.targets:
-            boxes, seen = crop.boxes(raw["boxes"])
-            raw = raw | {"boxes": boxes, "valid": np.ones(len(boxes), bool)}
-        if "label_map" in self.targets:
-            raw = raw | {"label_map": padded(crop.label_map(raw["label_map"]), self.size, VOID)}
-        if "sizes" in self.targets:
-            raw = raw | {"sizes": np.array(crop.size)}
-        for name, (shape, dtype) in self.targets.items():
-            value = raw[name]
-            if not shape:
-                targets[name] = value
-                continue
-            value = np.asarray(value)
-            if seen is not None and len(value) == len(seen) and name != "label_map":
-                value = value[seen]  # what belongs to boxes that are not seen is not seen either
-            if len(value) > shape[0]:
-                raise UserError(
-                    f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
-                    "raise their number in config.task"
-                )
-            targets[name] = np.zeros(shape, dtype)  # (room, …) for (n, …): one shape for all rows of a batch
-            targets[name][: len(value)] = value
-        return targets
 
 
 class Dataset:
@@ -222,7 +50,8 @@ class Dataset:
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
     Where the task has the target "sizes", images are not cut or distorted to one size, but padded: the buckets are
-    canvases, those of the config or else chosen for the images, and each goes to the smallest that holds it.
+    canvases, those of the config or else chosen for the images, and each goes to the smallest that holds it. Of several
+    shorter sides in `data.min_size` the largest decides, so an example has one canvas in all epochs.
 
     Args:
       training: False where nothing is trained: then there need not be a training split, and `train` is `eval`.
@@ -259,14 +88,19 @@ class Dataset:
             )
         spare = range(self.train.num_classes, self.num_classes)  # a wider head than the data needs
         self.class_names = tuple(known or (*self.train.class_names, *map(str, spare)))
-        self.padded = "sizes" in self._specs((1, 1, self.train.image_shape[-1]))
+        specs = self._specs((1, 1, self.train.image_shape[-1]))
+        self.padded, self._boxes = "sizes" in specs, "boxes" in specs
+        if self._boxes:
+            self._check_boxes(room=specs["boxes"][0][0])
         sizes, eval_sizes = self._canvases(training) if self.padded else self._sizes()
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean, self.std = self._mean_and_std(pixel_range)
         self.augmentation, self.mirror = self._augmentation()
         self.steps_per_epoch = batches.steps_per_epoch(len(self.train), config.global_batch_size if training else 1)
         # A bigger or smaller image has a frame in proportion.
-        self.resize = data.min_size if self.padded else data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        self.resize = max(sides_of(data.min_size)) if self.padded else (
+            data.resize or round(max(eval_sizes[0]) * 256 / 224)
+        )  # fmt: skip
         self.train_readers = self._readers(self.train, sizes, known=training)
         self.eval_readers = self._readers(self.eval, eval_sizes)
         self.buckets, self.eval_buckets = (
@@ -275,7 +109,12 @@ class Dataset:
         photographs = None in self.train.image_shape  # of which evaluation sees the centre
         self.input: dict[str, Any] = {
             "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        } | ({"min_size": self.resize} if self.padded else {"resize": self.resize} if photographs else {})  # fmt: skip
+        }  # fmt: skip
+        if self.padded:
+            self.input |= {"min_size": self.resize, "max_size": data.max_size}
+            self.input |= {"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {}
+        elif photographs:
+            self.input |= {"resize": self.resize}
         self.eval_examples = len(self.eval)
         self.position = {
             "data": self._identity(), "split": data.train_split, "examples": len(self.train),
@@ -303,6 +142,21 @@ class Dataset:
                 "config.data.resident holds images of one size: set config.data.buckets to (), or it to False"
             )
 
+    def _check_boxes(self, room: int) -> None:
+        """Say how many boxes are left out; UserError where an image has more of them than there is `room` for."""
+        for source in dict.fromkeys((self.train, self.eval)):
+            if not isinstance(source, Boxed):
+                continue
+            if source.most > room:
+                raise UserError(
+                    f"{source.where(source.fullest)} has {source.most} boxes, more than config.task.max_boxes={room}: "
+                    f"set it to {source.most} or more"
+                )
+            if source.dropped and not self.part.process:
+                total = len(source.objects["boxes"]) + source.dropped
+                of = f"{source.dropped:,} of {total:,} boxes of {source.name}, split '{source.split}',"
+                print(f"boxes      {of} have no area and are left out", file=sys.stderr)
+
     def _sizes(self) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
         """Return the sizes of training and of evaluation images, one or several each."""
         data, (height, width, _) = self.config.data, self.train.image_shape
@@ -322,15 +176,21 @@ class Dataset:
                 "config.data.min_size to resize images"
             )
         size, eval_size = height_width(data.image_size), height_width(data.eval_size)
-        eval_sizes = (eval_size,) if eval_size else data.buckets or choose_canvases(self._scaled_sizes(self.eval))
+        eval_sizes = (eval_size,) if eval_size else data.buckets or self._chosen(self.eval)
         if not training:
             return eval_sizes, eval_sizes
-        return (size,) if size else data.buckets or choose_canvases(self._scaled_sizes(self.train)), eval_sizes
+        return (size,) if size else data.buckets or self._chosen(self.train), eval_sizes
+
+    def _chosen(self, source: Source) -> list[tuple[int, int]]:
+        """Return the canvases for the images of a source."""
+        limits = (_MOST_CANVASES, _CANVAS_MULTIPLE) if self._boxes else ()
+        return choose_canvases(self._scaled_sizes(source), *limits)
 
     def _scaled_sizes(self, source: Source) -> np.ndarray:
-        """Return height and width of every image, (N, 2), as it is brought to `data.min_size`."""
-        sizes = source.sizes(self.config.data.on_error == "skip")
-        return np.array([scaled((height, width), self.config.data.min_size) for height, width in sizes.tolist()])
+        """Return height and width of every image, (N, 2), as it is brought to the largest `data.min_size`."""
+        data = self.config.data
+        shorter, sizes = max(sides_of(data.min_size)), source.sizes(data.on_error == "skip")
+        return np.array([scaled((height, width), shorter, data.max_size) for height, width in sizes.tolist()])
 
     def _augmentation(self) -> tuple[augment_host.Augmentation, bool]:
         """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
@@ -373,11 +233,14 @@ class Dataset:
         """
         data, skip = self.config.data, self.config.data.on_error == "skip"
         largest = max(self.eval_image_shape[:2])
+        fit: dict[str, Any] = {}
+        if self.padded:
+            fit = {"longest": data.max_size, "sides": data.min_size if isinstance(data.min_size, tuple) else ()}
         readers = [
             Reader(
                 source, size, self.resize if self.padded else round(self.resize * max(size) / largest),
                 self.augmentation, data.interpolation, skip,
-                self.config.seed, self._specs((*size, source.image_shape[-1])), self.mirror,
+                self.config.seed, self._specs((*size, source.image_shape[-1])), self.mirror, **fit,
             )
             for size in sizes
         ]  # fmt: skip

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.config import VOID, height_width
+from jaxcnn.config import VOID, height_width, sides_of
 from jaxcnn.data.sources import Source, imagenet
+from jaxcnn.data.sources.boxed import Boxed
 
 _COLOURS = {1: " (grey)", 3: " (colour)"}
 
@@ -38,8 +39,8 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     Args:
       given: "image_shape" (H, W, C), "mean", "std", "class_names", and "resize" of photographs.
       data: the group `config.data`, or its keys "image_size", "eval_size", "resize", "mean" and "std". Where it has
-        another size and no "resize", the crop keeps its share of the image. Where `given` has "min_size", the shorter
-        side of images that are padded, not cut, `data` has it too.
+        another size and no "resize", the crop keeps its share of the image. Where `given` has "min_size" and
+        "max_size", the sides of images that are padded, not cut, `data` has them too.
     """
     height, width, channels = given["image_shape"]
     size = height_width(data["eval_size"] or data["image_size"]) or (height, width)
@@ -48,7 +49,9 @@ def with_settings(given: Mapping[str, Any], data: Any) -> dict[str, Any]:
     if "resize" in given:
         changed["resize"] = data["resize"] or round(given["resize"] * max(size) / max(height, width))
     if "min_size" in given:
-        changed["min_size"] = data["min_size"] or given["min_size"]
+        changed["min_size"] = max(sides_of(data["min_size"])) or given["min_size"]
+    if "max_size" in given:
+        changed["max_size"] = data["max_size"] or given["max_size"]
     return {**given, **changed}
 
 
@@ -216,5 +219,7 @@ def brought_to(network: Network, source: Source) -> Source:
     labels = find_classes(known, source.class_names, network.name, source.name)
     if tuple(source.class_names) == tuple(known):
         return source
+    if isinstance(source, Boxed):
+        return source.relabelled(known, labels)
     about = source.image_shape, source.mean, source.std
     return Relabelled(source.name, source.split, source.size, tuple(known), *about, source, labels)

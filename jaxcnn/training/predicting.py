@@ -46,13 +46,18 @@ def predict_padded(network: Any, images: Iterable[Any]) -> Iterator[Prediction]:
       network: the `TrainedModel`, whose images are padded.
       images: as `TrainedModel.predict` takes several.
     """
-    images, shorter = list(images), network.input["min_size"]
+    images = list(images)
     # A look at the header of each first; an image that has none is told of when it is its turn.
-    sizes = [scaled(size, shorter) for size in map(_size, images) if size]
-    canvases = choose_canvases(np.array(sizes)) if sizes else []
+    sizes = [_scaled(network, size) for size in map(_size, images) if size]
+    canvases = choose_canvases(np.array(sizes), multiple=network.input.get("canvas_multiple", 1)) if sizes else []
     for index, image in enumerate(images):
         found = _read(image, index, network.input["image_shape"][2])
-        yield found if found.error else _predicted(network, found, shorter, canvases)
+        yield found if found.error else _predicted(network, found, canvases)
+
+
+def _scaled(network: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) that the network sees an image of this size at."""
+    return scaled(size, network.input["min_size"], network.input.get("max_size", 0))
 
 
 def _size(image: Any) -> tuple[int, int] | None:
@@ -73,10 +78,10 @@ def _read(image: Any, index: int, channels: int) -> Prediction:
         return Prediction(name=name, error=str(error))
 
 
-def _predicted(network: Any, found: Prediction, shorter: int, canvases: list[tuple[int, int]]) -> Prediction:
+def _predicted(network: Any, found: Prediction, canvases: list[tuple[int, int]]) -> Prediction:
     """Return what the network gives for an image, in pixels of that image."""
     own = found.image.shape[:2]
-    seen = scaled(own, shorter)
+    seen = _scaled(network, own)
     pixels = padded(resize(found.image, seen), canvases[int(smallest_canvas(np.array([seen]), canvases)[0])])
     outputs = network.outputs(pixels[None], np.array([seen], np.int32))
     values = {key: value[0] for key, value in outputs.items()}

@@ -487,9 +487,8 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
         if name in SEGMENTATION_NAMES:
             task, data, known = "segmentation", "voc_segmentation:VOCdevkit", voc_segmentation.CLASSES
         given = input_of(name, known if len(known) == classes else tuple(map(str, range(classes))))
-        size = {"data.min_size": given["min_size"]} if "min_size" in given else {
-            "data.image_size": given["image_shape"][:2]
-        }  # fmt: skip
+        sides = {f"data.{key}": given[key] for key in ("min_size", "max_size") if key in given}
+        size = sides or {"data.image_size": given["image_shape"][:2]}
         values = {
             "task.name": task, "model.name": name, "dtype": "float32", "steps": 1, "data.name": data, **size,
             "data.mean": given["mean"], "data.std": given["std"],
@@ -503,6 +502,6 @@ def _overridden(given: dict[str, Any], config: Config, overrides: Overrides) -> 
     """Return the "input" of weights, but for the keys of `config.data` that `overrides` set."""
     keys = dict(overrides).keys()
     own = {leaf: config.data[leaf] if f"data.{leaf}" in keys else () for leaf in ("mean", "std")}
-    sizes = ("image_size", "eval_size", "resize", "min_size")
+    sizes = ("image_size", "eval_size", "resize", "min_size", "max_size")
     own |= {leaf: config.data[leaf] if f"data.{leaf}" in keys else 0 for leaf in sizes}
     return with_settings(given, own)

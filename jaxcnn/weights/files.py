@@ -295,8 +295,9 @@ def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
         raise ValueError(f"'class_names' has {len(names)} entries, which is not the number of classes")
     if "resize" in given and not (_numbers([given["resize"]], 1, int) and 0 < given["resize"] < 2**16):
         raise ValueError("'resize' is no number of pixels")
-    if "min_size" in given and not (_numbers([given["min_size"]], 1, int) and 0 <= given["min_size"] < 2**16):
-        raise ValueError("'min_size' is no number of pixels")
+    for key, least in (("min_size", 0), ("max_size", 0), ("canvas_multiple", 1)):
+        if key in given and not (_numbers([given[key]], 1, int) and least <= given[key] < 2**16):
+            raise ValueError(f"'{key}' is no number of pixels")
     if not _numbers(given.get("class_frequencies", [0] * num_classes), num_classes, int | float):
         raise ValueError(f"'class_frequencies' are not {num_classes} numbers")
     return given | {"class_names": [printable(name) for name in names]}

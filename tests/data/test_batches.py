@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from jaxcnn import UserError
 from jaxcnn.data.batches import Slice, eval_batches, steps_per_epoch, train_batches
-from jaxcnn.data.dataset import Reader
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.data.images.decode import resize
+from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import Source
 
 

@@ -13,9 +13,10 @@ from jaxcnn import UserError
 from jaxcnn.config import base_config, validate
 from jaxcnn.configfile import from_json, set_key, to_json
 from jaxcnn.data.batches import WHOLE, Schedule, Slice, eval_batches, nearest_bucket, train_batches
-from jaxcnn.data.dataset import Dataset, Reader
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.data.images.decode import read_image
+from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import Source
 
 SHAPES = ((30, 40), (40, 30), (36, 36))  # of the folder's images, in turn: landscape, portrait, square

@@ -15,9 +15,10 @@ from jaxcnn import UserError
 from jaxcnn.config import base_config
 from jaxcnn.configfile import set_key
 from jaxcnn.data.batches import eval_batches, train_batches
-from jaxcnn.data.dataset import Dataset, Reader
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.data.images.decode import read_image
+from jaxcnn.data.reader import Reader
 from jaxcnn.data.sources import BadExample, make_source
 
 COUNT = {"train": 12, "val": 5}

@@ -11,12 +11,22 @@ Size = tuple[int, int]  # (height, width)
 _DISTINCT = 200  # sizes that canvases are made of; more of them are rounded up first
 
 
-def scaled(size: Size, shorter: int) -> Size:
-    """Return an image's (height, width) brought to this length of the shorter side, as torchvision rounds; 0: as is."""
-    return cover(size, (shorter, shorter)) if shorter else size
+def scaled(size: Size, shorter: int, longest: int = 0) -> Size:
+    """Return an image's (height, width) brought to this length of the shorter side, in whole pixels as torchvision.
+
+    Args:
+      shorter: pixels; 0: as it is.
+      longest: pixels of the longer side at most, for which the shorter one may be less; 0: no limit. With a limit the
+        rounding is that of torchvision's detection (both sides are rounded down), and without it that of its `Resize`.
+    """
+    if not longest:
+        return cover(size, (shorter, shorter)) if shorter else size
+    scale = min(shorter / min(size) if shorter else 1.0, longest / max(size))
+    height, width = (max(1, int(side * scale)) for side in size)
+    return height, width
 
 
-def choose_canvases(sizes: np.ndarray, most: int = 6) -> list[Size]:
+def choose_canvases(sizes: np.ndarray, most: int = 6, multiple: int = 1) -> list[Size]:
     """Return at most `most` canvases, (height, width) each, that hold images of these sizes with little padding.
 
     Two canvases become one, the pair to which that adds the fewest padded pixels, until there are few enough. Whole
@@ -24,8 +34,9 @@ def choose_canvases(sizes: np.ndarray, most: int = 6) -> list[Size]:
 
     Args:
       sizes: (N, 2), heights and widths.
+      multiple: of which the sides of canvases are multiples.
     """
-    step, sizes = 1, np.asarray(sizes, np.int64)
+    step, sizes = 1, -(-np.asarray(sizes, np.int64) // multiple) * multiple
     found, counts = np.unique(sizes, axis=0, return_counts=True)
     while len(found) > _DISTINCT:
         step *= 2

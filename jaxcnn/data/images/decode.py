@@ -304,8 +304,8 @@ class Crop(NamedTuple):
         moved = (np.asarray(boxes, np.float64).reshape(-1, 4) - [left, top, left, top]) * scale
         if self.mirrored:
             moved[:, [0, 2]] = columns - moved[:, [2, 0]]
-        moved = np.clip(moved, 0, [columns, rows, columns, rows])
-        return moved.astype(np.float32), np.all(moved[:, 2:] > moved[:, :2], axis=1)
+        moved = np.clip(moved, 0, [columns, rows, columns, rows]).astype(np.float32)
+        return moved, np.all(moved[:, 2:] > moved[:, :2], axis=1)
 
 
 def center(image: tuple[int, int], size: tuple[int, int], resize: int) -> Crop:

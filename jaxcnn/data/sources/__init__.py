@@ -113,7 +113,7 @@ class Source(ABC):
 
         "image" is an image file's bytes, or pixels uint8 (H, W, C). Raw targets, those in `targets`: "label" int, a
         class; "label_map" uint8 (H, W), a class for each pixel, `VOID` where it has none; "boxes" float32 (n, 4), x1,
-        y1, x2, y2 in pixels; any other array belongs to the boxes where its first dimension is theirs.
+        y1, x2, y2 in pixels, with a row for each in "labels", "difficult", "crowd" and "area"; see `boxed.Boxed`.
 
         Raises:
           IndexError: `index` is not in 0 … len - 1.

@@ -5,7 +5,7 @@ class 0 is the background. All annotations are read when a split is opened, so t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,7 +63,8 @@ class Boxed(Source):
       pixels: height and width of each image, int32 (N, 2).
       first: where the objects of each image begin in the arrays below, int64 (N + 1,).
       objects: {"boxes": float32 (n, 4), "labels": int32 (n,), "difficult", "crowd": bool (n,), "area": float32 (n,)}.
-      category_ids: the data set's own number of each class; those of `class_names`, 0 for the background.
+      category_ids: the data set's own number of each class; those of `class_names`, 0 where it has none: the
+        background, and classes of a network that the data set lacks.
       dropped: how many objects are left out, as their box has no area.
     """
 
@@ -95,6 +96,32 @@ class Boxed(Source):
         """Return the largest number of objects in an image."""
         return int(np.diff(self.first).max(initial=0))
 
+    @property
+    def fullest(self) -> int:
+        """Return the example with the most objects, the first of them."""
+        return int(np.diff(self.first).argmax())
+
+    def truth(self, index: int) -> dict[str, np.ndarray]:
+        """Return the objects of an example as annotated, in pixels of the stored image; its image is not read.
+
+        Returns:
+          "boxes" float32 (n, 4), "labels" int32 (n,), "difficult" and "crowd" bool (n,), "area" float32 (n,).
+        """
+        part = slice(self.first[index], self.first[index + 1])
+        return {name: rows[part] for name, rows in self.objects.items()}
+
+    def relabelled(self, names: Sequence[str], labels: Sequence[int]) -> "Boxed":
+        """Return the source with the labels of a network.
+
+        Args:
+          names: of the network's classes.
+          labels: the network's class for each class of the source.
+        """
+        categories = np.zeros(len(names), np.int64)
+        categories[list(labels)] = self.category_ids
+        objects = {**self.objects, "labels": np.array(labels, np.int32)[self.objects["labels"]]}
+        return replace(self, class_names=tuple(names), objects=objects, category_ids=tuple(categories.tolist()))
+
     def sizes(self, skip: bool = False) -> np.ndarray:
         """Return the height and width of every image, int64 (N, 2), as annotated."""
         return self.pixels.astype(np.int64)
@@ -108,8 +135,7 @@ class Boxed(Source):
         if (height, width) != (wanted := tuple(self.pixels[index])):
             reason = f"it has {height}×{width} pixels, its annotation says {wanted[0]}×{wanted[1]}"
             raise BadExample(f"{self.where(index)}: {reason}: {self.fix}, or correct the annotation")
-        part = slice(self.first[index], self.first[index + 1])
-        return {"image": image} | {name: rows[part] for name, rows in self.objects.items()}
+        return {"image": image, **self.truth(index)}
 
 
 def make_boxed(

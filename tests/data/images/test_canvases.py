@@ -48,6 +48,25 @@ def test_the_shorter_side_is_brought_to_a_length_as_torchvision_rounds():
     assert scaled((375, 500), 0) == (375, 500)
 
 
+def test_the_longer_side_may_have_a_limit_and_both_are_then_rounded_down():
+    assert [scaled(size, 800, 1333) for size in ((375, 500), (300, 500), (480, 640))] == [
+        (800, 1066), (799, 1333), (800, 1066),
+    ]  # fmt: skip
+    assert scaled((194, 200), 800, 1333) == (799, 824), "194 · (800 / 194) is less than 800 in torchvision, too"
+    assert scaled((30, 50), 0, 40) == (24, 40)
+    assert scaled((30, 50), 0, 100) == (30, 50)
+    assert scaled((1, 500), 800, 100) == (1, 100), "no side is without a pixel"
+
+
+@given(sizes, st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_sides_of_canvases_are_multiples_where_they_must_be(sizes, most):
+    canvases = np.array(choose_canvases(np.array(sizes), most, 32))
+    assert len(canvases) <= most
+    assert not (canvases % 32).any()
+    assert (smallest_canvas(np.array(sizes), canvases.tolist()) >= 0).all()
+
+
 def test_padding_is_below_and_to_the_right():
     found = padded(np.ones((2, 3), np.uint8), (3, 4), 255)
     assert found.tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4]
