@@ -1,4 +1,4 @@
-"""Draw images with what was predicted of them: titles, bars of scores, heat maps, label maps.
+"""Draw images with what was predicted of them: titles, bars of scores, heat maps, label maps, boxes.
 
 A task draws its predictions with these. They need NumPy and matplotlib only, and import nothing of this package. Each
 takes uint8 images (N, H, W, C), C of 1 or 3, returns a figure, and writes it as PNG where `out` is given.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 _WRONG, _RIGHT, _BAR = "#c1121f", "#2a7f3f", "#a8cbe8"
 _PLAIN = ("background",)  # classes that label maps leave the image as it is for
@@ -155,6 +155,29 @@ def mask_cards(
         for column, (title, pixels) in enumerate(drawn):
             show(sheet.axes(i, column * (side + gap) + gap, gap, side, height), pixels, title)
     return _written(sheet.figure, out)
+
+
+def draw_boxes(
+    axes: Axes, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None
+) -> None:
+    """Draw boxes over the image in `axes`, each in the colour of its class, with its name and its score.
+
+    Args:
+      boxes: (n, 4), x1, y1, x2, y2 in pixels of the image; corners are points, so 0 is the edge of the first pixel.
+      labels: (n,), class of each box.
+      names: of all classes.
+      scores: (n,) in 0 … 1.
+    """
+    for i, (x1, y1, x2, y2) in enumerate(np.asarray(boxes, np.float64) - 0.5):  # matplotlib's pixel 0 is -0.5 … 0.5
+        colour = tuple(class_colours()[int(labels[i])] / 255)
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
+        words = shorten(names[int(labels[i])], 18) + ("" if scores is None else f" {scores[i]:.0%}")
+        ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
+        dark = np.dot(colour, (0.299, 0.587, 0.114)) < 0.6
+        axes.text(
+            x1, y1, words, fontsize=6, va="bottom", color="white" if dark else "black", bbox=ground,
+            parse_math=False, clip_on=True,
+        )  # fmt: skip
 
 
 class _Sheet:

@@ -1,8 +1,10 @@
-"""Label maps over images: colours that differ, void that is left alone, a legend of what is seen."""
+"""Label maps and boxes over images: colours that differ, void that is left alone, a legend of what is seen."""
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from jaxcnn.figures.overlays import class_colours, mask_cards, tinted
+from jaxcnn.figures.overlays import class_colours, draw_boxes, mask_cards, show, tinted
 
 
 def test_colours_of_neighbouring_classes_are_far_apart_and_void_is_white():
@@ -34,3 +36,24 @@ def test_cards_have_a_picture_for_each_map_and_a_legend_of_the_classes_seen(tmp_
     assert [axes.get_title() for axes in figure.axes] == ["a", "truth", "prediction", "b", "truth", "prediction"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["s_$1$", "dog"]
     assert (tmp_path / "x").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_edges_of_a_box_are_drawn_where_they_lie_in_the_image():
+    figure = Figure(figsize=(2, 1), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    show(axes, np.zeros((10, 20, 3), np.uint8), "")  # a pixel of the image is ten of the picture
+    draw_boxes(axes, np.array([[4, 2, 16, 7.0]]), np.array([1]), ["background", "$a_b$"], np.array([0.5]))
+    assert [text.get_text() for text in axes.texts] == ["$a_b$ 50%"]
+    axes.texts[0].remove()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    lit = np.asarray(canvas.buffer_rgba())[..., :3].max(-1) > 60
+    rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
+    assert np.abs(np.array([columns[0], rows[0], columns[-1], rows[-1]]) - [40, 20, 160, 70]).max() <= 2
+    assert not lit[30:60, 50:150].any()
+
+
+def test_an_image_without_boxes_is_drawn_as_it_is():
+    axes = Figure().add_subplot()
+    draw_boxes(axes, np.zeros((0, 4)), np.zeros(0, int), ["background"])
+    assert not axes.patches
