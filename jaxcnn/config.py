@@ -138,6 +138,18 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
         "task.aux_weight": (0.5, _at_least(0), "weight of each auxiliary head's loss"),
         "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (FCN: 2)"),
     },
+    "detection": {
+        "task.max_boxes": (100, _between(1, 2**16), "objects of an image that a batch has room for"),
+        "task.difficult": (False, _ANY, "train on objects that are marked difficult, too"),
+        "task.loss_form": ("torchvision", _one_of("torchvision", "port", "paper"), "how the four losses are divided, "
+                           "see jaxcnn/tasks/detection_loss.py"),
+        "task.rpn_weight": (0.0, _at_least(0), "λ, factor on the RPN's box loss (0: the form's own; paper 10, else 1)"),
+        "task.metric": ("voc", _one_of("voc", "coco"), "score of the best checkpoint: eval/map50, or eval/map of COCO"),
+        "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (Fast R-CNN: 2)"),
+        "task.bias_decay": (False, _ANY, "biases decay, too (Fast R-CNN: True)"),
+        "task.trainable_stages": (-1, _between(-1, 6), "stages of the backbone that train, counted from the last; the "
+                                  "earlier ones are frozen (-1: all train)"),
+    },
 }
 # The keys that every config has.
 KEYS: dict[str, Row] = {

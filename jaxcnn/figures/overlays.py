@@ -1,4 +1,4 @@
-"""Draw images with what was predicted of them: titles, bars of scores, heat maps, label maps, boxes.
+"""Draw images with what was predicted of them: titles, bars of scores, heat maps, label maps, boxes and their curves.
 
 A task draws its predictions with these. They need NumPy and matplotlib only, and import nothing of this package. Each
 takes uint8 images (N, H, W, C), C of 1 or 3, returns a figure, and writes it as PNG where `out` is given.
@@ -143,8 +143,7 @@ def mask_cards(
       maps: caption, such as "truth" -> (H, W) of each image, a class for each pixel.
     """
     side, gap = 2.4, 0.15  # inches
-    shape = np.mean([image.shape[0] / image.shape[1] for image in images])  # of the cards: height to width
-    height = side * min(2.0, max(0.4, float(shape)))
+    height = _card_height(images, side)
     seen = np.unique(np.concatenate([np.unique(labels) for column in maps.values() for labels in column]))
     colours = [tuple(colour) for colour in (class_colours() / 255).tolist()]
     patches = [Patch(color=colours[n], label=shorten(names[int(n)], 18)) for n in seen if n < len(names)]
@@ -178,6 +177,52 @@ def draw_boxes(
             x1, y1, words, fontsize=6, va="bottom", color="white" if dark else "black", bbox=ground,
             parse_math=False, clip_on=True,
         )  # fmt: skip
+
+
+def box_cards(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    found: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]],
+    names: Sequence[str],
+    out: Path | None = None,
+) -> Figure:
+    """Draw each image once for each kind of boxes, such as the true and the detected ones, with these over it.
+
+    Args:
+      images: uint8 (H, W, C); sizes may differ.
+      titles: a line over each image.
+      found: caption, after the title -> boxes, labels and scores (None: of the truth) of each image, see `draw_boxes`.
+    """
+    side, gap = 2.8, 0.15  # inches
+    height = _card_height(images, side)
+    sheet = _Sheet(len(images), len(found) * (side + gap) + gap, height + 3 * gap)
+    for i, image in enumerate(images):
+        for column, (caption, boxes) in enumerate(found.items()):
+            axes = sheet.axes(i, column * (side + gap) + gap, gap, side, height)
+            show(axes, image, " ".join(filter(None, (titles[i], caption))))
+            draw_boxes(axes, boxes[i][0], boxes[i][1], names, boxes[i][2])
+    return _written(sheet.figure, out)
+
+
+def precision_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path | None = None) -> Figure:
+    """Draw a precision-recall curve for each label, ten colours in four kinds of lines.
+
+    Args:
+      curves: label, such as a class and its AP -> recall and precision by falling score, (n,) each.
+    """
+    columns = -(-len(curves) // 22)
+    figure = Figure(figsize=(5.2 + 2 * columns, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    for i, (label, (recall, precision)) in enumerate(curves.items()):
+        style = ("-", "--", ":", "-.")[i // 10 % 4]
+        axes.plot(recall, precision, style, color=f"C{i % 10}", label=shorten(label, 30), lw=1.5)
+    if curves:
+        legend = figure.legend(loc="outside right upper", ncols=columns, fontsize=7, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return _written(figure, out)
 
 
 class _Sheet:
@@ -214,6 +259,12 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
     """Draw an image under its title."""
     axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
     axes.set_title(shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
+
+
+def _card_height(images: Sequence[np.ndarray], width: float) -> float:
+    """Return the height of cards of that width whose aspect is the mean of the images'."""
+    shape = np.mean([image.shape[0] / image.shape[1] for image in images])
+    return width * min(2.0, max(0.4, float(shape)))
 
 
 def _shown(image: np.ndarray) -> np.ndarray:

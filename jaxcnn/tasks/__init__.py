@@ -3,12 +3,13 @@
 from jaxcnn.config import Config
 from jaxcnn.tasks.base import Task
 from jaxcnn.tasks.classification import Classification
+from jaxcnn.tasks.detection import Detection
 from jaxcnn.tasks.gan import GAN
 from jaxcnn.tasks.segmentation import Segmentation
 from jaxcnn.tasks.vae import VAE
 
 TASKS: dict[str, type[Task]] = {
-    "classification": Classification, "segmentation": Segmentation, "vae": VAE, "gan": GAN,
+    "classification": Classification, "segmentation": Segmentation, "detection": Detection, "vae": VAE, "gan": GAN,
 }  # fmt: skip
 
 

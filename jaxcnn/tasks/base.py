@@ -238,6 +238,10 @@ class Task:
         """
         raise self._lacks("picture of predictions: define `draw`, or leave --save out")
 
+    def show_from(self, threshold: float) -> None:
+        """Leave what has a lower score out of `describe` and `draw`."""
+        raise self._lacks("scores of boxes: leave --threshold out")
+
     def latents(self, model: Any, key: jax.Array, count: int, limit: float | None = None) -> jax.Array | None:
         """Return latents (count, …) to generate images of, drawn from their prior; None where nothing is generated.
 
@@ -272,6 +276,14 @@ class Task:
     def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
         """Return what `--per-class` writes of each class."""
         raise self._lacks("table of classes: leave --per-class out")
+
+    def results(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return the detections in the rows of `collect` in COCO's result format."""
+        raise self._lacks("boxes: leave --detections out")
+
+    def draw_curves(self, rows: Rows) -> Any:
+        """Return a matplotlib figure of the precision-recall curve of each class."""
+        raise self._lacks("precision-recall curves: leave --curves out")
 
     def draw_mistakes(
         self, rows: Rows, names: Sequence[str], images_of: Callable[[Sequence[int]], Sequence[np.ndarray]]

@@ -1,0 +1,252 @@
+"""Average precision of detections: PASCAL VOC's, by the rules of its development kit, and COCO's twelve numbers.
+
+Boxes are x1, y1, x2, y2. Where corners are points, as in this package, x2 - x1 is the width that the kit counts in
+pixels; `inclusive` is for boxes as VOC's files have them, whose last pixel belongs to them. NumPy alone, on the host.
+"""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HIT, FALSE, IGNORED = 1, 0, -1  # what a detection is
+# pycocotools' `stats` in their order, by the names of our scores.
+COCO_SCORES = (
+    "map", "coco/ap50", "coco/ap75", "coco/ap_small", "coco/ap_medium", "coco/ap_large",
+    "coco/ar_1", "coco/ar_10", "coco/ar_100", "coco/ar_small", "coco/ar_medium", "coco/ar_large",
+)  # fmt: skip
+
+
+class Objects(NamedTuple):
+    """The objects of all images, in the order of the images.
+
+    Attributes:
+      image: int (n,), counted from 0.
+      label: int (n,), 1 or more.
+      boxes: (n, 4), pixels of the stored images.
+      ignored: bool (n,), those that count neither way: VOC's difficult ones, COCO's crowds.
+      area: (n,), pixels² that COCO's scores by size go by.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    boxes: np.ndarray
+    ignored: np.ndarray
+    area: np.ndarray
+
+
+class Detections(NamedTuple):
+    """The detections in all images; of equal scores the first one comes first.
+
+    Attributes:
+      image: int (d,), as of the objects.
+      label: int (d,), 1 or more.
+      boxes: (d, 4), pixels of the stored images.
+      score: (d,).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    boxes: np.ndarray
+    score: np.ndarray
+
+
+class Curve(NamedTuple):
+    """The detections of a class that count, by falling score.
+
+    Attributes:
+      positives: objects that count.
+      scores: (d,).
+      hits: bool (d,), which of them found an object.
+      ignored: how many more there are that count neither way, as they found an object that does not count.
+    """
+
+    positives: int
+    scores: np.ndarray
+    hits: np.ndarray
+    ignored: int
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Return the share of the objects that are found down to each detection, float64 (d,)."""
+        return self.hits.cumsum() / self.positives
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Return the share of hits among the detections down to each one, float64 (d,)."""
+        return self.hits.cumsum() / np.arange(1, len(self.hits) + 1)
+
+    def area(self) -> float | None:
+        """Return the area under the curve, its precision made to fall with the recall (VOC from 2010 on).
+
+        None where there are no objects: there is no recall of nothing.
+        """
+        if not self.positives:
+            return None
+        recall = np.concatenate([[0], self.recall])
+        return float(np.sum(np.diff(recall) * self._best_from_here()))
+
+    def eleven_points(self) -> float | None:
+        """Return the mean of the best precision at a recall of 0, 0.1 … 1 or more (VOC up to 2009); None as above."""
+        if not self.positives:
+            return None
+        best = np.concatenate([self._best_from_here(), [0]])
+        return float(np.mean(best[np.searchsorted(self.recall, np.linspace(0, 1, 11))]))
+
+    def _best_from_here(self) -> np.ndarray:
+        """Return the best precision at the recall of each detection or more, float64 (d,)."""
+        return np.maximum.accumulate(self.precision[::-1])[::-1]
+
+
+def voc_curves(
+    objects: Objects, found: Detections, labels: Sequence[int], threshold: float = 0.5, inclusive: bool = False
+) -> dict[int, Curve]:
+    """Return the precision-recall curve of each class.
+
+    Args:
+      labels: of the classes.
+      threshold: IoU from which on a detection finds an object.
+      inclusive: a box has its last pixel too, so that its width is x2 - x1 + 1.
+    """
+    outcome = outcomes(objects, found, threshold, inclusive)
+    order = np.argsort(-found.score, kind="stable")
+    label, score, outcome = found.label[order], found.score[order], outcome[order]
+    counted = outcome != IGNORED
+    curves = {}
+    for own in labels:
+        mine = (label == own) & counted
+        positives = int(np.sum((objects.label == own) & ~objects.ignored))
+        ignored = int(np.sum((label == own) & ~counted))
+        curves[own] = Curve(positives, score[mine], outcome[mine] == HIT, ignored)
+    return curves
+
+
+def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclusive: bool = False) -> np.ndarray:
+    """Return what each detection is, `HIT`, `FALSE` or `IGNORED`, int (d,), by the rules of VOC's development kit.
+
+    The object of its image and class that it overlaps most decides, also where that one is taken: a second detection of
+    an object is false. Where that object counts neither way, so do all its detections.
+    """
+    best, overlap = _nearest(objects, found, inclusive)
+    near = overlap >= threshold
+    ignored = np.append(objects.ignored, False)  # one more: where there is no object, `best` is 0 all the same
+    outcome = np.where(near & ignored[best], IGNORED, FALSE)
+    # Of the detections of an object, by falling score, the first one is the hit.
+    order = np.argsort(-found.score, kind="stable")
+    claims = order[(near & (outcome != IGNORED))[order]]
+    outcome[claims[np.unique(best[claims], return_index=True)[1]]] = HIT
+    return outcome
+
+
+def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the object of its image and class that each detection overlaps most, int (d,), and their IoU, (d,).
+
+    Where there is none, the object is 0 and the IoU -1. Of several with the same IoU it is the first.
+    """
+    classes = 1 + max(objects.label.max(initial=0), found.label.max(initial=0))
+    own, theirs = (x.image.astype(np.int64) * classes + x.label for x in (found, objects))
+    by_key = np.argsort(theirs, kind="stable")
+    first, last = (np.searchsorted(theirs[by_key], own, side) for side in ("left", "right"))
+    # All pairs (detection, object) of one image and class, p of them, one detection after another.
+    counts = last - first
+    detection = np.repeat(np.arange(len(own)), counts)
+    place = np.arange(len(detection)) - np.repeat(counts.cumsum() - counts, counts) + first[detection]
+    overlap = _iou(found.boxes[detection], objects.boxes[by_key[place]], inclusive)
+    best, most = np.zeros(len(own), np.int64), np.full(len(own), -1.0)
+    order = np.lexsort((-overlap, detection))  # stable: of equals the first stays the first
+    there, at = np.unique(detection[order], return_index=True)
+    best[there], most[there] = by_key[place[order[at]]], overlap[order[at]]
+    return best, most
+
+
+def _iou(a: np.ndarray, b: np.ndarray, inclusive: bool) -> np.ndarray:
+    """Return the IoU of each box of `a` with that of `b` in the same row, float64 (p,); 0 of two without area."""
+    a, b, extra = a.astype(np.float64), b.astype(np.float64), float(inclusive)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + extra
+    common = np.prod(np.maximum(sides, 0), axis=1)
+    areas = [np.prod(x[:, 2:] - x[:, :2] + extra, axis=1) for x in (a, b)]
+    union = areas[0] + areas[1] - common
+    return np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
+
+
+def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return detections in COCO's result format: box x, y, width, height, in hundredths of a pixel.
+
+    Args:
+      numbers: the data set's own number of each image.
+      category_ids: its number of each label, the background's first.
+    """
+    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
+    boxes = boxes.astype(np.float64).round(2).tolist()
+    return [
+        {
+            "image_id": int(numbers[image]),
+            "category_id": int(category_ids[label]),
+            "bbox": box,
+            "score": float(str(score)),
+        }
+        for image, label, box, score in zip(found.image, found.label, boxes, found.score, strict=True)
+    ]
+
+
+class CocoScores(NamedTuple):
+    """COCO's scores; those of nothing, such as of a size without objects, are left out.
+
+    Attributes:
+      numbers: the twelve, by the names of `COCO_SCORES`.
+      classes: AP of each label.
+    """
+
+    numbers: dict[str, float]
+    classes: dict[int, float]
+
+
+def coco_scores(
+    objects: Objects, results: Sequence[dict[str, Any]], numbers: Sequence[int], category_ids: Sequence[int]
+) -> CocoScores:
+    """Return the scores that pycocotools gives for detections in COCO's result format.
+
+    What is difficult in VOC is a crowd there: both count neither way.
+
+    Args:
+      numbers, category_ids: as of `coco_results`.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    listed = {
+        "info": {}, "images": [{"id": int(n)} for n in numbers],
+        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:]],
+    }  # fmt: skip
+    corners = objects.boxes.astype(np.float64)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    # The first id is 1: pycocotools takes 0 for no match.
+    truth = [
+        {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
+         "area": float(area), "iscrowd": int(ignored)}
+        for i, (image, label, box, ignored, area) in enumerate(
+            zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
+        )
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints, and has no switch for it.
+        known, found = COCO(), COCO()
+        known.dataset, found.dataset = listed | {"annotations": truth}, listed | {"annotations": []}
+        known.createIndex()
+        found.createIndex()
+        if results:  # `loadRes` refuses none
+            found = known.loadRes([dict(result) for result in results])
+        evaluation = COCOeval(known, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class), -1 where there is none
+    by_class = {evaluation.params.catIds[k]: precision[:, :, k] for k in range(precision.shape[2])}
+    classes = {
+        label: float(by_class[number].mean())
+        for label, number in enumerate(category_ids)
+        if label and (by_class[number] > -1).all()
+    }
+    twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
+    return CocoScores(twelve, classes)

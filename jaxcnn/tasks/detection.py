@@ -1,0 +1,293 @@
+"""Object detection: boxes with a class and a score, the losses of two-stage detectors, VOC's and COCO's scores.
+
+A batch has the objects of each image, padded to `task.max_boxes`, in pixels of the resized image within its canvas. An
+evaluation collects the detections in pixels of the stored image, and compares them with the annotations as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxcnn import UserError
+from jaxcnn.config import Config
+from jaxcnn.models import create_model
+from jaxcnn.tasks.average_precision import (
+    HIT,
+    IGNORED,
+    Curve,
+    Detections,
+    Objects,
+    coco_results,
+    coco_scores,
+    outcomes,
+    voc_curves,
+)
+from jaxcnn.tasks.base import Batch, Group, Headline, Images, Rows, Sums, Table, Task, Terms, Variables
+from jaxcnn.tasks.detection_loss import FORMS, detection_terms
+
+SHOWN = 0.5  # least score of a box that is drawn or put into words, unless another is asked for
+
+
+class Detection(Task):
+    """Four losses, and average precision over all images."""
+
+    padded = True
+    headline = (
+        Headline("loss", "loss {:.4f}", "loss"),
+        Headline("map50", "mAP50 {:.2%}", "1 - mAP at 0.5, %", error=True),
+        Headline("map", "mAP {:.2%}", "1 - COCO's mAP, %", error=True),
+    )
+
+    def __init__(self, config: Config):
+        self.config, self.settings = config, config.task
+        self.best = ("map", "max") if config.task.metric == "coco" else ("map50", "max")
+        self.threshold: float | None = None  # least score of what a prediction shows
+        self.source: Any = None  # that evaluation reads, with its annotations
+        self.class_names: tuple[str, ...] = ()
+
+    def prepare(self, data: Any) -> None:
+        """Take the names of the classes, and the annotations that detections are compared with."""
+        self.source = getattr(data, "eval", None)
+        self.class_names = tuple(data.input.get("class_names", ()))
+
+    def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the objects, in the first of M rows, and the sizes of the image.
+
+        "boxes" float32 (M, 4), "labels" int32, "valid", "difficult" and "crowd" bool (M,); "sizes" and "original_sizes"
+        int32 (2,), height and width of the image within its canvas, and as it is stored.
+        """
+        objects, size = (self.settings.max_boxes,), jax.ShapeDtypeStruct((2,), np.int32)
+        flags = dict.fromkeys(("valid", "difficult", "crowd"), jax.ShapeDtypeStruct(objects, np.bool_))
+        boxes, labels = jax.ShapeDtypeStruct((*objects, 4), np.float32), jax.ShapeDtypeStruct(objects, np.int32)
+        return {"boxes": boxes, "labels": labels, **flags, "sizes": size, "original_sizes": size}
+
+    def forward(
+        self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
+    ) -> tuple[Any, Variables]:
+        """Apply the model, in training with the objects to learn from; see `Task.forward`."""
+        sizes = batch.get("sizes")
+        if not train:
+            return model.apply(variables, batch["image"], sizes=sizes, train=False), {}
+        # A crowd is no single object. Without the difficult ones Fast R-CNN has 68.1 mAP instead of 66.9 (table 1).
+        learnt = batch["valid"] & ~batch["crowd"]
+        if not self.settings.difficult:
+            learnt &= ~batch["difficult"]
+        targets = {name: batch[name] for name in ("boxes", "labels", "example")} | {"valid": learnt}
+        return model.apply(
+            variables, batch["image"], sizes=sizes, targets=targets, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+
+    def loss(self, outputs: dict[str, Any], batch: Batch) -> tuple[Terms, Sums]:
+        """Return the four terms of `detection_terms` as the objective, and as sums of the log."""
+        form, present = FORMS[self.settings.loss_form], batch["mask"] > 0
+        terms = detection_terms(outputs, present, batch["sizes"], form, self.settings.rpn_weight)
+        return terms, dict(terms)
+
+    def measure(self, outputs: dict[str, Any], batch: Batch) -> Sums:
+        """Return nothing: scores are made of the rows of `collect`."""
+        return {}
+
+    def collect(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """Return "boxes" (N, D, 4) in pixels of the stored images, "scores", "labels" and "valid" (N, D)."""
+        found = self.predict(outputs)
+        return found | {"boxes": to_stored(found["boxes"], batch["sizes"], batch["original_sizes"])}
+
+    def scores(self, sums: Sums, rows: Rows) -> dict[str, float]:
+        """Return mean AP and each class's, at an IoU of 0.5 by VOC's rules, and COCO's twelve numbers.
+
+        "map50" is by area, "map50_11pt" by 11 points, "ap/NAME" by area; classes without objects are not in the means.
+        "map" is COCO's AP over IoUs of 0.5 … 0.95, the others are named in `average_precision.COCO_SCORES`.
+        """
+        if not len(rows.get("example", ())):
+            return {}
+        curves = self.curves(rows)
+        areas = {name: area for name, curve in curves.items() if (area := curve.area()) is not None}
+        points = [point for curve in curves.values() if (point := curve.eleven_points()) is not None]
+        means = {"map50": float(np.mean([*areas.values()])), "map50_11pt": float(np.mean(points))} if areas else {}
+        return means | self._coco(rows).numbers | {f"ap/{name}": area for name, area in areas.items()}
+
+    def parameters(self, path: str) -> Group:
+        """Return the group of a parameter: the rate and decay of biases, and the stages that train, by the config."""
+        leaf, settings = path.rpartition("/")[2], self.settings
+        bias = leaf == "bias"
+        return Group(
+            decay=leaf == "kernel" or (bias and settings.bias_decay),
+            multiplier=settings.bias_multiplier if bias else 1.0,
+            frozen=settings.trainable_stages >= 0 and path.startswith("trunk/") and self._stage(path) in self._frozen,
+        )
+
+    def _stage(self, path: str) -> str:
+        """Return the stage of the backbone that a parameter belongs to: its layers are called after it."""
+        layer = path.split("/")[1]
+        if (stage := layer.partition("_")[0]) not in self._stages:
+            raise UserError(
+                f"config.task.trainable_stages: '{layer}' of the backbone does not say its stage, one of "
+                f"{', '.join(self._stages)}: set it to -1, and name what stays in config.optimizer.freeze"
+            )
+        return stage
+
+    @cached_property
+    def _stages(self) -> list[str]:
+        """Return the names of the backbone's stages in their order, such as "stem" and "stage1" … "stage4"."""
+        name, overrides = self.config.model.name, self.config.model.overrides
+        trunk = getattr(create_model(name, **overrides), "trunk", None)
+        if trunk is None:
+            raise UserError(f"config.task.trainable_stages: model {name} has no backbone of stages: set it to -1")
+        return list(trunk().endpoints)
+
+    @property
+    def _frozen(self) -> list[str]:
+        """Return the stages that do not train: all but the last ones."""
+        return self._stages[: max(0, len(self._stages) - self.settings.trainable_stages)]
+
+    def curves(self, rows: Rows) -> dict[str, Curve]:
+        """Return the precision-recall curve of each class at an IoU of 0.5, by its name."""
+        names = self.source.class_names
+        curves = voc_curves(self._objects(rows), detections_of(rows), range(1, len(names)))
+        return {names[label]: curve for label, curve in curves.items()}
+
+    def results(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return all detections in COCO's result format, by the data set's own numbers."""
+        return coco_results(detections_of(rows), self._numbers(rows), self.source.category_ids)
+
+    def per_example(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """Return nothing besides the rows of `collect`, of which the tables are made."""
+        return {}
+
+    def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return of each image its objects, the boxes of a score of 0.5 or more, and how many of them are hits.
+
+        Objects and boxes that count neither way are left out.
+        """
+        objects, found = self._objects(rows), detections_of(rows, self._shown)
+        outcome, images = outcomes(objects, found), len(rows["example"])
+        parts = (objects.image[~objects.ignored], found.image[outcome != IGNORED], found.image[outcome == HIT])
+        counts = [np.bincount(part, minlength=images).tolist() for part in parts]
+        return dict(zip(("objects", "boxes", "hits"), counts, strict=True))
+
+    def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
+        """Return of each class its objects, AP at an IoU of 0.5 by area and 11 points, and COCO's; empty of none."""
+        curves, coco = self.curves(rows), self._coco(rows).classes
+        return {
+            "class": list(curves),
+            "objects": [curve.positives for curve in curves.values()],
+            "ap50": [_or_empty(curve.area()) for curve in curves.values()],
+            "ap50_11pt": [_or_empty(curve.eleven_points()) for curve in curves.values()],
+            "coco_ap": [_or_empty(coco.get(label)) for label in range(1, 1 + len(curves))],
+        }
+
+    def draw_curves(self, rows: Rows) -> Any:
+        """Return a figure of the precision-recall curve of each class that has objects."""
+        from jaxcnn.figures.overlays import precision_recall
+
+        curves = {name: curve for name, curve in self.curves(rows).items() if curve.positives}
+        labels = {name: f"{name} {curve.area():.1%}" for name, curve in curves.items()}
+        return precision_recall({labels[name]: (curve.recall, curve.precision) for name, curve in curves.items()})
+
+    def predict(self, outputs: dict[str, Any]) -> dict[str, jax.Array]:
+        """Return "boxes" float32 (N, D, 4), "scores" by falling score, "labels" and "valid" (N, D)."""
+        return {name: outputs[name] for name in ("boxes", "scores", "labels", "valid")}
+
+    def show_from(self, threshold: float) -> None:
+        """Leave boxes below this score out of words, pictures and lists."""
+        self.threshold = threshold
+
+    @property
+    def _shown(self) -> float:
+        return SHOWN if self.threshold is None else self.threshold
+
+    def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """Return the boxes of an image, {"boxes": [{"class", "index", "score", "box"}, …]}, best first; and a line.
+
+        The line has those from a score of 0.5 on, the list all, unless `show_from` says otherwise.
+        """
+        every = [
+            {
+                "class": names[label],
+                "index": int(label),
+                "score": float(score),
+                "box": [round(x, 2) for x in box.tolist()],
+            }
+            for box, label, score in zip(*_kept(prediction, self.threshold or 0.0), strict=True)
+        ]
+        found = [row for row in every if row["score"] >= self._shown]
+        words = [f"{row['class']} {row['score']:.1%} at {', '.join(f'{x:.0f}' for x in row['box'])}" for row in found]
+        return {"boxes": every}, "; ".join(words) or f"nothing of a score of {self._shown:g} or more"
+
+    def draw(
+        self,
+        images: Sequence[np.ndarray],
+        predictions: dict[str, Any],
+        names: Sequence[str],
+        titles: Sequence[str] = (),
+        targets: dict[str, Any] | None = None,
+    ) -> Any:
+        """Return a figure of each image with its boxes from a score of 0.5 on, beside the true ones where known.
+
+        Of padded images "sizes" of `targets` says how much is shown.
+        """
+        from jaxcnn.figures.overlays import box_cards
+
+        titles, count = titles or [""] * len(images), range(len(images))
+        found = [_kept({name: x[i] for name, x in predictions.items()}, self._shown) for i in count]
+        if targets is None:
+            return box_cards(images, titles, {"": found}, names)
+        parts = [image[:height, :width] for image, (height, width) in zip(images, targets["sizes"], strict=True)]
+        truth = [
+            (targets["boxes"][i][keep], targets["labels"][i][keep], None) for i, keep in enumerate(targets["valid"])
+        ]
+        return box_cards(parts, titles, {"truth": truth, "detections": found}, names)
+
+    def _numbers(self, rows: Rows) -> list[int]:
+        """Return the data set's own number of the image of each row."""
+        return [int(self.source.numbers[example]) for example in rows["example"]]
+
+    def _objects(self, rows: Rows) -> Objects:
+        """Return the annotations of the images of the rows."""
+        truth = [self.source.truth(int(example)) for example in rows["example"]]
+        image = np.repeat(np.arange(len(truth)), [len(objects["labels"]) for objects in truth])
+        joined = {name: np.concatenate([objects[name] for objects in truth]) for name in truth[0]}
+        ignored = joined["difficult"] | joined["crowd"]
+        return Objects(image, joined["labels"], joined["boxes"], ignored, joined["area"])
+
+    def _coco(self, rows: Rows) -> Any:
+        numbers, categories = self._numbers(rows), self.source.category_ids
+        return coco_scores(self._objects(rows), self.results(rows), numbers, categories)
+
+
+def to_stored(boxes: Any, sizes: Any, original: Any) -> Any:
+    """Return boxes (…, D, 4) in pixels of the image as stored, clipped to it, of those within a canvas.
+
+    Args:
+      sizes: (…, 2), height and width of the resized image within its canvas.
+      original: (…, 2), those of the stored image.
+    """
+    to_corners = np.array([1, 0, 1, 0])  # height, width -> the limits of x1, y1, x2, y2
+    limits = original[..., None, to_corners].astype(boxes.dtype)
+    return (boxes * (limits / sizes[..., None, to_corners])).clip(0, limits)
+
+
+def detections_of(rows: Rows, least: float = 0.0) -> Detections:
+    """Return the detections in the rows of `Detection.collect`, those of a score of `least` or more.
+
+    Their boxes are rounded to hundredths of a pixel, as files have them: scores are of what is written.
+    """
+    keep = rows["valid"] & (rows["scores"] >= least)
+    image = np.repeat(np.arange(len(keep)), keep.sum(1))
+    return Detections(
+        image, rows["labels"][keep], rows["boxes"][keep].astype(np.float64).round(2), rows["scores"][keep]
+    )
+
+
+def _kept(prediction: Mapping[str, np.ndarray], least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (n, 4), labels and scores (n,) of one image, those of a score of `least` or more."""
+    keep = prediction["valid"] & (prediction["scores"] >= least)
+    return prediction["boxes"][keep], prediction["labels"][keep], prediction["scores"][keep]
+
+
+def _or_empty(value: float | None) -> float | str:
+    return "" if value is None else value

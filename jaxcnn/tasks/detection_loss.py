@@ -1,0 +1,111 @@
+"""The four losses of a two-stage detector, divided as the paper, its authors' Python port or torchvision has it.
+
+Every descendant of Faster R-CNN divides its losses otherwise, and learning rates belong to one form of them:
+
+    form         mean over                 RPN: β, box loss divided by    λ    head: β
+    torchvision  all that is in a sample   1/9  sampled anchors           1    1/9
+    port         that of each image, then  1/9  sampled anchors           1    1
+                 over the images
+    paper        the same                  1    positions of anchors      10   1
+
+The paper (Ren et al. 2015, equation 1) counts about 2,400 positions in an image of 600×1000 pixels, cells of a map of
+stride 16. Here they are counted so whatever the stride is, in the image and not in its canvas. In all forms the box
+losses are sums over positives, and that of the head is divided by the sampled regions (Girshick 2015, equation 1).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.models.matching import IGNORED
+from jaxcnn.tasks.base import Terms
+
+_CELL = 16 * 16  # pixels that an anchor position of the paper stands for
+
+
+class Form(NamedTuple):
+    """How the losses are divided.
+
+    Attributes:
+      by_image: each image has means of its own, and the objective is their mean; else all samples are one.
+      rpn_beta, box_beta: where smooth L1 turns from square to linear, in units of the regression's targets.
+      rpn_weight: λ, the factor on the box loss of the RPN.
+      by_positions: that loss is divided by the positions of anchors, not by the sampled anchors.
+    """
+
+    by_image: bool
+    rpn_beta: float
+    box_beta: float
+    rpn_weight: float = 1.0
+    by_positions: bool = False
+
+
+FORMS = {
+    "torchvision": Form(False, 1 / 9, 1 / 9),
+    "port": Form(True, 1 / 9, 1.0),  # its σ of 3 is β = 1/σ²
+    "paper": Form(True, 1.0, 1.0, 10.0, by_positions=True),
+}
+
+
+def detection_terms(
+    outputs: Mapping[str, jax.Array], present: jax.Array, sizes: jax.Array, form: Form, rpn_weight: float = 0.0
+) -> Terms:
+    """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective.
+
+    Args:
+      outputs: of the model in training. Of A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
+        "rpn_targets" (N, A, 4); of R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
+        (N, R, C, 4) and "box_targets" (N, R, 4).
+      present: bool (N,), the rows that count: of others nothing enters, not even a NaN.
+      sizes: int (N, 2), height and width of each image in pixels.
+      rpn_weight: λ; 0: that of the form.
+    """
+    matches = outputs["rpn_matches"]
+    anchors = (matches != IGNORED) & present[:, None]  # (N, A), those in the sample
+    found = (matches >= 0) & present[:, None]
+    logits = jnp.where(anchors, outputs["rpn_logits"], 0)
+    objectness = optax.sigmoid_binary_cross_entropy(logits, found.astype(logits.dtype))
+    rpn_box = smooth_l1(outputs["rpn_deltas"], outputs["rpn_targets"], found, form.rpn_beta)
+
+    rois, labels = outputs["roi_valid"] & present[:, None], outputs["roi_labels"]  # (N, R)
+    logits = jnp.where(rois[..., None], outputs["box_logits"], 0)
+    classifier = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # A region has a box for each class: that of its own class is trained.
+    deltas = jnp.take_along_axis(outputs["box_deltas"], labels[..., None, None], axis=2)[:, :, 0]  # (N, R, 4)
+    box = smooth_l1(deltas, outputs["box_targets"], rois & (labels > 0), form.box_beta)
+
+    images = present.sum(dtype=logits.dtype)
+    sampled, regions = (chosen.sum(1, dtype=logits.dtype) for chosen in (anchors, rois))  # (N,)
+    positions = sizes.prod(-1).astype(logits.dtype) / _CELL if form.by_positions else sampled
+
+    def term(losses: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return (sum, weight) of losses (N, n), divided by the counts (N,) of their images or of all."""
+        of_images = losses.sum(1)
+        if form.by_image:
+            return jnp.sum(of_images / jnp.maximum(counts, 1)), images
+        return of_images.sum(), counts.sum()
+
+    return {
+        "objectness": term(jnp.where(anchors, objectness, 0), sampled),
+        "rpn_box": term((rpn_weight or form.rpn_weight) * rpn_box, positions),
+        "classifier": term(jnp.where(rois, classifier, 0), regions),
+        "box": term(box, regions),
+    }
+
+
+def smooth_l1(values: jax.Array, targets: jax.Array, counted: jax.Array, beta: float) -> jax.Array:
+    """Return x² / 2β where |x| < β, else |x| - β / 2, summed over the last axis: (…,); 0 where not `counted`.
+
+    Girshick 2015, equation 3, where β is 1.
+
+    Args:
+      values, targets: (…, 4); x is their difference.
+      counted: bool (…,).
+    """
+    # Zero before the square: the gradient of what is dropped only behind it would still be NaN where x is.
+    error = jnp.where(counted[..., None], values - targets, 0)
+    size = jnp.abs(error)
+    return jnp.where(size < beta, 0.5 * error**2 / beta, size - 0.5 * beta).sum(-1)
