@@ -1,6 +1,6 @@
 """Faster R-CNN with a pyramid on a ResNet-18, from scratch, on blood cells: 364 photographs of 480×640, three classes.
 
-    printf 'RBC\\nWBC\\nPlatelets\\n' > data/BCCD/classes.txt      # the voc source reads the names of classes from there
+    printf 'RBC\\nWBC\\nPlatelets\\n' > data/BCCD/classes.txt      # the names of the classes
     jaxcnn train --config experiments/bccd/faster_rcnn.py --workdir runs/bccd-faster_rcnn
 
     jaxcnn evaluate --workdir runs/bccd-faster_rcnn --config.data.eval_split=test --detections found.json    # the score
