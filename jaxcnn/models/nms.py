@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcnn.models import boxes as box
+from jaxcnn.models.sharding import vary_as
 
 BLOCK = 256
 
@@ -75,7 +76,7 @@ def nms(
         return step + 1, kept, kept_rows, found + keep.sum(dtype=jnp.int32)
 
     start = jnp.int32(0), jnp.zeros(count, jnp.int32), jnp.full((count, 5), jnp.nan, rows.dtype), jnp.int32(0)
-    _, kept, _, found = lax.while_loop(more, add_block, start)
+    _, kept, _, found = lax.while_loop(more, add_block, vary_as(rows, start))
     present = jnp.arange(count) < found
     order = jnp.pad(order, (0, blocks * block - number)).astype(jnp.int32)
     return jnp.where(present, order[kept], 0), present

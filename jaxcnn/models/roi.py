@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxcnn import UserError
 from jaxcnn.models import boxes as box
+from jaxcnn.models.sharding import vary_as
 
 
 def assign_levels(boxes: jax.Array, lowest: int = 2, highest: int = 5) -> jax.Array:
@@ -131,7 +132,7 @@ def _gather(maps: Any, levels: jax.Array, rows: Any, columns: Any) -> jax.Array:
 
     total = jnp.zeros((*row.shape[1:], column.shape[2], cells.shape[1]), jnp.promote_types(cells.dtype, down.dtype))
     # The 16 pairs of two samples a side are one fused expression; many are a loop, to bound program and memory.
-    total, _ = lax.scan(add, total, jnp.arange(pairs), unroll=pairs if pairs <= 16 else 1)
+    total, _ = lax.scan(add, vary_as(cells, total), jnp.arange(pairs), unroll=pairs if pairs <= 16 else 1)
     return total.astype(cells.dtype)
 
 
@@ -162,7 +163,8 @@ def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
                 across = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
                 return total + jnp.einsum("rhy,rhxc->yxc", tall, across, precision="highest"), None
 
-            total, _ = lax.scan(add, jnp.zeros(x.shape, grad.dtype), tuple(chunks(a) for a in (tall, broad, grad)))
+            total = vary_as(grad, jnp.zeros(x.shape, grad.dtype))
+            total, _ = lax.scan(add, total, tuple(chunks(a) for a in (tall, broad, grad)))
             return total.astype(x.dtype)
 
         return tuple(of_map(number, x) for number, x in enumerate(maps))
@@ -265,7 +267,7 @@ def _maxima(x: jax.Array) -> Any:
         return _better(windows, there), windows
 
     # A loop, as XLA's CPU compiler would compute each level again from the ones before wherever it is used.
-    single = x, jnp.broadcast_to(index, x.shape)
+    single = x, vary_as(x, jnp.broadcast_to(index, x.shape))
     tall = lax.scan(partial(double, 0), single, jnp.arange(max(height, 1).bit_length()))[1]  # (I, H, W, C)
     return lax.scan(partial(double, 2), tall, jnp.arange(max(width, 1).bit_length()))[1]
 

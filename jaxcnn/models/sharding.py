@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
 # Paths of the parameters whose last dimension is sharded over `model`: fully connected layers, by their names.
@@ -60,3 +62,13 @@ def place(x: jax.Array, rows: tuple[str, ...], features: str | None = None) -> j
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     spec = PartitionSpec(tuple(axis for axis in rows if axis in free), *[None] * (x.ndim - 2), features)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def vary_as(x: jax.Array, tree: Any) -> Any:
+    """Return arrays that differ from shard to shard as `x` does: what a loop begins with must do so if it ends so.
+
+    No value changes. In a `shard_map` JAX keeps account of what differs, and a choice between two equal arrays by some
+    element of `x` is how it hears of it; XLA drops the choice.
+    """
+    element = x.ravel()[0]
+    return jax.tree.map(lambda leaf: jnp.where(element == element, leaf, leaf), tree)

@@ -46,3 +46,33 @@ def _xml(size: tuple[int, int], things: list[Thing]) -> str:
         objects += f"<object>{about}<bndbox>{edges}</bndbox></object>"
     height, width = size
     return f"<annotation><size><width>{width}</width><height>{height}</height></size>{objects}</annotation>"
+
+
+def write_blocks(root: Path, counts: dict[str, int], side: int = 64) -> str:
+    """Write `voc:ROOT` of images with one to three blocks, red or blue, on grey noise; {split: images}.
+
+    Every fifth image of a split has no object.
+    """
+    rng, names = np.random.default_rng(0), ("red", "blue")
+    splits, paintings = {}, {}
+    for split, count in counts.items():
+        splits[split] = []
+        for i in range(count):
+            image = rng.integers(90, 150, (side, side + 16, 3)).astype(np.uint8)
+            things = []
+            for _ in range(0 if i % 5 == 4 else rng.integers(1, 4)):
+                kind = int(rng.integers(2))
+                height, width = rng.integers(14, 30, 2)
+                top, left = rng.integers(0, side - height), rng.integers(0, side + 16 - width)
+                box = (float(left), float(top), float(left + width), float(top + height))
+                image[top : top + height, left : left + width] = (230, 40, 40) if kind == 0 else (40, 40, 230)
+                # A later block covers an earlier one: what is left of that is no object of this box.
+                things = [t for t in things if t.box[2] <= left or left + width <= t.box[0]
+                          or t.box[3] <= top or top + height <= t.box[1]]  # fmt: skip
+                things.append(Thing(names[kind], box))
+            splits[split].append(((side, side + 16), things))
+            paintings[f"{split}{i}"] = image
+    name = write_voc_boxes(root, splits, names)
+    for file, image in paintings.items():
+        Image.fromarray(image).save(root / f"JPEGImages/{file}.jpg", "PNG")
+    return name
