@@ -176,10 +176,10 @@ def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequen
 
     Args:
       numbers: the data set's own number of each image.
-      category_ids: its number of each label, the background's first.
+      category_ids: its number of each label, the background's first; negative where it lacks a class of the network's,
+        whose detections are left out.
     """
-    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
-    boxes = boxes.astype(np.float64).round(2).tolist()
+    boxes = _xywh(found.boxes, 2)
     return [
         {
             "image_id": int(numbers[image]),
@@ -188,7 +188,14 @@ def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequen
             "score": float(str(score)),
         }
         for image, label, box, score in zip(found.image, found.label, boxes, found.score, strict=True)
+        if category_ids[label] >= 0
     ]
+
+
+def _xywh(boxes: np.ndarray, decimals: int) -> list[list[float]]:
+    """Return the x, y, width and height of boxes (n, 4), rounded."""
+    corners = boxes.astype(np.float64)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(decimals).tolist()
 
 
 class CocoScores(NamedTuple):
@@ -218,10 +225,9 @@ def coco_scores(
 
     listed = {
         "info": {}, "images": [{"id": int(n)} for n in numbers],
-        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:]],
+        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
     }  # fmt: skip
-    corners = objects.boxes.astype(np.float64)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals, to which no error of a difference must be added
     # The first id is 1: pycocotools takes 0 for no match.
     truth = [
         {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
@@ -246,7 +252,7 @@ def coco_scores(
     classes = {
         label: float(by_class[number].mean())
         for label, number in enumerate(category_ids)
-        if label and (by_class[number] > -1).all()
+        if label and number >= 0 and (by_class[number] > -1).all()
     }
     twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
     return CocoScores(twelve, classes)
