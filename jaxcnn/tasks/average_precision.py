@@ -236,6 +236,8 @@ def coco_scores(
             zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
         )
     ]  # fmt: skip
+    known: Any
+    found: Any
     with contextlib.redirect_stdout(io.StringIO()):  # It prints, and has no switch for it.
         known, found = COCO(), COCO()
         known.dataset, found.dataset = listed | {"annotations": truth}, listed | {"annotations": []}

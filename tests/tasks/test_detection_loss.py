@@ -94,7 +94,7 @@ def test_a_row_that_does_not_count_changes_nothing_even_with_a_nan_in_it(outputs
     )
 
     def total(values: Any) -> Any:
-        terms = detection_terms(damaged | values, jnp.asarray(present), jnp.asarray(SIZES), FORMS[form])
+        terms: Any = detection_terms(damaged | values, jnp.asarray(present), jnp.asarray(SIZES), FORMS[form])
         return sum(x / weight for x, weight in terms.values())
 
     gradient = jax.grad(total)({name: x for name, x in damaged.items() if x.dtype == np.float32})
