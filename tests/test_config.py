@@ -738,6 +738,10 @@ DATA = {
     "camvid:data/camvid": (11, (360, 480, 3), 367),
     "voc_segmentation:data/VOCdevkit/VOC2011": (21, (500, 500, 3), 8_498),
     "coco_segmentation:data/coco": (21, (480, 480, 3), 92_518),
+    "voc:data/VOCdevkit/VOC2007": (21, (608, 1024, 3), 5_011),
+    "voc:data/VOC0712": (21, (608, 1024, 3), 16_551),
+    "voc:data/BCCD": (4, (256, 320, 3), 205),
+    "coco:data/coco": (81, (800, 1088, 3), 118_287),
     "frey:data/frey/freyfaces.npy": (1, (28, 20, 1), 1_565),
 }
 
