@@ -15,6 +15,7 @@ from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
 from jaxcnn.data.images.decode import size_of
+from jaxcnn.training.trained import open_run
 
 SPLITS = {"train": (24, 2), "val": (7, 1)}  # how many images, and their seed
 
@@ -126,6 +127,19 @@ def test_predict_lists_boxes_in_pixels_of_the_image(folder, tmp_path, capsys):
     assert sum(len(line["boxes"]) for line in lines) < everything
     assert run("predict", "--workdir", folder / "run", images[0], "--threshold", "1") == 0
     assert capsys.readouterr().out == f"{images[0]}: nothing of a score of 1 or more\n"
+
+
+def test_boxes_are_in_pixels_of_the_image_whatever_size_the_network_sees_it_at(folder):
+    images = sorted((folder / "blocks/JPEGImages").glob("val*.jpg"))
+    as_stored = open_run(folder / "run").predict(images)
+    larger = open_run(folder / "run", overrides={"data.min_size": 40}).predict(images)
+    compared = 0
+    for one, other in zip(as_stored, larger, strict=True):
+        for row in (row for row in one.summary["boxes"] if row["score"] > 0.7):
+            same = [found["box"] for found in other.summary["boxes"] if found["class"] == row["class"]]
+            assert min(np.abs(np.subtract(box, row["box"])).max() for box in same) < 1
+            compared += 1
+    assert compared > 3
 
 
 @pytest.mark.parametrize(
