@@ -38,7 +38,7 @@ class Objects(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The detections in all images; of equal scores the first one comes first.
+    """The detections in all images; those of equal scores keep their order.
 
     Attributes:
       image: int (d,), as of the objects.
@@ -133,7 +133,7 @@ def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclus
     near = overlap >= threshold
     ignored = np.append(objects.ignored, False)  # one more: where there is no object, `best` is 0 all the same
     outcome = np.where(near & ignored[best], IGNORED, FALSE)
-    # Of the detections of an object, by falling score, the first one is the hit.
+    # The hit is the first of an object's detections by falling score.
     order = np.argsort(-found.score, kind="stable")
     claims = order[(near & (outcome != IGNORED))[order]]
     outcome[claims[np.unique(best[claims], return_index=True)[1]]] = HIT
@@ -143,7 +143,7 @@ def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclus
 def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the object of its image and class that each detection overlaps most, int (d,), and their IoU, (d,).
 
-    Where there is none, the object is 0 and the IoU -1. Of several with the same IoU it is the first.
+    Where there is none, the object is 0 and the IoU -1. The first one of several with the same IoU is taken.
     """
     classes = 1 + max(objects.label.max(initial=0), found.label.max(initial=0))
     own, theirs = (x.image.astype(np.int64) * classes + x.label for x in (found, objects))
@@ -155,7 +155,7 @@ def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.n
     place = np.arange(len(detection)) - np.repeat(counts.cumsum() - counts, counts) + first[detection]
     overlap = _iou(found.boxes[detection], objects.boxes[by_key[place]], inclusive)
     best, most = np.zeros(len(own), np.int64), np.full(len(own), -1.0)
-    order = np.lexsort((-overlap, detection))  # stable: of equals the first stays the first
+    order = np.lexsort((-overlap, detection))  # stable: equals keep their order
     there, at = np.unique(detection[order], return_index=True)
     best[there], most[there] = by_key[place[order[at]]], overlap[order[at]]
     return best, most

@@ -228,7 +228,7 @@ class Detection(Task):
     ) -> Any:
         """Return a figure of each image with its boxes from a score of 0.5 on, beside the true ones where known.
 
-        Of padded images "sizes" of `targets` says how much is shown.
+        Padded images are shown up to the "sizes" of `targets`.
         """
         from jaxcnn.figures.overlays import box_cards
 

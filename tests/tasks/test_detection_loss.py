@@ -18,7 +18,7 @@ TERMS = ("objectness", "rpn_box", "classifier", "box")
 
 @pytest.fixture
 def outputs() -> dict[str, np.ndarray]:
-    """Of three images; the second one has no object, and the regression targets reach beyond every β."""
+    """Outputs for three images; the second has no object, and the regression targets reach beyond every β."""
     rng = np.random.default_rng(0)
     made: dict[str, Any] = {
         "rpn_logits": rng.normal(0, 2, (N, A)), "rpn_deltas": rng.normal(0, 1, (N, A, 4)),
