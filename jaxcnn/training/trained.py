@@ -28,7 +28,7 @@ from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.prepare import cifar
-from jaxcnn.data.sources import voc_segmentation
+from jaxcnn.data.sources import coco, voc_segmentation
 from jaxcnn.data.sources.imagenet import class_names
 from jaxcnn.locations import Address, place
 from jaxcnn.models import list_models
@@ -53,6 +53,7 @@ from jaxcnn.training.train import network_of
 from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, some, to_paths
 from jaxcnn.weights.torchvision import (
     CIFAR_NAMES,
+    DETECTION_NAMES,
     SEGMENTATION_NAMES,
     find_network,
     from_state_dict,
@@ -487,6 +488,8 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
             data, known = "tfds:cifar10", cifar.CLASSES
         if name in SEGMENTATION_NAMES:
             task, data, known = "segmentation", "voc_segmentation:VOCdevkit", voc_segmentation.CLASSES
+        if name in DETECTION_NAMES:
+            task, data, known = "detection", "coco:data/coco", coco.class_names(classes)
         given = input_of(name, known if len(known) == classes else tuple(map(str, range(classes))))
         sides = {f"data.{key}": given[key] for key in ("min_size", "max_size") if key in given}
         size = sides or {"data.image_size": given["image_shape"][:2]}

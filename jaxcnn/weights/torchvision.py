@@ -88,7 +88,8 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
     Returns:
       "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
       shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize". A segmentation
-      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own).
+      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own); a
+      detector's "max_size", too, of the longer one, and "canvas_multiple", of the sides of padded images.
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if name in CAFFE_NAMES:
@@ -98,6 +99,9 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
         side = 520 if name in NAMES else 500
         about = {"image_shape": (side, side, 3), "mean": mean, "std": std, "class_names": tuple(class_names)}
         return about | {"min_size": side if name in NAMES else 0}
+    if name in DETECTION_NAMES:
+        sides = {"min_size": 800, "max_size": 1333, "canvas_multiple": 32}
+        return {"image_shape": (800, 1088, 3), "mean": mean, "std": std, "class_names": tuple(class_names)} | sides
     if name in CIFAR_NAMES:  # The port normalises CIFAR-10 by ImageNet's statistics.
         return {"image_shape": (32, 32, 3), "mean": mean, "std": std, "class_names": tuple(class_names)}
     if name == "googlenet_tv":

@@ -34,7 +34,7 @@ GOLDEN: dict[str, Any] = {
 
 def state_dict() -> dict[str, np.ndarray]:
     """The weights that the outputs were computed with."""
-    weights = {key: entry(key, shape) for key, shape in shapes_of("fasterrcnn_resnet50_fpn").items()}
+    weights = {key: entry(key, shape) for key, shape in shapes_of("faster_rcnn_resnet50_fpn").items()}
     for key in weights:
         for pattern, factor in FACTORS:
             if re.search(pattern, key):
@@ -146,7 +146,7 @@ def test_losses_and_gradients_of_a_training_step_are_torchvisions():
         assert loss == pytest.approx(float(DATA[f"train/loss_{name}"]), rel=1e-4), name
     found = norms(to_state_dict(TV, before | {"params": jax.device_get(gradients)}))
     frozen = re.compile(r"\.bn\d\.|\.downsample\.1\.")
-    trained = [key for key in shapes_of("fasterrcnn_resnet50_fpn") if not frozen.search(key)]
+    trained = [key for key in shapes_of("faster_rcnn_resnet50_fpn") if not frozen.search(key)]
     np.testing.assert_allclose([found[key] for key in trained], DATA["train/grads"], rtol=5e-3)
 
 

@@ -13,8 +13,21 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.data.sources import Source, is_plain, missing, one_line, path_of
-from jaxcnn.data.sources.boxed import Picture, Thing, checked_size, cut, make_boxed
+from jaxcnn.data.sources.boxed import BACKGROUND, Picture, Thing, checked_size, cut, make_boxed
 from jaxcnn.safe_files import read_json, shown
+
+# COCO's 80 categories by their ids, which have gaps; "" where there is none.
+CATEGORIES = (
+    "", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "", "backpack", "umbrella", "", "", "handbag", "tie", "suitcase",
+    "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard",
+    "surfboard", "tennis racket", "bottle", "", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana",
+    "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "", "dining table", "", "", "toilet", "", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 
 _MAX_JSON = 2**30  # bytes; instances_train2017.json has 448,000,000
 _PREFIX = "instances_"
@@ -61,6 +74,18 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
     """Return the splits, all of which have annotations."""
     return list(_files(name))
+
+
+def class_names(classes: int) -> tuple[str, ...]:
+    """Return the names of the classes of a network of COCO's; () where it has neither 81 nor 91.
+
+    With 91 a label is COCO's id, with 81 the rank of it.
+    """
+    if classes == len(CATEGORIES):
+        names = [name or f"unused {number}" for number, name in enumerate(CATEGORIES)]
+    else:
+        names = [BACKGROUND, *filter(None, CATEGORIES)]
+    return (BACKGROUND, *names[1:]) if classes == len(names) else ()
 
 
 def _files(name: str) -> dict[str, Path]:
