@@ -19,7 +19,13 @@ _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _LARGEST_FACTOR = 8
 _DRAWN = 36  # images in a picture
 _TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
-_WRITTEN = (*_TABLES, "confusion", "save")  # options that name a file
+_OF_ONE = {
+    "save": "draws",
+    "confusion": "draws",
+    "curves": "draws",
+    "detections": "writes",
+}  # options of one run
+_WRITTEN = (*_TABLES, *_OF_ONE)  # options that name a file
 _SEVERAL = 'Several runs or checkpoints print a line each before that one, which is then {"runs": [all of them]}.'
 
 
@@ -32,9 +38,9 @@ def main(argv: list[str]) -> int:
     if arguments.scales:
         _check_scales(arguments.scales, arguments.protocol)
     models = _models(arguments)
-    for name in ("save", "confusion"):
+    for name, does in _OF_ONE.items():
         if getattr(arguments, name) and len(models) > 1:
-            raise UserError(f"--{name} draws one run at one checkpoint: give one --workdir and --checkpoint")
+            raise UserError(f"--{name} {does} one run at one checkpoint: give one --workdir and --checkpoint")
     with team_of(arguments) as team:
         if arguments.save and team.processes > 1:
             raise UserError("--save draws in one process: leave it out here, or evaluate without the others")
@@ -47,6 +53,9 @@ def main(argv: list[str]) -> int:
         options["per_example"] = bool(wanted or arguments.confusion)
         found, rows = [], {name: [] for name in wanted}
         for run in _opened(models, overrides):
+            for name in ("detections", "curves"):
+                if getattr(arguments, name) and not run.task.detects:
+                    raise UserError(f"--{name} is of boxes, and {run.source} detects none: leave it out")
             if arguments.reference and not run.task.features:
                 raise UserError(f"{run.source} has no features to compare: set --config.task.features=DIR, of a GAN")
             evaluation = run.evaluation(**options)
@@ -90,7 +99,10 @@ def _parser() -> Parser:
     add("--per-class", metavar="CSV", type=location, help="write a row for each class: examples, correct, accuracy …")
     words = "draw which classes are taken for which, and the worst mistakes"
     add("--confusion", metavar="PNG", type=picture, help=words)
-    add("--save", metavar="PNG", type=picture, help="draw a grid of predictions")
+    add("--save", metavar="PNG", type=picture, help="draw a grid of predictions, beside the truth")
+    words = "detection: write all boxes in COCO's result format, by the data set's own numbers of images and classes"
+    add("--detections", metavar="JSON", type=location, help=words)
+    add("--curves", metavar="PNG", type=picture, help="detection: draw the precision-recall curve of each class")
     add_hosts(parser)
     return parser
 
@@ -143,9 +155,13 @@ def _rows(evaluation: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
-    if arguments.confusion:
-        save(evaluation.draw_mistakes(), arguments.confusion)
-        print(f"confusion: {arguments.confusion}", file=sys.stderr)
+    if arguments.detections:
+        write_atomically(arguments.detections, json.dumps(evaluation.results()))
+        print(f"detections: {arguments.detections}", file=sys.stderr)
+    for name, draw in (("confusion", evaluation.draw_mistakes), ("curves", evaluation.draw_curves)):
+        if out := getattr(arguments, name):
+            save(draw(), out)
+            print(f"{name}: {out}", file=sys.stderr)
     if arguments.save:
         examples = run.examples(_DRAWN)
         images, sizes = examples["image"], examples.get("sizes")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the run's or float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, of broken images too")
     parser.add_argument("--save", metavar="PNG", type=picture, help="draw the images with what they show")
+    words = "of detection: least score of a box (default: 0.5 in pictures and words, --json has all)"
+    parser.add_argument("--threshold", metavar="T", type=_share, help=words)
     words = "write the classes of each image's pixels as an index PNG of its size and name; of segmentation"
     parser.add_argument("--masks", metavar="DIR", type=location, help=words)
     parser.add_argument("--explain", metavar="PNG", type=picture, help="draw where the first class is seen (Grad-CAM)")
@@ -43,6 +46,8 @@ def main(argv: list[str]) -> int:
 
     set_up_jax()
     network = _open(arguments, overrides)
+    if arguments.threshold is not None:
+        network.task.show_from(arguments.threshold)
     if arguments.features:
         return _write_features(network, arguments)
     drawn, shown = [], 0
@@ -117,6 +122,14 @@ def _write_mask(prediction: Any, folder: Path) -> None:
         raise UserError("--masks writes a class for each pixel: it goes with runs of segmentation alone")
     png = write_index_png(prediction.outputs["label_map"], class_colours())
     write_atomically(_mask_of(Path(prediction.name), folder), png)
+
+
+def _share(text: str) -> float:
+    """Return a number of 0 … 1, for argparse."""
+    with suppress(ValueError):
+        if 0 <= (number := float(text)) <= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: write a score of 0 … 1, such as 0.5")
 
 
 def _npz(text: str) -> Path:

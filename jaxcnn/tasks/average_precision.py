@@ -38,7 +38,7 @@ class Objects(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The detections in all images; of equal scores the first one comes first.
+    """The detections in all images; those of equal scores keep their order.
 
     Attributes:
       image: int (d,), as of the objects.
@@ -133,7 +133,7 @@ def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclus
     near = overlap >= threshold
     ignored = np.append(objects.ignored, False)  # one more: where there is no object, `best` is 0 all the same
     outcome = np.where(near & ignored[best], IGNORED, FALSE)
-    # Of the detections of an object, by falling score, the first one is the hit.
+    # The hit is the first of an object's detections by falling score.
     order = np.argsort(-found.score, kind="stable")
     claims = order[(near & (outcome != IGNORED))[order]]
     outcome[claims[np.unique(best[claims], return_index=True)[1]]] = HIT
@@ -143,7 +143,7 @@ def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclus
 def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the object of its image and class that each detection overlaps most, int (d,), and their IoU, (d,).
 
-    Where there is none, the object is 0 and the IoU -1. Of several with the same IoU it is the first.
+    Where there is none, the object is 0 and the IoU -1. The first one of several with the same IoU is taken.
     """
     classes = 1 + max(objects.label.max(initial=0), found.label.max(initial=0))
     own, theirs = (x.image.astype(np.int64) * classes + x.label for x in (found, objects))
@@ -155,7 +155,7 @@ def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.n
     place = np.arange(len(detection)) - np.repeat(counts.cumsum() - counts, counts) + first[detection]
     overlap = _iou(found.boxes[detection], objects.boxes[by_key[place]], inclusive)
     best, most = np.zeros(len(own), np.int64), np.full(len(own), -1.0)
-    order = np.lexsort((-overlap, detection))  # stable: of equals the first stays the first
+    order = np.lexsort((-overlap, detection))  # stable: equals keep their order
     there, at = np.unique(detection[order], return_index=True)
     best[there], most[there] = by_key[place[order[at]]], overlap[order[at]]
     return best, most
@@ -176,10 +176,10 @@ def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequen
 
     Args:
       numbers: the data set's own number of each image.
-      category_ids: its number of each label, the background's first.
+      category_ids: its number of each label, the background's first; negative where it lacks a class of the network's,
+        whose detections are left out.
     """
-    boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
-    boxes = boxes.astype(np.float64).round(2).tolist()
+    boxes = _xywh(found.boxes, 2)
     return [
         {
             "image_id": int(numbers[image]),
@@ -188,7 +188,14 @@ def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequen
             "score": float(str(score)),
         }
         for image, label, box, score in zip(found.image, found.label, boxes, found.score, strict=True)
+        if category_ids[label] >= 0
     ]
+
+
+def _xywh(boxes: np.ndarray, decimals: int) -> list[list[float]]:
+    """Return the x, y, width and height of boxes (n, 4), rounded."""
+    corners = boxes.astype(np.float64)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(decimals).tolist()
 
 
 class CocoScores(NamedTuple):
@@ -218,10 +225,9 @@ def coco_scores(
 
     listed = {
         "info": {}, "images": [{"id": int(n)} for n in numbers],
-        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:]],
+        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
     }  # fmt: skip
-    corners = objects.boxes.astype(np.float64)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals, to which no error of a difference must be added
     # The first id is 1: pycocotools takes 0 for no match.
     truth = [
         {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
@@ -230,6 +236,8 @@ def coco_scores(
             zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
         )
     ]  # fmt: skip
+    known: Any
+    found: Any
     with contextlib.redirect_stdout(io.StringIO()):  # It prints, and has no switch for it.
         known, found = COCO(), COCO()
         known.dataset, found.dataset = listed | {"annotations": truth}, listed | {"annotations": []}
@@ -246,7 +254,7 @@ def coco_scores(
     classes = {
         label: float(by_class[number].mean())
         for label, number in enumerate(category_ids)
-        if label and (by_class[number] > -1).all()
+        if label and number >= 0 and (by_class[number] > -1).all()
     }
     twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
     return CocoScores(twelve, classes)

@@ -108,6 +108,7 @@ class Task:
     best: tuple[str, str] = ("top1", "max")  # the score that picks the best checkpoint, and "max" or "min"
     headline: tuple[Headline, ...] = ()  # none: `best` alone is shown
     padded: bool = False  # images are not cut, but padded within canvases: "sizes" int32 (2,) is then a target
+    detects: bool = False  # predictions are boxes: evaluation writes them and draws curves
     players: tuple[str, ...] = ("",)  # names of the top-level parts of `params` with an optimizer each; "": one for all
     constants: Mapping[str, Any] = {}  # arrays that the step takes as arguments, never baked into the program
     # What pixels of 0 … 255 become, (low, high); None: they are centred and scaled by the data's mean and deviation.

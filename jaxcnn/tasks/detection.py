@@ -35,7 +35,7 @@ SHOWN = 0.5  # least score of a box that is drawn or put into words, unless anot
 class Detection(Task):
     """Four losses, and average precision over all images."""
 
-    padded = True
+    padded = detects = True
     headline = (
         Headline("loss", "loss {:.4f}", "loss"),
         Headline("map50", "mAP50 {:.2%}", "1 - mAP at 0.5, %", error=True),
@@ -152,7 +152,7 @@ class Detection(Task):
 
     def results(self, rows: Rows) -> list[dict[str, Any]]:
         """Return all detections in COCO's result format, by the data set's own numbers."""
-        return coco_results(detections_of(rows), self._numbers(rows), self.source.category_ids)
+        return coco_results(detections_of(rows), self._numbers(rows), self._categories)
 
     def per_example(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
         """Return nothing besides the rows of `collect`, of which the tables are made."""
@@ -228,7 +228,7 @@ class Detection(Task):
     ) -> Any:
         """Return a figure of each image with its boxes from a score of 0.5 on, beside the true ones where known.
 
-        Of padded images "sizes" of `targets` says how much is shown.
+        Padded images are shown up to the "sizes" of `targets`.
         """
         from jaxcnn.figures.overlays import box_cards
 
@@ -252,11 +252,18 @@ class Detection(Task):
         image = np.repeat(np.arange(len(truth)), [len(objects["labels"]) for objects in truth])
         joined = {name: np.concatenate([objects[name] for objects in truth]) for name in truth[0]}
         ignored = joined["difficult"] | joined["crowd"]
-        return Objects(image, joined["labels"], joined["boxes"], ignored, joined["area"])
+        # Annotations have two decimals at most, of which float32 has lost some: an overlap may be a threshold exactly.
+        boxes = joined["boxes"].astype(np.float64).round(3)
+        return Objects(image, joined["labels"], boxes, ignored, joined["area"])
 
     def _coco(self, rows: Rows) -> Any:
-        numbers, categories = self._numbers(rows), self.source.category_ids
-        return coco_scores(self._objects(rows), self.results(rows), numbers, categories)
+        return coco_scores(self._objects(rows), self.results(rows), self._numbers(rows), self._categories)
+
+    @property
+    def _categories(self) -> list[int]:
+        """Return the data set's own number of each class of the network, -1 of those that it lacks."""
+        own = list(self.source.category_ids)
+        return own + [-1] * (len(self.class_names) - len(own))
 
 
 def to_stored(boxes: Any, sizes: Any, original: Any) -> Any:

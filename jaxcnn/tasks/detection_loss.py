@@ -56,10 +56,10 @@ def detection_terms(
     """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective.
 
     Args:
-      outputs: of the model in training. Of A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
-        "rpn_targets" (N, A, 4); of R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
+      outputs: what the model gives in training: for A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
+        "rpn_targets" (N, A, 4); for R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
         (N, R, C, 4) and "box_targets" (N, R, 4).
-      present: bool (N,), the rows that count: of others nothing enters, not even a NaN.
+      present: bool (N,), the rows that count. Nothing enters from the others, not even a NaN.
       sizes: int (N, 2), height and width of each image in pixels.
       rpn_weight: λ; 0: that of the form.
     """

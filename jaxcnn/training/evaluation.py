@@ -149,6 +149,14 @@ class Evaluation:
         """Return the columns of a row for each class."""
         return self.task.class_table(self.rows, self.names)
 
+    def results(self) -> list[dict[str, Any]]:
+        """Return all detections in COCO's result format: the scores are of exactly these."""
+        return self.task.results(self.rows)
+
+    def draw_curves(self) -> Any:
+        """Return a figure of the precision-recall curve of each class."""
+        return self.task.draw_curves(self.rows)
+
     def draw_mistakes(self) -> Any:
         """Return a figure of which classes are taken for which, with the worst mistakes."""
         return self.task.draw_mistakes(self.rows, self.names, self._images)

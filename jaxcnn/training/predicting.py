@@ -10,6 +10,7 @@ from jaxcnn import UserError
 from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
 from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
 from jaxcnn.safe_files import read_bytes
+from jaxcnn.tasks.detection import to_stored
 
 
 class Prediction(NamedTuple):
@@ -91,4 +92,6 @@ def _predicted(network: Any, found: Prediction, canvases: list[tuple[int, int]])
     # Each pixel of the image is given what the nearest pixel of the row has; the row's padding is passed over.
     to_own = Crop(Box(0, 0, *seen), own)
     moved = {key: to_own.label_map(value) for key, value in values.items() if key in MAPS}
+    if "boxes" in values:
+        moved["boxes"] = to_stored(values["boxes"], np.array(seen), np.array(own))
     return found._replace(outputs=values | moved)

@@ -330,9 +330,10 @@ class TrainedModel:
         """Refuse a test that the task does not have."""
         name = self.config.task.name
         if self.task.padded and protocol:
-            raise UserError(
-                f"--protocol {protocol} cuts crops out of images: {name} has --flip and --scales without it"
-            )
+            instead = "leave it out" if self.task.detects else f"{name} has --flip and --scales without it"
+            raise UserError(f"--protocol {protocol} cuts crops out of images: {instead}")
+        if self.task.detects and (flip or scales):
+            raise UserError(f"--flip and --scales average classes of pixels: {name} has none, leave them out")
         if not self.task.padded and (flip or (scales and protocol != "dense")):
             option = "--flip goes" if flip else "--scales goes with --protocol dense, or"
             raise UserError(f"{option} with segmentation: {name} mirrors by --protocol 10crop, 144crop or dense")
@@ -361,7 +362,7 @@ class TrainedModel:
         config, _ = of_weights(config, self.input, self.task.padded)
         # A task without labels takes data of any classes, or of none.
         labelled = self.task.targets(Images(len(self.input["class_names"]), self.input["image_shape"])).keys()
-        classes = self.input["class_names"] if labelled & {"label", "label_map"} else None
+        classes = self.input["class_names"] if labelled & {"label", "label_map", "labels"} else None
         network = Network(self.source, self.input["image_shape"][2], classes)
         data = Dataset(
             config, part, training=False, targets=self.task.targets, network=network,

@@ -211,6 +211,6 @@ def test_labels_become_those_of_a_network_and_categories_stay_the_data_sets_own(
     data = dataset(voc, network=network)
     assert data.eval.class_names == network.classes
     assert data.eval.truth(0)["labels"].tolist() == [4, 3, 1]
-    assert list(data.eval.category_ids) == [0, 3, 0, 2, 1]
+    assert list(data.eval.category_ids) == [0, 3, -1, 2, 1]
     (row,) = (row for row in rows_of(data.eval_batches()) if row["example"] == 0)
     assert row["labels"].tolist() == [4, 3, 1, 0, 0]

@@ -4,7 +4,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxcnn.figures.overlays import class_colours, draw_boxes, mask_cards, show, tinted
+from jaxcnn.figures.overlays import (
+    box_cards,
+    class_colours,
+    draw_boxes,
+    mask_cards,
+    precision_recall,
+    show,
+    tinted,
+)
 
 
 def test_colours_of_neighbouring_classes_are_far_apart_and_void_is_white():
@@ -57,3 +65,25 @@ def test_an_image_without_boxes_is_drawn_as_it_is():
     axes = Figure().add_subplot()
     draw_boxes(axes, np.zeros((0, 4)), np.zeros(0, int), ["background"])
     assert not axes.patches
+
+
+def test_cards_have_a_picture_for_each_kind_of_boxes(tmp_path):
+    images = [np.zeros((20, 30, 3), np.uint8), np.zeros((12, 9, 1), np.uint8)]
+    box, none = np.array([[1, 2, 8, 9.0]]), np.zeros((0, 4))
+    truth = [(box, np.array([1]), None), (none, np.zeros(0, int), None)]
+    found = [(none, np.zeros(0, int), np.zeros(0)), (box, np.array([1]), np.array([0.25]))]
+    names = ["background", "cat"]
+    figure = box_cards(images, ["a", "b"], {"truth": truth, "found": found}, names, tmp_path / "x.png")
+    assert [axes.get_title() for axes in figure.axes] == ["a truth", "a found", "b truth", "b found"]
+    words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert words == [["cat"], [], [], ["cat 25%"]]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_many_classes_differ_and_their_names_are_no_formulas(tmp_path):
+    line = np.array([0.5, 1]), np.array([1, 0.5])
+    figure = precision_recall({f"$c_{i}": line for i in range(80)}, tmp_path / "x.png")
+    (axes,) = figure.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines[:40]}) == 40
+    assert len(figure.legends[0].get_texts()) == 80
+    assert precision_recall({}).axes[0].get_xlabel() == "recall"

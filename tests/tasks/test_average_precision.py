@@ -25,7 +25,7 @@ THEIRS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
 
 
 def arrays(truth: Any, found: Any) -> tuple[Objects, Detections]:
-    """Of rows [image, class, difficult, box] and [image, class, score, box]."""
+    """Objects and detections from rows [image, class, difficult, box] and [image, class, score, box]."""
     truth, found = (np.array(rows, np.float64).reshape(-1, 7) for rows in (truth, found))
     area = np.prod(truth[:, 5:] - truth[:, 3:5], axis=1)
     objects = Objects(truth[:, 0].astype(int), truth[:, 1].astype(int), truth[:, 3:], truth[:, 2] > 0, area)

@@ -18,7 +18,7 @@ TERMS = ("objectness", "rpn_box", "classifier", "box")
 
 @pytest.fixture
 def outputs() -> dict[str, np.ndarray]:
-    """Of three images; the second one has no object, and the regression targets reach beyond every β."""
+    """Outputs for three images; the second has no object, and the regression targets reach beyond every β."""
     rng = np.random.default_rng(0)
     made: dict[str, Any] = {
         "rpn_logits": rng.normal(0, 2, (N, A)), "rpn_deltas": rng.normal(0, 1, (N, A, 4)),
@@ -94,7 +94,7 @@ def test_a_row_that_does_not_count_changes_nothing_even_with_a_nan_in_it(outputs
     )
 
     def total(values: Any) -> Any:
-        terms = detection_terms(damaged | values, jnp.asarray(present), jnp.asarray(SIZES), FORMS[form])
+        terms: Any = detection_terms(damaged | values, jnp.asarray(present), jnp.asarray(SIZES), FORMS[form])
         return sum(x / weight for x, weight in terms.values())
 
     gradient = jax.grad(total)({name: x for name, x in damaged.items() if x.dtype == np.float32})

@@ -63,8 +63,8 @@ class Boxed(Source):
       pixels: height and width of each image, int32 (N, 2).
       first: where the objects of each image begin in the arrays below, int64 (N + 1,).
       objects: {"boxes": float32 (n, 4), "labels": int32 (n,), "difficult", "crowd": bool (n,), "area": float32 (n,)}.
-      category_ids: the data set's own number of each class; those of `class_names`, 0 where it has none: the
-        background, and classes of a network that the data set lacks.
+      category_ids: the data set's own number of each class; those of `class_names`, 0 for the background, -1 for
+        classes of a network that the data set lacks.
       dropped: how many objects are left out, as their box has no area.
     """
 
@@ -117,7 +117,7 @@ class Boxed(Source):
           names: of the network's classes.
           labels: the network's class for each class of the source.
         """
-        categories = np.zeros(len(names), np.int64)
+        categories = np.full(len(names), -1)
         categories[list(labels)] = self.category_ids
         objects = {**self.objects, "labels": np.array(labels, np.int32)[self.objects["labels"]]}
         return replace(self, class_names=tuple(names), objects=objects, category_ids=tuple(categories.tolist()))
