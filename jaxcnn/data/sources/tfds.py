@@ -46,7 +46,7 @@ def find(data_dir: str = "") -> list[str]:
     """Return the names, with config and version, of the prepared data sets, and one whose status says how to get it."""
     root = data_root(data_dir)
     folders = [f for parent in (*root.glob("*"), *root.glob("*/*")) for f in _versions(parent)]
-    names = [f"{_kind(f)}:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
+    names = [f"{kind_at(f)}:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
     return names if any(name.startswith("tfds:fashion_mnist") for name in names) else [*names, "tfds:fashion_mnist"]
 
 
@@ -123,7 +123,7 @@ def _versions(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted((p for p, n in numbers.items() if n), key=lambda p: [int(n) for n in p.name.split(".")])
 
 
-def _kind(folder: Path) -> str:
+def kind_at(folder: Path) -> str:
     """Return the kind of source that a data set is: where images have objects and no label, one of boxes."""
     with contextlib.suppress(OSError, ValueError):
         # The first "features" are those of an example; what they have within comes after them.
