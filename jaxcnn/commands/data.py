@@ -58,8 +58,9 @@ def _list(arguments: argparse.Namespace) -> None:
         splits = ", ".join(f"{split} {size:,}" for split, size in row["splits"].items())
         shape, classes = shape_text(row["image_shape"] or ()), str(row["num_classes"] or "")
         rows.append([row["name"], splits, shape, classes, row["status"]])
+    forms = ", ".join(kind.form for kind in KINDS.values() if kind.is_path)
+    rows.append(["files of yours", "", "", "", f"as {forms}"])
     print(text_table(["name", "examples", "image", "classes", "status"], rows))
-    print(f"files of yours: {', '.join(kind.form for kind in KINDS.values() if kind.is_path)}")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
