@@ -173,7 +173,7 @@ KEYS: dict[str, Row] = {
     "data.name": ("digits", _ANY, "digits | synthetic[_masks][:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | "
                   "packed:DIR | binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy | "
                   "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR | "
-                  "voc:DIR | coco:DIR"),
+                  "voc:DIR | coco:DIR | tfds_detection:NAME"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
     "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),

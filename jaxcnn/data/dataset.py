@@ -244,6 +244,8 @@ class Dataset:
             )
             for size in sizes
         ]  # fmt: skip
+        if self._boxes and known and (source is self.eval or not self.augmentation.geometry):
+            self._held(source, sizes)  # with boxes the sizes are known: none is found too large in the middle of a run
         if len(sizes) == 1 or not known:
             return (readers[0],)
         chosen = self._held(source, sizes) if self.padded else nearest_bucket(source.sizes(skip), sizes)
@@ -258,8 +260,8 @@ class Dataset:
             first = int((chosen < 0).argmax())
             height, width = needed[first].tolist()
             raise UserError(
-                f"{source.where(first)} needs {height}×{width} pixels, more than each of config.data.buckets={sizes}: "
-                "add a larger one, or set config.data.min_size"
+                f"{source.where(first)} needs {height}×{width} pixels, more than each canvas of "
+                f"{', '.join(map(str, sizes))}: give a larger one, or lower config.data.min_size"
             )
         return chosen
 

@@ -35,7 +35,8 @@ class Reader:
       longest: where "sizes" is a target, pixels of the longer side at most (0: no limit); see `canvases.scaled`.
       sides: likewise, shorter sides of which one is drawn for each training image; none: `resize`.
       augmentation: what happens to a training image here, on the host.
-      interpolation: of training crops; evaluation is "antialias" always.
+      interpolation: of training crops; evaluation is "antialias" always, which torchvision's detection is not where it
+        shrinks an image.
       skip: whether a broken example is replaced, and not an error.
       seed: of all random draws.
       targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;

@@ -23,9 +23,11 @@ class TestList:
         heading, *rows = capsys.readouterr().out.splitlines()
         assert heading.split() == ["name", "examples", "image", "classes", "status"]
         assert rows[0].split() == ["digits", "train", "1,442,", "test", "355", "8×8×1", "10", "ready"]
-        assert [row.split()[0] for row in rows] == ["digits", "synthetic", "synthetic_masks", "tfds:fashion_mnist"]
+        names = [row.split()[0] for row in rows]
+        assert names == ["digits", "synthetic", "synthetic_masks", "tfds:fashion_mnist", "files"]
         # Not a terminal: nothing is cut or wrapped, however long the line.
         assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[3]
+        assert "masks:DIR, voc:DIR, coco:DIR" in rows[4]
 
     def test_narrow_terminal(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Each is an image, encoded bytes or an array, or {feature: bytes} of several, with its label.
+# Each is an image, encoded bytes or an array, or {feature: bytes or array} of several, with its label.
 Examples = list[tuple[Any, int]]
 
 
@@ -61,7 +61,12 @@ def _write_records(path: Path, examples: Examples) -> None:
         feature = example.features.feature
         if isinstance(image, bytes | dict):
             for name, data in (image if isinstance(image, dict) else {"image": image}).items():
-                feature[name].bytes_list.value.append(data)
+                if isinstance(data, bytes):
+                    feature[name].bytes_list.value.append(data)
+                elif data.dtype == np.float32:
+                    feature[name].float_list.value.extend(data.ravel().tolist())
+                else:
+                    feature[name].int64_list.value.extend(data.ravel().tolist())
         else:
             feature["image"].int64_list.value.extend(int(v) for v in image.ravel())
         feature["label"].int64_list.value.append(label)

@@ -167,7 +167,7 @@ def test_canvases_are_few_multiples_of_32_that_hold_the_largest_side(voc):
 
 
 def test_large_scale_jitter_crops_and_pads_to_one_canvas(voc):
-    sides = {"data__min_size": "96", "data__max_size": "96", "data__image_size": "96"}
+    sides: dict[str, Any] = {"data__min_size": "96", "data__max_size": "96", "data__image_size": "96"}
     data = dataset(voc, data__augment="rescale(0.1,2),flip", **sides)
     rows = [data.train_readers[0].train(epoch, 0) for epoch in range(60)]
     assert {row["image"].shape for row in rows} == {(96, 96, 3)}
@@ -186,6 +186,28 @@ def test_more_boxes_than_there_is_room_for_are_refused_with_the_image_that_has_t
     with pytest.raises(UserError, match=words):
         dataset(name)
     assert dataset(name, training=False).eval.most == 3
+
+
+def test_an_image_that_no_canvas_holds_is_refused_before_it_is_read(voc):
+    with pytest.raises(
+        UserError, match=r"test1\.jpg\) needs 120×80 pixels, more than each canvas of \(100, 100\): give"
+    ):
+        dataset(voc, data__eval_size="100")
+    with pytest.raises(UserError, match=r"train0\.jpg\) needs 60×100 pixels"):
+        dataset(voc, data__image_size="96", data__eval_size="128")
+    assert dataset(voc, data__image_size="96", data__eval_size="128", data__augment="rescale(1,1)").buckets == (
+        (96, 96),
+    )
+
+
+def test_a_broken_image_is_skipped_and_its_row_has_the_sizes_of_its_canvas(tmp_path):
+    name = write_voc_boxes(tmp_path / "VOC", SPLITS, NAMES)
+    (tmp_path / "VOC/JPEGImages/test1.jpg").write_bytes(b"")
+    data = dataset(name, training=False, data__on_error="skip")
+    batches = list(data.eval_batches())
+    assert sum(batch["mask"].sum() for batch in batches) == 2
+    assert all((batch["original_sizes"] > 0).all() for batch in batches)
+    assert data.eval_broken == 1
 
 
 def test_boxes_without_an_area_are_counted_in_one_line(tmp_path, capsys):

@@ -126,7 +126,10 @@ def test_colours_change_the_image_alone_and_draws_are_a_function_of_seed_epoch_a
 
 def test_what_does_not_fit_is_refused_in_one_line(masks):
     for values, words in (
-        ({"data__buckets": "((8, 20), (20, 10))"}, r"example 3 .*03\.bmp\) needs 15×15 pixels, more than each of "),
+        (
+            {"data__buckets": "((8, 20), (20, 10))"},
+            r"example 3 .*03\.bmp\) needs 15×15 pixels, more than each canvas of ",
+        ),
         ({"data__resize": "20"}, r"config\.data\.resize=20: this task sees all of an image"),
         ({"data__augment": "randaugment(2,9)"}, "randaugment moves pixels, and label_map would not follow"),
         ({"data__augment": "pad_crop"}, "pad_crop works on the device, where label_map"),

@@ -207,6 +207,10 @@ class TestTfds:
     def test_no_name_leaves_the_folder(self, folder, old, new):
         assert "outside of the folder" in self.refusal(folder, "dataset_info.json", old, new)
 
+    @pytest.mark.parametrize("key", ["../label", "/label", "a/../../label", "a//label"])
+    def test_no_feature_leaves_the_folder(self, folder, key):
+        assert "outside of the folder" in self.refusal(folder, "features.json", '"label"', f'"{key}"')
+
 
 class TestCheckpoint:
     @pytest.fixture

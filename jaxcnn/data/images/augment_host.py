@@ -6,6 +6,13 @@ as 256 are for crops of 224 pixels, and in proportion for others; a crop lies an
 rescaled image. A crop has the shape of the size (height, width) that it is brought to; where that is no square, 224
 pixels are its longer side, and aspects are relative to its own. Images are uint8 (H, W, C), grey or RGB, and never
 changed in place.
+
+Recipes of detection, whose boxes move along, are written with the sides that an image is brought to first:
+
+    one scale           min_size=600, max_size=1000, "flip" (Faster R-CNN, section 3.3; torchvision: 800, 1333)
+    several scales      min_size=(480, 576, 688, 864, 1200), max_size=2000, "flip" (Fast R-CNN, section 5.2), or 640,
+                        672 … 800 and 1333; an image has the canvas of the largest, so smaller ones save no time
+    large-scale jitter  image_size, min_size and max_size 1024, "rescale(0.1,2),flip" (Ghiasi et al. 2021, section 3)
 """
 
 import difflib
@@ -139,7 +146,8 @@ def random_area(
 def rescale(image: Size, size: Size, rng: Rng, lo: float, hi: float) -> Crop:
     """Draw a factor on the image's sides, uniform in `lo` … `hi`, and a crop of `size`, or less where it is smaller.
 
-    The augmentation of label maps: torchvision's for segmentation, whose factors are 0.5 … 2 of 520 pixels.
+    The augmentation of label maps and boxes: torchvision's for segmentation, whose factors are 0.5 … 2 of 520 pixels,
+    and large-scale jitter, 0.1 … 2 of the image that just fits into `size`.
     """
     scale = rng.uniform(lo, hi)
     rows, columns = (max(1, round(side * scale)) for side in image)

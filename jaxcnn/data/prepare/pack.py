@@ -93,6 +93,8 @@ def pack(
     sources = {
         split: make_source(name, split, data_dir=data_dir) for split in splits or labelled_splits(name, data_dir)
     }
+    if bare := [source for source in sources.values() if "label" not in source.targets]:
+        raise UserError(f"{name} has {', '.join(bare[0].targets) or 'images alone'}, no labels: pack what has labels")
     wanted = _about(name, sources, options)
     if (out / MANIFEST).exists():
         manifest = read_json(out / MANIFEST)

@@ -140,13 +140,14 @@ class Boxed(Source):
 
 def make_boxed(
     name: str, split: str, root: Path, pictures: Sequence[Picture], classes: Sequence[str],
-    category_ids: Sequence[int], dropped: int,
+    category_ids: Sequence[int], dropped: int, kind: type[Boxed] = Boxed, **more: Any,
 ) -> Boxed:  # fmt: skip
     """Return the source of these photographs; mean and deviation are those of ImageNet.
 
     Args:
       classes: without the background.
       category_ids: of these classes.
+      kind, more: a subclass and what it has besides.
     """
     things = [thing for picture in pictures for thing in picture.things]
     objects = {
@@ -160,7 +161,7 @@ def make_boxed(
     about = len(pictures), (BACKGROUND, *map(printable, classes)), (None, None, 3), imagenet.MEAN, imagenet.STD
     files, numbers = [picture.file for picture in pictures], [picture.number for picture in pictures]
     pixels = np.array([picture.size for picture in pictures], np.int32).reshape(-1, 2)
-    return Boxed(name, split, *about, root, files, numbers, pixels, first, objects, (0, *category_ids), dropped)
+    return kind(name, split, *about, root, files, numbers, pixels, first, objects, (0, *category_ids), dropped, **more)
 
 
 def checked_size(height: float, width: float, where: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ They are read through their files alone, without TensorFlow and without the code
 TFDS imports what features.json names and opens what dataset_info.json names, wherever it is: both are looked at first.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -45,7 +46,7 @@ def find(data_dir: str = "") -> list[str]:
     """Return the names, with config and version, of the prepared data sets, and one whose status says how to get it."""
     root = data_root(data_dir)
     folders = [f for parent in (*root.glob("*"), *root.glob("*/*")) for f in _versions(parent)]
-    names = [f"tfds:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
+    names = [f"{kind_at(f)}:{f.parent.relative_to(root)}:{f.name}" for f in sorted(folders)]
     return names if any(name.startswith("tfds:fashion_mnist") for name in names) else [*names, "tfds:fashion_mnist"]
 
 
@@ -122,6 +123,15 @@ def _versions(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted((p for p, n in numbers.items() if n), key=lambda p: [int(n) for n in p.name.split(".")])
 
 
+def kind_at(folder: Path) -> str:
+    """Return the kind of source that a data set is: where images have objects and no label, one of boxes."""
+    with contextlib.suppress(OSError, ValueError):
+        # The first "features" are those of an example; what they have within comes after them.
+        names = next(v for k, v in _pairs(read_json(folder / "features.json")) if k == "features")
+        return "tfds_detection" if "objects" in names and "label" not in names else "tfds"
+    return "tfds"
+
+
 def _locate(name: str, data_dir: str) -> Path:
     """Return the folder of the newest version that fits `name`."""
     match = re.fullmatch(r"tfds\w*:(\w+)(?:/([^/:]+))?(?::([\d.*]+))?", name)
@@ -169,9 +179,8 @@ def _builder(name: str, data_dir: str) -> Any:
     builder = builder_of(name, data_dir)
     features = builder.info.features
     if "image" not in features or "label" not in features:
-        raise UserError(
-            f"{name} has features {', '.join(sorted(features))}, not 'image' and 'label': take another data set"
-        )
+        fix = f"write tfds_detection:{name.partition(':')[2]}" if "objects" in features else "take another data set"
+        raise UserError(f"{name} has features {', '.join(sorted(features))}, not 'image' and 'label': {fix}")
     image, label = features["image"], features["label"]
     if not isinstance(label, tfds.features.ClassLabel):
         raise UserError(f"the label of {name} is {type(label).__name__}, no class: take another data set")
@@ -198,8 +207,9 @@ def _check_names(folder: Path) -> None:
         if key in ("jsonFeature", "json_feature") and isinstance(value, dict) and value not in ({}, {"json": "{}"}):
             raise ValueError("features.json has a feature of another kind than images and labels")
     for key, value in _pairs({"about": about, "features": code}):
-        names = [key, value] if key in ("name", "filepathTemplate", "filepath_template") else [key]
-        if any(isinstance(name, str) and not is_plain(name) for name in names):
+        parts = key.split("/")  # a feature may be called image/filename: what TFDS opens for it is below the folder
+        names = [*parts, value] if key in ("name", "filepathTemplate", "filepath_template") else parts
+        if "" in parts[:-1] or any(isinstance(name, str) and not is_plain(name) for name in names):
             raise ValueError("its JSON files name a file outside of the folder")
 
 

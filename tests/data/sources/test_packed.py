@@ -187,6 +187,11 @@ class TestPack:
             pack("digits", tmp_path, Options())
         assert os.listdir(tmp_path) == ["thesis.tex"]
 
+    def test_images_without_labels(self, tmp_path):
+        with pytest.raises(UserError, match="synthetic_masks has label_map, no labels: pack what has labels"):
+            pack("synthetic_masks", tmp_path / "out", Options())
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("how", ["kill", "interrupt"])
     def test_interrupted(self, tmp_path, monkeypatch, how):
         """Finished shards are kept, nothing unfinished is taken for a pack, and no process is left behind."""

@@ -1,0 +1,115 @@
+"""`jaxcnn data show`: draw what training sees of a config's images."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxcnn import UserError
+from jaxcnn.commands.data_common import class_title, contact_sheet, save_sheet, sheet_path
+from jaxcnn.commands.options import add_config, config_of, count, set_up_jax
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxcnn.data.dataset import Dataset
+
+_TILE, _BOXES_TILE = 112, 224  # pixels of an image that is drawn, and of one with the names of its boxes
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    command.description = """Draw examples of a config's training split, a row each: what evaluation would see, then
+        what training sees in epoch after epoch. The rows are one batch, so that mixing is seen too."""
+    add_config(command, "config")
+    command.add_argument(
+        "--out", type=sheet_path, default=Path("augmented.png"), metavar="PNG", help="default: %(default)s"
+    )
+    command.add_argument("--examples", type=count, default=8, metavar="N", help="rows (default: %(default)s)")
+    command.add_argument("--epochs", type=count, default=8, metavar="N", help="columns (default: %(default)s)")
+
+
+def show_examples(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    """Do what the arguments say."""
+    if not arguments.out.resolve().parent.is_dir() or arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out}: name a PNG file in a folder that exists")
+    config = config_of(arguments, overrides)
+    set_up_jax()
+    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.tasks import create_task
+
+    task = create_task(config)
+    data = Dataset(config, targets=task.targets, pixel_range=task.pixel_range)
+    rows = min(arguments.examples, len(data.train))
+    examples = [i * len(data.train) // rows for i in range(rows)]
+    targets = data.train_readers[0].targets
+    shown = _masks if "label_map" in targets else _boxes if "boxes" in targets else _augmented
+    columns = [shown(data, examples, epoch) for epoch in (None, *range(arguments.epochs))]
+    raw = [data.train.read(i) for i in examples]
+    titles = [class_title(x["label"], data.class_names)[:40] if "label" in x else f"example {i}"
+              for i, x in zip(examples, raw, strict=True)]  # fmt: skip
+    rows_of = list(zip(titles, map(list, zip(*columns, strict=True)), strict=True))
+    save_sheet(contact_sheet(rows_of, _BOXES_TILE if "boxes" in targets else _TILE), arguments.out)
+    print(f"{rows} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
+    print(f"drawn in {arguments.out}")
+
+
+def _rows(data: "Dataset", examples: list[int], epoch: int | None) -> "list[dict[str, Any]]":
+    """Return examples as they are in an epoch of training, each from the reader of its size; None: as stored."""
+    if epoch is None:
+        return [data.train[example] for example in examples]
+    readers = [next(r for r in data.train_readers if r.members is None or i in r.members) for i in examples]
+    return [reader.train(epoch, example) for reader, example in zip(readers, examples, strict=True)]
+
+
+def _masks(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+    """Return images uint8 with their label maps over them; see `_rows`."""
+    from jaxcnn.figures.overlays import tinted
+
+    return [tinted(row["image"], row["label_map"], data.class_names) for row in _rows(data, examples, epoch)]
+
+
+def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+    """Return images uint8 with their boxes over them, in the size that they are drawn in; see `_rows`."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from jaxcnn.figures.overlays import draw_boxes, show
+
+    drawn = []
+    for row in _rows(data, examples, epoch):
+        height, width, _ = row["image"].shape
+        scale = _BOXES_TILE / max(height, width) / 100
+        figure = Figure(figsize=(max(0.01, width * scale), max(0.01, height * scale)), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        show(axes, row["image"], "")
+        there = row.get("valid", slice(None))
+        draw_boxes(axes, row["boxes"][there], row["labels"][there], data.class_names)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    return drawn
+
+
+def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+    """Return images uint8 of one batch after host and device have changed them, before they are normalised.
+
+    Args:
+      epoch: None: as evaluation sees them.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    if epoch is None:
+        return [data.train_readers[0].eval(example)["image"] for example in examples]
+    rows = [data.train_readers[0].train(epoch, example) for example in examples]
+    batch = {
+        "image": jnp.asarray(np.stack([row["image"] for row in rows])),
+        "label": jnp.asarray([row.get("label", 0) for row in rows]),
+        "epoch": jnp.full(len(rows), epoch),
+        "example": jnp.asarray(examples),
+    }
+    images = np.asarray(data.preprocess(batch, jnp.uint32(data.config.seed))["image"])
+    pixels = 255 * (images * np.asarray(data.std, np.float32) + np.asarray(data.mean, np.float32))
+    return list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
