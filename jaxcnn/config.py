@@ -170,7 +170,7 @@ KEYS: dict[str, Row] = {
                   "what a batch means: its loss, its scores and its own keys"),
     "model.name": ("resnet20", _ANY, "a name of `jaxcnn models`, or module:Class for a network of your own"),
     "model.num_classes": (0, _at_least(0), "classes of the head (0: the data set's)"),
-    "data.name": ("digits", _ANY, "digits | synthetic[_masks][:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | "
+    "data.name": ("digits", _ANY, "digits | synthetic[_masks|_boxes][:CLASSES[:EXAMPLES]] | tfds:NAME | folder:DIR | "
                   "packed:DIR | binarized_mnist:DIR | arrays:FILE.npy | frey:FILE.npy | "
                   "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR | "
                   "voc:DIR | coco:DIR | tfds_detection:NAME"),

@@ -18,6 +18,8 @@ _STAND_INS = {
     "tfds:cifar100": "synthetic:100:50000", "camvid:data/camvid": "synthetic_masks:11:367",
     "voc_segmentation:data/VOCdevkit/VOC2011": "synthetic_masks:21:8498",
     "coco_segmentation:data/coco": "synthetic_masks:21:92518",
+    "voc:data/VOCdevkit/VOC2007": "synthetic_boxes:20:5011", "voc:data/VOC0712": "synthetic_boxes:20:16551",
+    "coco:data/coco": "synthetic_boxes:80:118287", "voc:data/BCCD": "synthetic_boxes:3:205",
 }  # fmt: skip
 _GRID = {"config": str, "topology": list, "batch_per_chip": list, "set": dict, "sweep": dict, "published": list}
 _STUDY = {"title": str, "about": str, "unfit": bool, "run": list}

@@ -24,7 +24,7 @@ class TestList:
         assert heading.split() == ["name", "examples", "image", "classes", "status"]
         assert rows[0].split() == ["digits", "train", "1,442,", "test", "355", "8×8×1", "10", "ready"]
         names = [row.split()[0] for row in rows]
-        assert names == ["digits", "synthetic", "synthetic_masks", "tfds:fashion_mnist", "files"]
+        assert names == ["digits", "synthetic", "synthetic_masks", "synthetic_boxes", "tfds:fashion_mnist", "files"]
         # Not a terminal: nothing is cut or wrapped, however long the line.
         assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[3]
         assert "masks:DIR, voc:DIR, coco:DIR" in rows[4]

@@ -50,6 +50,7 @@ KINDS = {
     "digits": Kind("toy", "digits"),
     "synthetic": Kind("toy", "synthetic[:CLASSES[:EXAMPLES]]"),
     "synthetic_masks": Kind("toy", "synthetic_masks[:CLASSES[:EXAMPLES]]"),
+    "synthetic_boxes": Kind("toy", "synthetic_boxes[:CLASSES[:EXAMPLES]]"),
     "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
     "folder": Kind("folder", "folder:DIR", is_path=True),
     "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),

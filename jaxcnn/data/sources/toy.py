@@ -3,19 +3,22 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.config import VOID
-from jaxcnn.data.sources import KINDS, Source, kind_of
+from jaxcnn.data.sources import KINDS, Source, imagenet, kind_of
+from jaxcnn.data.sources.boxed import BACKGROUND, Boxed
 
 _SIDE = 32  # of a synthetic image
+_CANVAS = (96, 128)  # height and width of one with boxes
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
-    """Return the source of `digits`, `synthetic[:CLASSES[:EXAMPLES]]` or `synthetic_masks…`, of splits train and test.
+    """Return the source of `digits`, `synthetic[_masks|_boxes][:CLASSES[:EXAMPLES]]`, of splits train and test.
 
     Raises:
       UserError: there is no such data set or split.
@@ -29,6 +32,8 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         images, labels = _digits(split)
         return _Digits(name, split, sizes[split], tuple(map(str, range(10))), (8, 8, 1), mean, std, images, labels)
     names = tuple(f"class {n}" for n in range(_synthetic_numbers(name)[0]))
+    if kind_of(name) == "synthetic_boxes":
+        return _boxes(name, split, sizes[split], names)
     made = _SyntheticMasks if kind_of(name) == "synthetic_masks" else _Synthetic
     return made(name, split, sizes[split], names, (_SIDE, _SIDE, 3), (0.496,) * 3, (0.228,) * 3)
 
@@ -44,8 +49,8 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 
 def find(data_dir: str = "") -> list[str]:
-    """Return the names of all three."""
-    return ["digits", "synthetic", "synthetic_masks"]
+    """Return the names of all."""
+    return ["digits", "synthetic", "synthetic_masks", "synthetic_boxes"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -97,6 +102,39 @@ class _SyntheticMasks(_Synthetic):
         return {"image": np.concatenate([upper["image"][:half], lower["image"][half:]]), "label_map": labels}
 
 
+def _boxes(name: str, split: str, count: int, classes: tuple[str, ...]) -> Source:
+    """Return images with a block in each third, whose side, place and class are drawn for all images at once."""
+    rng, (height, width) = np.random.default_rng(int(split == "test")), _CANVAS
+    side = rng.integers(height // 6, width // 3, (count, 3, 2))  # width and height
+    left, top = np.arange(3) * (width // 3), rng.integers(0, height - side[..., 1] + 1)
+    corner = np.stack([left + rng.integers(0, width // 3 - side[..., 0] + 1), top], -1)
+    boxes = np.concatenate([corner, corner + side], -1).reshape(-1, 4).astype(np.float32)
+    labels = rng.integers(1, len(classes) + 1, 3 * count).astype(np.int32)
+    nothing = np.zeros(3 * count, bool)
+    objects = {"boxes": boxes, "labels": labels, "difficult": nothing, "crowd": nothing}
+    objects["area"] = side.prod(-1).ravel().astype(np.float32)
+    about = count, (BACKGROUND, *classes), (None, None, 3), imagenet.MEAN, imagenet.STD
+    pixels, first = np.tile(np.array(_CANVAS, np.int32), (count, 1)), 3 * np.arange(count + 1)
+    files, numbers = [f"image {i}" for i in range(count)], range(count)
+    return _SyntheticBoxes(
+        name, split, *about, Path(), files, numbers, pixels, first, objects, range(len(classes) + 1), dropped=0
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _SyntheticBoxes(Boxed):
+    """Blocks on grey noise, each with the grating of its class."""
+
+    def _read(self, index: int) -> dict[str, Any]:
+        objects = self.truth(index)
+        noise = np.random.Philox(key=[self.split == "test", index]).random_raw(_CANVAS[0] * _CANVAS[1] * 3 // 8)
+        image = (noise.view(np.uint8).reshape(*_CANVAS, 3) >> 2) + np.uint8(96)
+        for (x1, y1, x2, y2), label in zip(objects["boxes"].astype(int), objects["labels"], strict=True):
+            grating = np.tile(2 * _pattern(int(label) - 1), (_CANVAS[0] // _SIDE, _CANVAS[1] // _SIDE, 1))
+            image[y1:y2, x1:x2] = grating[: y2 - y1, : x2 - x1]
+        return {"image": image, **objects}
+
+
 @lru_cache(maxsize=4096)
 def _pattern(label: int) -> np.ndarray:
     """Return a grating, uint8 (32, 32, 3) in 0 … 127; its direction, frequency and colour are those of the class."""
@@ -109,9 +147,9 @@ def _pattern(label: int) -> np.ndarray:
 
 def _synthetic_numbers(name: str) -> tuple[int, int]:
     """Return the classes and training examples that the name asks for."""
-    if match := re.fullmatch(r"synthetic(_masks)?(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
+    if match := re.fullmatch(r"synthetic(_masks|_boxes)?(?::([1-9]\d*))?(?::([1-9]\d*))?", name):
         classes = int(match[2] or 10)
-        if match[1] and classes > VOID:
+        if match[1] == "_masks" and classes > VOID:
             raise UserError(f"{name} has {classes} classes: a label map has {VOID} at most")
         return classes, int(match[3] or 4096)
     raise UserError(f"cannot read the data set name '{name}': write {KINDS[kind_of(name)].form}, of positive integers")

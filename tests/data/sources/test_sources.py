@@ -100,6 +100,20 @@ class TestSynthetic:
         with pytest.raises(UserError, match="300 classes: a label map has 255 at most"):
             make_source("synthetic_masks:300")
 
+    def test_boxes_hold_the_gratings_of_their_classes(self):
+        source: Any = make_source("synthetic_boxes:3:9")
+        assert (source.num_classes, len(source), source.most) == (4, 9, 3)
+        example = source[2]
+        assert source.sizes()[2].tolist() == [96, 128] == list(example["image"].shape[:2])
+        inside = np.zeros((96, 128), bool)
+        for x1, y1, x2, y2 in example["boxes"].astype(int):
+            assert 0 <= x1 < x2 <= 128
+            assert 0 <= y1 < y2 <= 96
+            inside[y1:y2, x1:x2] = True
+            assert np.ptp(example["image"][y1:y2, x1:x2]) > 150
+        assert np.ptp(example["image"][~inside]) < 64
+        assert (make_source("synthetic_boxes:3:9", "test")[2]["boxes"] != example["boxes"]).any()
+
     @pytest.mark.parametrize("name", ["synthetic:", "synthetic:0", "synthetic:10:", "synthetic:1:2:3", "synthetic:ten"])
     def test_malformed_names(self, name):
         with pytest.raises(UserError, match=r"write synthetic\[:CLASSES\[:EXAMPLES\]\]"):
@@ -188,7 +202,7 @@ class TestStored:
 import pickle, sys
 from pathlib import Path
 from jaxcnn.data.sources import describe_sources, make_source
-names = {{"digits", "synthetic", "synthetic_masks", "tfds:mini:1.0.0"}}
+names = {{"digits", "synthetic", "synthetic_masks", "synthetic_boxes", "tfds:mini:1.0.0"}}
 assert names <= {{row["name"] for row in describe_sources({data_dir!r}) if row["status"] == "ready"}}
 made = make_source("tfds:mini", data_dir={data_dir!r})
 sent = pickle.loads(Path({str(tmp_path / "pickle")!r}).read_bytes())
@@ -356,7 +370,7 @@ class TestDescribe:
         data_dir = write_tfds({"train": [(png(x), 0) for x in images]})
         write_tfds({"train": [(png(x), 0) for x in images]}, folder="old/2.0.0", fileFormat="tfrecord")
         rows = {row["name"]: row for row in describe_sources(data_dir)}
-        built_in = ["digits", "synthetic", "synthetic_masks"]
+        built_in = ["digits", "synthetic", "synthetic_masks", "synthetic_boxes"]
         assert list(rows) == [*built_in, "tfds:mini:1.0.0", "tfds:old:2.0.0", "tfds:fashion_mnist"]
         mini = rows["tfds:mini:1.0.0"]
         assert (mini["splits"], mini["image_shape"], mini["num_classes"]) == ({"train": 40}, (6, 5, 1), 5)
