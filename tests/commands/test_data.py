@@ -26,8 +26,8 @@ class TestList:
         names = [row.split()[0] for row in rows]
         assert names == ["digits", "synthetic", "synthetic_masks", "synthetic_boxes", "tfds:fashion_mnist", "files"]
         # Not a terminal: nothing is cut or wrapped, however long the line.
-        assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[3]
-        assert "masks:DIR, voc:DIR, coco:DIR" in rows[4]
+        assert f"jaxcnn data prepare fashion_mnist --data-dir {tmp_path}" in rows[4]
+        assert "masks:DIR, voc:DIR, coco:DIR" in rows[5]
 
     def test_narrow_terminal(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ class TestSynthetic:
             inside[y1:y2, x1:x2] = True
             assert np.ptp(example["image"][y1:y2, x1:x2]) > 150
         assert np.ptp(example["image"][~inside]) < 64
-        assert (make_source("synthetic_boxes:3:9", "test")[2]["boxes"] != example["boxes"]).any()
+        assert (make_source("synthetic_boxes:3:9", "test")[1]["boxes"] != source[1]["boxes"]).any()
 
     @pytest.mark.parametrize("name", ["synthetic:", "synthetic:0", "synthetic:10:", "synthetic:1:2:3", "synthetic:ten"])
     def test_malformed_names(self, name):
@@ -201,6 +202,7 @@ class TestStored:
         code = f"""
 import pickle, sys
 from pathlib import Path
+from typing import Any
 from jaxcnn.data.sources import describe_sources, make_source
 names = {{"digits", "synthetic", "synthetic_masks", "synthetic_boxes", "tfds:mini:1.0.0"}}
 assert names <= {{row["name"] for row in describe_sources({data_dir!r}) if row["status"] == "ready"}}
