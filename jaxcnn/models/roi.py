@@ -161,7 +161,11 @@ def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
                 tall, broad, grad = boxes
                 # (32, h, W, C), as a sum of w products of its own layout: a matrix product would transpose it.
                 across = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
-                return total + jnp.einsum("rhy,rhxc->yxc", tall, across, precision="highest"), None
+                # As in every other product, operands of 16 bits stay so, and sums are wide.
+                tall, across = tall.astype(x.dtype), across.astype(x.dtype)
+                return total + jnp.einsum(
+                    "rhy,rhxc->yxc", tall, across, precision="highest", preferred_element_type=total.dtype
+                ), None
 
             total = vary_as(grad, jnp.zeros(x.shape, grad.dtype))
             total, _ = lax.scan(add, total, tuple(chunks(a) for a in (tall, broad, grad)))

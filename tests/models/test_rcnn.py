@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import entry, golden, norms, shapes_of
+from jax.sharding import NamedSharding, PartitionSpec
 from nets import filled, quick
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
 from jaxcnn.models.matching import BACKGROUND
 from jaxcnn.models.resizing import resize
+from jaxcnn.training.sharding import make_mesh
 from jaxcnn.weights.torchvision import from_state_dict, to_state_dict
 
 TV = "faster_rcnn_resnet50_fpn_tv"
@@ -148,6 +150,34 @@ def test_losses_and_gradients_of_a_training_step_are_torchvisions():
     frozen = re.compile(r"\.bn\d\.|\.downsample\.1\.")
     trained = [key for key in shapes_of("faster_rcnn_resnet50_fpn") if not frozen.search(key)]
     np.testing.assert_allclose([found[key] for key in trained], DATA["train/grads"], rtol=5e-3)
+
+
+@pytest.mark.slow
+def test_eight_devices_match_and_keep_what_one_does():
+    images, sizes, pictures = batch()
+    model: Any = create_model(TV, 21, jnp.float32, **GOLDEN | {"rpn_samples": 64, "box_samples": 32})
+    eight = {name: np.concatenate([x] * 4) for name, x in targets(pictures, sizes).items()}
+    rows = {"images": images, "sizes": sizes}
+    rows = (
+        {name: np.concatenate([x] * 4) for name, x in rows.items()} | eight | {"example": np.arange(8, dtype=np.int32)}
+    )
+
+    @quick
+    def run(variables: Any, rows: Any) -> Any:
+        objects = {name: rows[name] for name in eight}
+        key = {"sampling": jax.random.key(0)}
+        outputs = model.apply(variables, rows["images"], rows["sizes"], objects, train=True, rngs=key)
+        return losses(outputs), {name: outputs[name] for name in ("rpn_matches", "roi_labels", "roi_valid", "rois")}
+
+    mesh = make_mesh(8)
+    over_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    one = jax.device_get(run(variables(), rows))
+    many = jax.device_get(run(jax.device_put(variables(), everywhere), jax.device_put(rows, over_rows)))
+    for name, loss in many[0].items():
+        assert loss == pytest.approx(one[0][name], rel=1e-5), name
+    for name in ("rpn_matches", "roi_labels", "roi_valid"):
+        np.testing.assert_array_equal(many[1][name], one[1][name], err_msg=name)
+    np.testing.assert_allclose(many[1]["rois"], one[1]["rois"], atol=1e-3)
 
 
 # Both forms, small, with every norm and pooling that a mask must reach.

@@ -159,7 +159,8 @@ def test_gradients_by_products_are_those_by_scattering(monkeypatch):
     monkeypatch.setattr(roi.lax, "platform_dependent", lambda x, *, cuda, **_: cuda(x))  # the branch of a GPU
     for one, other in zip(products, gradients(), strict=True):
         assert one.dtype == jnp.bfloat16
-        np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=0.01, atol=1e-5)
+        one, other = one.astype(np.float32), other.astype(np.float32)
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.01 * np.abs(other).max())  # weights have 16 bits, too
 
 
 def test_no_gradient_reaches_the_boxes():

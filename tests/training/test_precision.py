@@ -157,3 +157,23 @@ def test_every_product_of_a_gan_has_bfloat16_operands_and_its_losses_and_state_a
     jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
     assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
     assert_float32(program, jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("faster_rcnn_vgg16", {"backbone": "vgg11_bn", "width": 0.125}),
+        ("faster_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 16}),
+    ],
+)
+def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_and_state_are_float32(name, overrides):
+    few = {"rpn_pre_nms": (40, 40), "rpn_post_nms": (10, 10), "box_samples": 8, "head_features": 16, "detections": 5}
+    model: Any = create_model(name, 6, jnp.bfloat16, **few, **overrides)
+    config = tiny_config(task__name="detection", dtype="bfloat16", task__max_boxes=3)
+    program = build(config, model, Blobs(image_shape=(64, 64, 3)))
+    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
+    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
+    assert_float32(program, jaxpr)
+    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
+    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
+    assert "bfloat16" not in {v.aval.dtype.name for v in evaluated.jaxpr.outvars}
