@@ -116,8 +116,8 @@ class Annotations(NamedTuple):
 class Blocks(Blobs):
     """Zero to three blocks an image, some of them difficult or a crowd; sizes differ."""
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, image_shape=(16, 20, 3), num_classes=CLASSES, **options)
+    def __init__(self, *arguments: Any, image_shape: tuple[int, int, int] = (16, 20, 3), **options: Any):
+        super().__init__(*arguments, image_shape=image_shape, num_classes=CLASSES, **options)
         self.input = {"image_shape": self.image_shape, "class_names": NAMES}
         self.eval = Annotations(self.rows(1, self.eval_examples))
 
