@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pixels import Pixels
 from tiny import Blobs, build, tiny_config
-from tiny_boxes import CLASSES, Blocks, M
 from tiny_dense import Patches
 
 from jaxcnn.models import create_model
@@ -147,29 +146,6 @@ def test_every_product_of_a_segmentation_network_has_bfloat16_operands_and_its_l
     evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
     assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides", "summed"),
-    [
-        ("faster_rcnn_vgg16", {"backbone": "vgg11", "width": 0.125}, set()),
-        # The gradient at RoIAlign's maps is a sum over boxes, in float32, which a CPU computes as a product.
-        ("faster_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 8}, {("float32", "float32")}),
-    ],
-)
-def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_and_state_are_float32(
-    name, overrides, summed
-):
-    small: Any = {"rpn_pre_nms": (40, 30), "rpn_post_nms": (20, 10), "box_samples": 16, "head_features": 16}
-    model: Any = create_model(name, CLASSES, jnp.bfloat16, **overrides, **small)
-    config = tiny_config(task__name="detection", dtype="bfloat16", task__max_boxes=M)
-    program = build(config, model, Blocks(image_shape=(64, 64, 3)))
-    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
-    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")} | summed
-    assert_float32(program, jaxpr)
-    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
-    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(x) for x in (np.float32, np.int32, np.bool_)}
 
 
 @pytest.mark.parametrize(("name", "side"), [("gan_mlp", 8), ("dcgan32", 32)])
