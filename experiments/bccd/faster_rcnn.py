@@ -35,7 +35,8 @@ def get_config():
     config.model.overrides.head_features = 256
     config.model.overrides.rpn_pre_nms = (500, 300)
     config.model.overrides.rpn_post_nms = (300, 150)
-    config.model.overrides.box_samples = 128
+    config.model.overrides.box_samples = 64
+    config.task.max_boxes = 32
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.02
     config.optimizer.warmup_steps = 100
