@@ -38,12 +38,21 @@ def manifest() -> dict[str, Any]:
 
 
 def coco() -> dict[str, Any]:
-    """Annotations of two images of 24×20 pixels: a polygon, and a crowd's run lengths."""
+    """Annotations of two images of 24×20 pixels: a polygon, and a crowd's run lengths; with boxes."""
     images = [{"id": n, "file_name": f"{n}.png", "height": 20, "width": 24} for n in (1, 2)]
     bus = {"id": 1, "image_id": 1, "category_id": 6, "area": 12, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 5, 8.5]]}
+    bus["bbox"] = [1, 1, 8, 7.5]
     lengths = {"size": [20, 24], "counts": [40, 20, 420]}
     crowd = bus | {"id": 2, "image_id": 2, "category_id": 1, "iscrowd": 1, "segmentation": lengths}
     return {"images": images, "annotations": [bus, crowd], "categories": [{"id": 1, "name": "person"}]}
+
+
+def voc() -> bytes:
+    """The annotation of an image of 24×20 pixels."""
+    size = "<size><width>24</width><height>20</height><depth>3</depth></size>"
+    box = "<bndbox><xmin>2</xmin><ymin>3.5</ymin><xmax>20</xmax><ymax>18</ymax></bndbox>"
+    thing = f"<object><name>dog</name><difficult>1</difficult>{box}</object>"
+    return f'<?xml version="1.0" encoding="utf-8"?><annotation>{size}{thing}{thing}</annotation>'.encode()
 
 
 def metrics() -> bytes:

@@ -34,6 +34,7 @@ from jaxcnn.weights.files import exported, read_state_dict
 fuzz = settings.get_profile("fuzz")
 few = settings(fuzz, max_examples=max(10, fuzz.max_examples // 4))
 IMAGES, WEIGHTS = seeds.images(), seeds.weights()
+COCO = seeds.coco() | {"categories": [{"id": 1, "name": "person"}, {"id": 6, "name": "bus"}]}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,39 @@ def test_annotations_of_coco(folder, data):
         for index in range(len(source)):
             if example := value_of(lambda index=index: source.read(index)):
                 assert example["label_map"].shape == (20, 24)
+
+
+def check_boxes(name: str, split: str) -> None:
+    """Whatever the source has is within its image and of a class."""
+    if source := value_of(lambda: make_source(name, split)):
+        for index in range(len(source)):
+            truth, (height, width) = source.truth(index), source.pixels[index]
+            assert np.isfinite(truth["boxes"]).all()
+            assert (truth["boxes"][:, 2:] > truth["boxes"][:, :2]).all()
+            assert (truth["boxes"] >= 0).all()
+            assert (truth["boxes"][:, 2:] <= [width, height]).all()
+            assert np.isfinite(truth["area"]).all()
+            assert ((truth["labels"] > 0) & (truth["labels"] < source.num_classes)).all()
+            value_of(lambda index=index: source.read(index))
+
+
+@few
+@given(data=damaged_json(COCO) | damaged(json.dumps(COCO).encode()))
+def test_boxes_of_coco(folder, data):
+    (folder / "annotations").mkdir(exist_ok=True)
+    seeds.write(folder / "annotations/instances_val2017.json", data)
+    check_boxes(f"coco:{folder}", "val")
+
+
+@few
+@given(data=damaged(seeds.voc()))
+def test_boxes_of_voc(folder, data):
+    for place in ("VOC/ImageSets/Main", "VOC/JPEGImages", "VOC/Annotations"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    seeds.write(folder / "VOC/ImageSets/Main/val.txt", b"a\n")
+    seeds.write(folder / "VOC/JPEGImages/a.jpg", IMAGES["png, palette"])
+    seeds.write(folder / "VOC/Annotations/a.xml", data)
+    check_boxes(f"voc:{folder}/VOC", "val")
 
 
 @fuzz

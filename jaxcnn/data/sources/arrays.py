@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,7 +83,7 @@ def _load(path: Path) -> np.ndarray:
 def _read(path: Path, changed: int) -> np.ndarray:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)  # a header cannot ask for more than the file has
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TokenError) as error:  # the last of a header that is no Python
         raise UserError(f"{path} is no NumPy array ({one_line(error)}): write one by numpy.save") from error
     if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.bool_):
         what = f"values of type {images.dtype}" if isinstance(images, np.ndarray) else "several arrays"

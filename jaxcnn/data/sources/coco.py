@@ -30,6 +30,7 @@ CATEGORIES = (
 )  # fmt: skip
 
 _MAX_JSON = 2**30  # bytes; instances_train2017.json has 448,000,000
+_MAX_NUMBER = 2**63  # an integer of more digits is no float, and no id
 _PREFIX = "instances_"
 
 
@@ -61,7 +62,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
         if box is None:
             dropped += 1
             continue
-        area = width * height if row.get("area") is None else row["area"]
+        area = (box[2] - box[0]) * (box[3] - box[1]) if row.get("area") is None else row["area"]
         picture.things.append(Thing(box, labels[row["category_id"]], False, bool(row.get("iscrowd", 0)), area))
     return make_boxed(name, split, root, list(pictures.values()), list(categories.values()), list(labels), dropped)
 
@@ -110,11 +111,11 @@ def _picture(path: Path, folder: str, row: dict[str, Any]) -> Picture:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _is_number(value)
 
 
 def _is_box(value: Any) -> bool:

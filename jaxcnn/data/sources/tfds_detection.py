@@ -40,7 +40,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     classes = tuple(map(printable, builder.info.features[OBJECTS].feature["label"].names))
     print(f"reading    the boxes of {len(kept):,} images of {name}, split '{split}'", file=sys.stderr)
     with ThreadPoolExecutor(usable_cores()) as threads:
-        read = partial(_picture, kept, f"{name}, split '{split}',", _FIRST.get(builder.name, 0.0))
+        read = partial(_picture, kept, f"{name}, split '{split}',", _FIRST.get(builder.name, 0.0), len(classes))
         found = list(threads.map(read, range(len(kept))))
     pictures, dropped = [picture for picture, _ in found], sum(count for _, count in found)
     numbers = range(1, len(classes) + 1)
@@ -98,7 +98,7 @@ def _builder(name: str, data_dir: str) -> Any:
     return builder
 
 
-def _picture(records: Any, of: str, first: float, index: int) -> tuple[Picture, int]:
+def _picture(records: Any, of: str, first: float, classes: int, index: int) -> tuple[Picture, int]:
     """Return an image with its objects, and how many objects without an area are left out.
 
     Args:
@@ -108,21 +108,30 @@ def _picture(records: Any, of: str, first: float, index: int) -> tuple[Picture, 
     where = f"{of} example {index}"
     try:
         record: Mapping[str, Any] = records[index]
-        height, width = size_of(record["image"])
-    except Exception as error:  # whatever ArrayRecord raises, or the image's header is damaged
+        size = size_of(record["image"])
+        rows = list(zip(*_columns(record[OBJECTS], size, first, classes), strict=True))
+    except Exception as error:  # whatever ArrayRecord raises, or the image's header or an object is damaged
         raise UserError(f"{where} cannot be read ({one_line(error)}): prepare the data set again") from error
-    objects, things = record[OBJECTS], []
-    shares = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]  # x1, y1, x2, y2
-    count = len(shares)
-    corners = np.round(shares * [width, height, width, height], 3)
-    flat = (corners[:, 2:] <= corners[:, :2]).any(1)
-    boxes = corners - [first, first, 0, 0]
-    flags = [np.asarray(objects.get(key, np.zeros(count)), bool) for key in ("is_difficult", "is_crowd")]
-    areas = np.asarray(objects.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(1)), np.float64)
-    for i in np.flatnonzero(~flat):
-        box = cut(tuple(boxes[i].tolist()), (height, width), where)
-        if box is not None:
-            things.append(Thing(box, int(objects["label"][i]) + 1, bool(flags[0][i]), bool(flags[1][i]), areas[i]))
+    things = []
+    for corners, flat, label, *about in rows:
+        box = cut(tuple(corners), size, where)
+        if box is not None and not flat:
+            things.append(Thing(box, label + 1, *about))
     name = record.get("image/filename", f"example {index}")
     name = printable(name.decode(errors="replace") if isinstance(name, bytes) else str(name))
-    return Picture(name, (height, width), things, int(record.get("image/id", index))), count - len(things)
+    return Picture(name, size, things, int(record.get("image/id", index))), len(rows) - len(things)
+
+
+def _columns(objects: Mapping[str, Any], size: tuple[int, int], first: float, classes: int) -> list[list[Any]]:
+    """Return of the objects of an image x1, y1, x2, y2, whether that is flat, the class, its two flags and the area."""
+    (height, width), labels = size, np.asarray(objects["label"])
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"an object has label {labels.max()}, not 0 … {classes - 1}")
+    shares = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+    corners = np.round(shares * [width, height, width, height], 3)  # (n, 4)
+    flat = (corners[:, 2:] <= corners[:, :2]).any(1)
+    boxes = corners - [first, first, 0, 0]
+    none = np.zeros(len(labels), bool)
+    flags = [np.asarray(objects.get(key, none), bool) for key in ("is_difficult", "is_crowd")]
+    areas = np.asarray(objects.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(1)), np.float64)
+    return [column.tolist() for column in (boxes, flat, labels, *flags, areas)]

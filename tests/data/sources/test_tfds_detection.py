@@ -100,8 +100,10 @@ def test_what_is_no_set_of_boxes_is_refused(write_tfds):
 def test_a_damaged_image_or_box_is_named(write_tfds):
     more, names = {"objects/is_difficult": np.array([0])}, features({"names": ["a", "b"]}, "is_difficult")
     broken = example(BOXES[:1], [1], **more | {"image": b"no image"})
-    outside = example([(60, 1, 90, 9)], [1], **more)
-    data_dir = write_tfds({"train": [broken], "test": [outside]}, names)
+    outside, unknown = example([(60, 1, 90, 9)], [1], **more), example(BOXES[:1], [2], **more)
+    data_dir = write_tfds({"train": [broken], "test": [outside], "val": [unknown]}, names)
+    with pytest.raises(UserError, match=r"split 'val', example 0 cannot be read \(an object has label 2, not 0 … 1\)"):
+        make_source("tfds_detection:mini", "val", data_dir=data_dir)
     with pytest.raises(UserError, match=r"tfds_detection:mini, split 'train', example 0 cannot be read"):
         make_source("tfds_detection:mini", "train", data_dir=data_dir)
     with pytest.raises(UserError, match=r"split 'test', example 0 has a box 60, 1, 90, 9 outside of its image"):
