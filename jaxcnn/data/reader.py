@@ -135,7 +135,9 @@ class Reader:
         crop = drawn if isinstance(drawn, Crop) else Crop(drawn, self.size)
         rows, columns = (side / part for side, part in zip(image, seen, strict=True))
         top, left, height, width = crop.box
-        return crop._replace(box=Box(top * rows, left * columns, height * rows, width * columns))
+        crop = crop._replace(box=Box(top * rows, left * columns, height * rows, width * columns))
+        follows = self.interpolation != "antialias" and PLACED & self.targets.keys()
+        return crop.aligned() if follows else crop
 
     def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
         """Return the row of an example that nothing is changed in at random."""

@@ -276,6 +276,19 @@ class Crop(NamedTuple):
         """Return the crop that `crop_resize` takes: only antialiasing takes a box that is not of whole pixels."""
         return self if interpolation == "antialias" else self._replace(box=self.box.rounded())
 
+    def aligned(self) -> "Crop":
+        """Return the crop in whole pixels of the resolution that `crop_resize` decodes a JPEG at for it.
+
+        Half a resolution has no odd pixels: otherwise targets lie up to a pixel of the result beside what they mark.
+        """
+        box = self.box.rounded()
+        step = scale_for((int(box.height), int(box.width)), self.size)
+        top, left = (-(-int(start) // step) * step for start in box[:2])
+        bottom, right = (int(start + length) // step * step for start, length in zip(box[:2], box[2:], strict=True))
+        if bottom <= top or right <= left:  # of a result of one pixel
+            return self._replace(box=box)
+        return self._replace(box=Box(top, left, bottom - top, right - left))
+
     def image(self, image: bytes | np.ndarray, channels: int, interpolation: str = "bilinear") -> np.ndarray:
         """Return the pixels, uint8 (*size, channels), as `crop_resize` does."""
         pixels = crop_resize(image, channels, self.box, self.size, interpolation)

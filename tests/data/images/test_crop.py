@@ -1,9 +1,12 @@
 """A crop moves the image and its targets alike: coordinates are written into an image and followed."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from jaxcnn.data.images.augment_host import parse
 from jaxcnn.data.images.decode import Box, Crop, center, cover, frame
@@ -11,6 +14,9 @@ from jaxcnn.data.images.decode import Box, Crop, center, cover, frame
 HEIGHT, WIDTH = 120, 200
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 COORDINATES = np.stack([ROWS, COLUMNS, 0 * ROWS], -1).astype(np.uint8)  # of each pixel: its row, its column
+FILE = io.BytesIO()
+Image.fromarray(COORDINATES).save(FILE, "JPEG", quality=100, subsampling=0)
+JPEG = FILE.getvalue()
 PLACES = ROWS * 1000 + COLUMNS  # both, in one number that no interpolation may touch
 
 crops = st.builds(
@@ -85,6 +91,21 @@ def test_drawn_crops_have_the_shape_of_the_result_and_are_inside(text, height, w
     assert box.left + box.width <= width + 1e-9
     if min(box.height, box.width) > 1:  # no side is below a pixel
         assert box.height * size[1] == pytest.approx(box.width * size[0])
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_of_a_jpeg_of_less_resolution_an_aligned_crop_has_the_pixels_of_its_box(step):
+    errors = {True: 0.0, False: 0.0}  # of the rows and columns seen, in pixels of the result, at most
+    for start in range(1, 25):
+        drawn = Crop(Box(start, 25 - start, 10 * step + 2, 10 * step + 3), (10, 10))
+        for aligned in errors:
+            crop = drawn.aligned() if aligned else drawn
+            pixels = crop.image(JPEG, 3).astype(float)
+            for axis, line in enumerate((pixels[:, 5, 0], pixels[5, :, 1])):
+                centres = crop.box[axis] + (np.arange(10) + 0.5) * (crop.box[axis + 2] / 10) - 0.5
+                error = np.abs(np.median(line - centres)) / step
+                errors[aligned] = max(errors[aligned], error)
+    assert errors[True] < 0.3 < 0.35 < errors[False]
 
 
 def test_a_rounded_box_has_a_pixel_at_least():
