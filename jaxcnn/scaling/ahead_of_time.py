@@ -39,6 +39,7 @@ from jaxcnn.scaling.chips import CHIPS, Topology, estimate, parse_topology, set_
 from jaxcnn.scaling.program_costs import compiled_part
 from jaxcnn.scaling.rows import LABELS, series
 from jaxcnn.scaling.study import Request
+from jaxcnn.tasks import create_task
 from jaxcnn.training.program import Program, build_program
 from jaxcnn.training.sharding import make_mesh
 
@@ -104,7 +105,7 @@ def compile_rows(
     for config in {to_json(request.config): request.config for request in requests}.values():
         create_model(config.model.name, config.model.num_classes or 1000, **config.model.overrides)
         try:
-            Dataset(config)
+            data_of(config)
         except UserError as error:
             hint = "compiling takes no more than shapes, so --config.data.name=synthetic:CLASSES:EXAMPLES can stand in"
             raise UserError(f"{error}; {hint}") from error
@@ -122,6 +123,12 @@ def compile_rows(
     for points in series(rows).values():
         set_efficiencies(points)
     return rows, failures
+
+
+def data_of(config: Config) -> Dataset:
+    """Return the data set of a config with the targets that its task asks for."""
+    task = create_task(config)
+    return Dataset(config, targets=task.targets, pixel_range=task.pixel_range)
 
 
 def compile_all(requests: Sequence[Request], jobs: int, cache: Path, report: Report) -> list[dict[str, Any]]:
@@ -223,7 +230,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         config = from_json(path)
     place = parse_topology(request["topology"])
     mesh = make_mesh(config.mesh.data, config.mesh.model, abstract_devices(place))
-    data = Dataset(config)
+    data = data_of(config)
     model = create_model(config.model.name, data.num_classes, jnp.dtype(config.dtype), **config.model.overrides)
     program = build_program(config, model, data, mesh)
     return compiled_part(compile_step(program, place, Path(request["cache"])), program, place)

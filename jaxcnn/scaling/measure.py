@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jaxcnn import UserError
 from jaxcnn.config import Config
-from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import create_model
+from jaxcnn.scaling.ahead_of_time import data_of
 from jaxcnn.scaling.program_costs import flops_of
 from jaxcnn.scaling.study import stand_in
 from jaxcnn.training import profile, throughput
@@ -52,9 +52,9 @@ def measured_rows(
     throughput.check_one_shape(config)
     stand_in(config)
     numbers = dict.fromkeys(devices or [2**i for i in range(jax.device_count().bit_length())])
-    classes = Dataset(config, training=False).num_classes
+    classes = data_of(config).num_classes
     model = create_model(config.model.name, classes, jnp.dtype(config.dtype), **config.model.overrides)
-    rows = measure(config, model, Dataset, list(numbers), batch_per_device=batch_per_device, **lengths)
+    rows = measure(config, model, data_of, list(numbers), batch_per_device=batch_per_device, **lengths)
     return [dict.fromkeys(_UNKNOWN) | row | {"config": name, "variant": {}} for row in rows]
 
 
