@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from jaxcnn import UserError, locations
+from jaxcnn.config import Config
 from jaxcnn.configfile import from_json, to_json
 from jaxcnn.data import usable_cores
 from jaxcnn.data.dataset import Dataset
