@@ -239,6 +239,8 @@ KEYS: dict[str, Row] = {
                        "optimizer state and moving average (zero1), or parameters too (fsdp)"),
     "norm.scope": ("global", _one_of("global", "group", "shard"), "examples that BatchNorm's statistics are over: all, "
                    "or those of one place along `data`, or of norm.group places"),
+    "norm.fused": ("auto", _one_of("auto", "off"), "auto: on a TPU, BatchNorm of bottlenecks in a form that saves "
+                   "memory traffic, see jaxcnn/models/fused_norm.py; off: the plain form everywhere"),
     "norm.group": (2, _at_least(2), "scope=group: neighbouring places along `data` that share statistics"),
     "remat": ("none", _one_of("none", "block"), "rematerialisation: recompute each block's activations in the backward "
               "pass to save memory"),
@@ -248,7 +250,7 @@ RESUMABLE = frozenset({
     "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last", "remat",
     "mesh.data", "mesh.model", "mesh.placement",
     "data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error", "data.resident",
-    "data.steps_per_call",
+    "data.steps_per_call", "norm.fused",
 })
 # fmt: on
 _ALIASES = {"lr": "optimizer.learning_rate", "batch_size": "global_batch_size", "wd": "optimizer.weight_decay"}

@@ -22,10 +22,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.models.convolution import convolve
+from jaxcnn.models.fused_norm import FusedNorm, is_fused, norm_of_product, norm_relu_pool
 from jaxcnn.models.grid import CANVAS, Grid, Map
-from jaxcnn.models.layers import Classifier, Endpoint, Network, batch_norm, conv, end_of_block
+from jaxcnn.models.layers import Classifier, Endpoint, Network, batch_norm, conv, end_of_block, he_normal
+from jaxcnn.models.normalization import at_least_float32
 from jaxcnn.models.pooling import global_avg_pool, max_pool
-from jaxcnn.models.sharding import platform
+from jaxcnn.models.sharding import platform, statistics_axis
 
 
 class Spec(NamedTuple):
@@ -61,6 +64,18 @@ SPECS = {
 }
 
 
+class Kernel(nn.Module):
+    """The parameter of a convolution that another module computes."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Return the kernel (height, width, C, features), float32 at least."""
+        return self.param("kernel", he_normal, self.shape, at_least_float32(self.dtype))
+
+
 SCANNED = 18  # blocks a stage, from which an accelerator runs them as a loop: resnet110's
 
 
@@ -77,6 +92,7 @@ class Block(nn.Module):
     dtype: Any
     norm: Any = batch_norm
     dilation: int = 1
+    fused_epsilon: float | None = None  # in place of `norm`, BatchNorm by `models.fused_norm` where that has a form
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, grid: Grid = CANVAS) -> jax.Array:
@@ -86,8 +102,10 @@ class Block(nn.Module):
         if self.spec.bottleneck:
             first, second = (self.stride, 1) if self.spec.stride_in == "conv1" else (1, self.stride)
             layers = [(self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)]
-        y = x
+        y, fused = x, self.fused_epsilon is not None and self.spec.bottleneck
         for i, (features, kernel, stride) in enumerate(layers, start=1):
+            if fused and i == len(layers):
+                return end_of_block(self.fused(y, features, i, self.shortcut(x, features, norm, grid)))
             dilation = self.dilation if kernel > 1 else 1
             y = conv(features, kernel, stride, dilation=dilation, dtype=self.dtype, name=f"conv{i}")(y)
             grid = grid.window(1, stride)  # the padding keeps the first cell where it was
@@ -98,10 +116,20 @@ class Block(nn.Module):
             y += self.shortcut(x, y.shape[-1], norm, grid)
         return end_of_block(grid.crop(nn.relu(y)))
 
+    def fused(self, x: jax.Array, features: int, layer: int | str, residual: jax.Array | None) -> jax.Array:
+        """Return BatchNorm of a 1×1 convolution, and after a block's last layer the sum and the ReLU: one kernel."""
+        conv, norm = (f"conv{layer}", f"norm{layer}") if isinstance(layer, int) else (f"{layer}_conv", f"{layer}_norm")
+        kernel = Kernel((1, 1, x.shape[-1], features), self.dtype, name=conv)()[0, 0]
+        rest = residual, self.fused_epsilon, statistics_axis(), residual is not None
+        form: Any = lambda scale, bias: norm_of_product(x, kernel, scale, bias, *rest)  # noqa: E731
+        return FusedNorm(features, self.dtype, name=norm)(form)
+
     def shortcut(self, x: jax.Array, features: int, norm: Any, grid: Grid) -> jax.Array:
         """Return what is added to F(x): `x` itself where the shapes agree, else option A, B or C of section 4.1."""
         grows = self.stride > 1 or x.shape[-1] != features
         if self.spec.shortcut == "C" or (grows and self.spec.shortcut == "B"):
+            if self.fused_epsilon is not None and self.spec.bottleneck and self.stride == 1:
+                return self.fused(x, features, "shortcut", None)
             x = conv(features, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             return norm(name="shortcut_norm")(x, mask=grid.inside(x))
         if grows:  # option A: every other pixel, and zeros for the channels that x has not
@@ -169,20 +197,28 @@ class ResNet(Network):
         """Return logits and endpoints of NHWC float images; of a trunk its maps, for images on `grid`."""
         maps: dict[str, Map] = {}
         norm = partial(batch_norm, epsilon=self.norm_epsilon, frozen=self.frozen_norm)
+        # Statistics of masked cells have no such form.
+        fused = train and is_fused() and self.has_fused_norm and grid.sizes is None
         base, (kernel, stride) = 16 if self.spec.cifar else 64, (3, 1) if self._small_stem else (7, 2)
         x, grid = images.astype(self.dtype), grid.window(kernel, stride, kernel // 2)
-        x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(x)
-        x = grid.crop(nn.relu(norm(train, dtype=self.dtype, name="stem_norm")(x, mask=grid.inside(x))))
-        x = Endpoint(name="stem")(x)
-        maps["stem"] = Map(x, grid)
-        if not self._small_stem:
+        if fused:
+            x, maps["stem"] = self.fused_stem(x, grid)
             grid = grid.window(3, 2, pad=1)
-            x = grid.crop(max_pool(x, window=3, stride=2, pad=1))
+        else:
+            x = conv(base, kernel, stride, dtype=self.dtype, name="stem_conv")(x)
+            x = grid.crop(nn.relu(norm(train, dtype=self.dtype, name="stem_norm")(x, mask=grid.inside(x))))
+            x = Endpoint(name="stem")(x)
+            maps["stem"] = Map(x, grid)
+            if not self._small_stem:
+                grid = grid.window(3, 2, pad=1)
+                x = grid.crop(max_pool(x, window=3, stride=2, pad=1))
         # From stage2 on: half the side, twice the channels.
         for stage, (blocks, (first, *dilations)) in enumerate(
             zip(self.spec.blocks, self._stages(), strict=True), start=1
         ):
             make = partial(Block, base << (stage - 1), spec=self.spec, dtype=self.dtype, norm=norm)
+            if fused:
+                make = partial(make, fused_epsilon=self.norm_epsilon)
             names = [f"stage{stage}_block{block}" for block in range(1, blocks + 1)]
             x = make(first, dilation=dilations[0], name=names[0])(x, train, grid)
             grid = grid.window(1, first)
@@ -199,6 +235,30 @@ class ResNet(Network):
         x = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
         outputs["logits"] = Classifier(self.num_classes, self.dtype, name="head")(x)
         return outputs
+
+    @property
+    def has_fused_norm(self) -> bool:
+        """Return whether training may take the forms of `models.fused_norm`: for bottlenecks, and norms that train."""
+        return self.spec.bottleneck and not self._small_stem and not self.frozen_norm
+
+    def fused_stem(self, images: jax.Array, grid: Grid) -> tuple[jax.Array, Map]:
+        """Return the pooled stem, and the map of it that is pooled, which XLA leaves out where nobody asks for it."""
+        kernel = Kernel((7, 7, images.shape[-1], 64), self.dtype, name="stem_conv")()
+        found: dict[str, jax.Array] = {}
+
+        def pooled(scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            sign = jax.lax.stop_gradient(jnp.where(scale < 0, -1, 1).astype(scale.dtype))
+            y = convolve(
+                images, (kernel * sign).astype(self.dtype), (2, 2), ((3, 3), (3, 3)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+            x, mean, var = norm_relu_pool(y, scale * sign, bias, self.norm_epsilon, statistics_axis())
+            inverse = jax.lax.rsqrt(var + self.norm_epsilon)
+            found["stem"] = nn.relu((y - mean) * (inverse * scale * sign) + bias).astype(self.dtype)
+            return x, mean * sign, var
+
+        x = FusedNorm(64, self.dtype, name="stem_norm")(pooled)
+        return x, Map(Endpoint(name="stem")(found["stem"]), grid)
 
     @property
     def _scanned(self) -> bool:

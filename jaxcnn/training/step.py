@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.models.check import STREAMS
+from jaxcnn.models.fused_norm import fused_norms
 from jaxcnn.models.sharding import statistics_over
 from jaxcnn.tasks.base import Batch, Group, Sums, Task, Terms
 from jaxcnn.training.optimizer import merge_params, split_params
@@ -107,11 +108,13 @@ class StepParts:
         objective = objective or self.objective
         micro_batches, shards = self.config.optimizer.accumulate, self.mesh.shape["data"]
         group = group_size(self.config, shards)
+        fused = fuses_norms(self.config, self.model, self.mesh)
         compute = partial_gradients(objective, self.variables)
-        if group == shards:
-            compute = on_mesh(accumulated(compute, micro_batches), self.mesh)
+        by_shard = group < shards or fused
+        if by_shard:
+            compute = per_shard(compute, micro_batches, self.mesh, group, fused)
         else:
-            compute = per_shard(compute, micro_batches, self.mesh, group)
+            compute = on_mesh(accumulated(compute, micro_batches), self.mesh)
 
         def gradients(state: TrainState, batch: Batch) -> Gradients:
             trained, frozen = self.split(state.params, player)
@@ -120,7 +123,7 @@ class StepParts:
             if player:
                 rng = jax.random.fold_in(rng, 1 + self.task.players.index(player))
             totals, later = self.task.weights(batch), False
-            if micro_batches > 1 or group < shards:
+            if micro_batches > 1 or by_shard:
                 totals, later = totals_of_parts(objective, self.variables(trained, rest), batch, totals)
             part, batch_stats = compute(trained, rest, batch, Keys(rng, rng), totals)
             grads, loss = part.grads, part.loss
@@ -331,11 +334,24 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return traced
 
 
-def per_shard(compute: PartialGradients, micro_batches: int, mesh: Mesh, group: int) -> PartialGradients:
+def fuses_norms(config: Config, model: nn.Module, mesh: Mesh) -> bool:
+    """Return whether BatchNorm takes the forms of `models.fused_norm`, which pay on a TPU.
+
+    They work shard by shard, where XLA would send Gram matrices over the wire. Then parameters that are sharded (fsdp)
+    would have to be gathered before the step, and dropout would differ from shard to shard: both keep the plain form.
+    """
+    wanted = config.norm.fused == "auto" and mesh.devices.flat[0].platform == "tpu"
+    return wanted and getattr(model, "has_fused_norm", False) and not model.dropout and config.mesh.placement != "fsdp"
+
+
+def per_shard(
+    compute: PartialGradients, micro_batches: int, mesh: Mesh, group: int, fused: bool = False
+) -> PartialGradients:
     """Return `compute` of each shard, a place along `data`, by itself: the parts are added in one all-reduce.
 
     Args:
       group: neighbouring shards over which BatchNorm takes its statistics.
+      fused: whether networks take the forms of `models.fused_norm`.
     """
     shards = mesh.shape["data"]
     view = Mesh(mesh.devices.reshape(-1, group, mesh.shape["model"]), ("group", "shard", "model"))
@@ -347,7 +363,7 @@ def per_shard(compute: PartialGradients, micro_batches: int, mesh: Mesh, group: 
         before = others["batch_stats"]
         trained, others = jax.lax.pcast((trained, others), over, to="varying")
         keys = keys._replace(own=jax.random.fold_in(keys.own, jax.lax.axis_index(over)))
-        with statistics_over("shard" if group > 1 else None):
+        with statistics_over("shard" if group > 1 else None), fused_norms(fused):
             part, batch_stats = inner(trained, others, batch, keys, totals)
         # Changes are averaged, not values: statistics of a frozen norm stay what they are to the bit.
         changes = jax.tree.map(lambda new, old: (new - old) / shards, batch_stats, before)

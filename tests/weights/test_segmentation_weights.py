@@ -12,6 +12,7 @@ from nets import quick
 
 from jaxcnn import UserError
 from jaxcnn.models import create_model
+from jaxcnn.models.fused_norm import fused_norms
 from jaxcnn.models.normalization import match_norms
 from jaxcnn.weights.torchvision import CAFFE_NAMES, find_network, from_state_dict, new_heads, to_state_dict
 
@@ -81,7 +82,8 @@ def labels() -> np.ndarray:
     return drawn
 
 
-def test_loss_gradients_and_statistics_of_a_training_step_are_torchvisions():
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=slow)])  # True: the form of a TPU, on a CPU
+def test_loss_gradients_and_statistics_of_a_training_step_are_torchvisions(fused):
     name, y, x = "fcn_resnet50_tv", labels(), images(2, 64, 96, 3, seed=11)
     model: Any = create_model(name, 21, jnp.float32, dropout=0.0, aux_dropout=0.0)
     before, counted = variables(name), y != 255
@@ -95,7 +97,8 @@ def test_loss_gradients_and_statistics_of_a_training_step_are_torchvisions():
         terms = entropy(outputs["logits"]), entropy(outputs["aux_logits"][0])
         return terms[0] + 0.5 * terms[1], (terms, new["batch_stats"])
 
-    (loss, (terms, statistics)), gradients = quick(jax.value_and_grad(objective, has_aux=True))(before["params"])
+    with fused_norms(fused):
+        (loss, (terms, statistics)), gradients = quick(jax.value_and_grad(objective, has_aux=True))(before["params"])
     theirs = {k.removeprefix("fcn_resnet50/"): v for k, v in golden("segmentation.npz").items()}
     assert loss == pytest.approx(theirs["train_loss"], rel=1e-4)
     assert terms == pytest.approx([float(theirs[f"train_loss_{head}"]) for head in ("out", "aux")], rel=1e-4)

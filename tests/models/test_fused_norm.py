@@ -1,0 +1,156 @@
+"""BatchNorm in the forms of a TPU, computed on a CPU: the plain one, but for rounding, on any number of devices."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import quick
+from tiny import Blobs, build, leaves, steps, tiny_config
+
+from jaxcnn.models.fused_norm import fused_norms
+from jaxcnn.models.resnet import MODELS, ResNet, Spec
+from jaxcnn.training import step
+from jaxcnn.training.hlo import Module, collectives_of
+from jaxcnn.training.step import fuses_norms
+
+
+def network(stride_in: str = "conv2", dtype: Any = jnp.float32) -> Any:
+    return ResNet(Spec((1, 1), bottleneck=True, stride_in=stride_in), num_classes=6, dtype=dtype)
+
+
+@cache
+def values() -> Any:
+    """Variables in float64, with scales of both signs and, in the stem, channels with a mean of 100 deviations."""
+    rng = np.random.default_rng(0)
+    made: Any = jax.eval_shape(network().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name == "kernel":
+            return rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape) * (
+                np.where(rng.random(leaf.shape) < 0.3, -1, 1) ** (name == "scale")
+            )
+        return rng.uniform(-0.3, 0.3, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, made)
+
+
+IMAGES = np.random.default_rng(1).standard_normal((4, 40, 48, 3))
+LABELS = np.random.default_rng(2).integers(0, 6, 4)
+
+
+def trained(fused: bool, dtype: Any, stride_in: str = "conv2", shift: float = 0.0) -> tuple[Any, Any, Any]:
+    """Loss and outputs, gradients of parameters and images, and statistics of a step, as float64."""
+    model, wide = network(stride_in, dtype), jnp.promote_types(dtype, jnp.float32)
+    before = jax.tree.map(lambda x: jnp.asarray(x, wide), values())
+
+    def objective(params: Any, images: Any) -> Any:
+        outputs, new = model.apply(before | {"params": params}, images, train=True, mutable=["batch_stats"])
+        nll = -jax.nn.log_softmax(outputs["logits"])[jnp.arange(4), LABELS]
+        # Endpoints may be asked for, the stem's too, which the pooled form does not make for itself.
+        return nll.mean() + 0.1 * (outputs["stem"].astype(wide) ** 2).mean(), (outputs, new["batch_stats"])
+
+    with fused_norms(fused):
+        run = quick(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+        (loss, (outputs, statistics)), grads = run(before["params"], jnp.asarray(IMAGES + shift, wide))
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), ((loss, outputs), grads, statistics))
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest difference of two trees, each array's relative to its largest element."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("stride_in", ["conv1", "conv2"])
+def test_losses_gradients_and_statistics_are_those_of_the_plain_form(stride_in):
+    with jax.enable_x64(True):
+        plain, fused = (trained(form, jnp.float64, stride_in) for form in (False, True))
+    assert distance(fused, plain) < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "shift"), [(jnp.float32, 0.0), (jnp.bfloat16, 0.0), (jnp.float32, 100.0)])
+def test_rounding_takes_it_no_farther_from_float64_than_the_plain_form(dtype, shift):
+    """Images with a mean of 100 deviations make E[y²] - E[y]² cancel in the plain form, too."""
+    with jax.enable_x64(True):
+        exact = trained(False, jnp.float64, shift=shift)
+
+    def error(fused: bool) -> list[float]:
+        found = trained(fused, dtype, shift=shift)
+        norms = [
+            np.sqrt(sum(((x - y) ** 2).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+            / np.sqrt(sum((y**2).sum() for y in jax.tree.leaves(b)))
+            for a, b in zip(found, exact, strict=True)
+        ]
+        return [float(norm) for norm in norms]
+
+    for fused, plain in zip(error(True), error(False), strict=True):
+        assert fused < 1.3 * plain + 1e-6
+
+
+def test_both_forms_have_the_same_variables_and_outputs():
+    model, x = network(), jnp.zeros((2, 40, 40, 3))
+    run = lambda: jax.eval_shape(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"]), values())  # noqa: E731
+    plain = run()
+    with fused_norms(True):
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), run()) == jax.tree.map(lambda a: (a.shape, a.dtype), plain)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101_tv"])
+def test_bottlenecks_alone_have_such_a_form_and_only_where_their_norms_train(name):
+    assert MODELS[name]().has_fused_norm == ("18" not in name)
+    assert not MODELS[name](frozen_norm=True).has_fused_norm
+    assert not MODELS[name](small_images=True).has_fused_norm
+
+
+class Place:
+    """A device of a platform that is not here."""
+
+    def __init__(self, platform: str):
+        self.platform = platform
+        self.devices = np.array([self], object)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "expected"),
+    [
+        ("tpu", {}, True),
+        ("cpu", {}, False),
+        ("gpu", {}, False),
+        ("tpu", {"norm__fused": "off"}, False),
+        ("tpu", {"mesh__placement": "fsdp"}, False),
+        ("tpu", {"norm__scope": "shard"}, True),
+    ],
+)
+def test_the_form_is_chosen_for_a_tpu_where_it_pays(platform, changes, expected):
+    mesh: Any = Place(platform)
+    assert fuses_norms(tiny_config(**changes), network(), mesh) is expected
+    assert not fuses_norms(tiny_config(**changes), network().clone(dropout=0.1), mesh)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "global": {}, "shard": {"norm__scope": "shard"}, "accumulated": {"optimizer__accumulate": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["global", "shard", pytest.param("accumulated", marks=pytest.mark.slow)])
+def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch):
+    data = Blobs(16, image_shape=(32, 32, 3))
+    config = tiny_config(mesh__data=8, optimizer__name="sgd", **CHANGES[name])
+    plain, first = steps(build(config, network(), data), 2, data)
+    monkeypatch.setattr(step, "fuses_norms", lambda *_: True)
+    program = build(config, network(), data)
+    fused, second = steps(program, 2, data)
+    np.testing.assert_allclose(second, first, rtol=1e-5)
+    for (path, x), y in zip(leaves(fused).items(), leaves(plain).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 + 2e-4 * np.abs(y).max(), err_msg=path)
+    if name == "global":
+        # What crosses the wire are channels' vectors and, once, the gradients: no Gram matrix (64×64 here at least).
+        compiled = program.lower(program.largest_batch).compile()
+        found = collectives_of(Module(compiled.as_text()), 8)
+        assert sum(one.bytes >= 4 * 64 * 64 for one in found) <= 1
