@@ -45,13 +45,20 @@ class Partial(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Random keys of a step: a part of the batch, a shard or a micro-batch, has its `own`; `shared` is one for all.
+    """Random keys of one part of a step's batch, which is a shard or a micro-batch.
 
-    Dropout differs from part to part. Samples are functions of the example besides, so that no part may change them.
+    Attributes:
+      own: key of this part, for dropout and latents, which differ from part to part.
+      shared: key of the step. A detector's samples are functions of it and the example, whatever the parts are.
     """
 
     own: jax.Array
     shared: jax.Array
+
+
+def same_keys(rng: jax.Array) -> Keys:
+    """Return the keys of a batch that is in one part."""
+    return Keys(rng, rng)
 
 
 # (trained params, the other variables, batch, keys, totals) -> Partial, new batch_stats
@@ -122,7 +129,7 @@ class StepParts:
             totals, later = self.task.weights(batch), False
             if micro_batches > 1 or group < shards:
                 totals, later = totals_of_parts(objective, self.variables(trained, rest), batch, totals)
-            part, batch_stats = compute(trained, rest, batch, Keys(rng, rng), totals)
+            part, batch_stats = compute(trained, rest, batch, same_keys(rng), totals)
             grads, loss = part.grads, part.loss
             if later:
                 weight = _positive(next(iter(part.weights.values())))
@@ -216,7 +223,7 @@ def metric_shapes(parts: StepParts, preprocess: Preprocess, state: TrainState, b
         if step := parts.task.make_step(parts):
             return step(state, batch)[0].metrics
         # One player: the forward pass tells all, and the gradients need not be traced.
-        sums = parts.objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))[1]
+        sums = parts.objective(variables, batch, streams(same_keys(jax.random.key(0))))[1]
         return dict.fromkeys(("loss", "learning_rate", "grad_norm"), (jnp.zeros(()), jnp.zeros(()))) | sums
 
     return jax.eval_shape(sums_of, state, variables, batch)
@@ -233,7 +240,7 @@ def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared
     seen: dict[str, Any] = {}
 
     def survey(variables: Any, batch: Batch) -> None:
-        seen.update(objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))[0])
+        seen.update(objective(variables, batch, streams(same_keys(jax.random.key(0))))[0])
 
     jax.eval_shape(survey, variables, batch)
     weights = {id(weight): weight for _, weight in seen.values()}
@@ -243,7 +250,7 @@ def totals_of_parts(objective: Objective, variables: Any, batch: Batch, declared
 
 
 def streams(keys: Keys) -> dict[str, jax.Array]:
-    """Return the key of each stream, the first the step's own; a stream that nobody uses costs nothing."""
+    """Return the key of each stream; the first one's is `keys.own` itself. XLA drops the keys of unused streams."""
     found = {name: jax.random.fold_in(keys.own, i) if i else keys.own for i, name in enumerate(STREAMS)}
     return found | {"sampling": jax.random.fold_in(keys.shared, STREAMS.index("sampling"))}
 
@@ -256,7 +263,7 @@ def known_weights(objective: Objective, variables: Any, batch: Batch, names: Col
     """
 
     def weights(variables: Any, batch: Batch) -> dict[str, Any]:
-        terms, _, _ = objective(variables, batch, streams(Keys(*[jax.random.key(0)] * 2)))
+        terms, _, _ = objective(variables, batch, streams(same_keys(jax.random.key(0))))
         return {name: 1.0 if terms[name][1] is None else jnp.asarray(terms[name][1]) for name in sorted(names)}
 
     jaxpr = jax.make_jaxpr(weights)(variables, batch).jaxpr

@@ -64,7 +64,7 @@ _LEAVES = (
     ("batch_stats", "var", "running_var"),
 )
 _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep no such count
-# torchvision has put these layers of a detector into blocks since it published its weights.
+# Since torchvision published its weights, it has moved these layers of a detector into blocks: old name, new name.
 _MOVED = (
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
@@ -88,8 +88,9 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
     Returns:
       "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
       shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize". A segmentation
-      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own); a
-      detector's "max_size", too, of the longer one, and "canvas_multiple", of the sides of padded images.
+      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own). A
+      detector's also has "max_size", the limit of the longer side, and "canvas_multiple", whose multiples the sides of
+      padded images are.
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if name in CAFFE_NAMES:
@@ -166,7 +167,7 @@ def _resnet(spec: resnet.Spec) -> Modules:
 
 
 def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
-    """A backbone of torchvision's and its heads, or Caffe's layers."""
+    """Yield the names of torchvision's backbone and heads, or those of Caffe's layers."""
     if isinstance(spec, fcn.SpecTv):
         for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
             if ours != "head":
@@ -185,7 +186,7 @@ def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
 
 
 def _rcnn(spec: rcnn.Spec) -> Modules:
-    """torchvision's backbone and pyramid, its RPN, and its head of the boxes."""
+    """Yield the names of a detector's layers: backbone, pyramid, RPN and box head."""
     for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
         if ours != "head":
             yield f"trunk/{ours}", f"backbone.body.{theirs}"
@@ -199,7 +200,7 @@ def _rcnn(spec: rcnn.Spec) -> Modules:
 
 
 def _rcnn_orders(num_classes: int) -> Orders:
-    """Return torch's order of the regressions: the four of a class together, where ours has a coordinate's classes."""
+    """Return torch's order of the regressions: class by class, each with its four; ours is coordinate by coordinate."""
     return {"boxes/head": {-1: np.arange(4 * num_classes).reshape(num_classes, 4).T.ravel()}}
 
 
@@ -256,7 +257,8 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
                 order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
                 torch_shape = _torch_shape(module, shape, convolutional=name in fcn.SPECS)
                 entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order)
-                if leaf == "var" and name not in DETECTION_NAMES:  # a BatchNorm's last; a frozen one counts nothing
+                # The count is the last entry of a BatchNorm; a detector's frozen ones have none.
+                if leaf == "var" and name not in DETECTION_NAMES:
                     entries[f"{torch_module}.{_COUNT}"] = None
     assert not ours, f"torch's names of {list(ours)} are not known"
     return entries
@@ -338,7 +340,7 @@ def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def _moved(name: str, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the entries under the names that torchvision now has for them."""
+    """Return the entries under torchvision's present names."""
     if name in DETECTION_NAMES:
         for old, new in _MOVED:
             state_dict = {old.sub(new, str(key)): value for key, value in state_dict.items()}
@@ -412,7 +414,7 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     flat: Any = flatten_dict(dict(variables), sep="/")
     head = np.shape(flat.get("params/head/bias"))
     entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
-    if name in DETECTION_NAMES:  # whose norms may have been trained
+    if name in DETECTION_NAMES:  # A run may have trained its norms; the file has frozen ones.
         flat = flatten_dict(match_norms(variables, {entry.path: () for entry in entries.values() if entry}), sep="/")
     arrays = fit(name, flat, {entry.path: entry.shape for entry in entries.values() if entry})
     return {
