@@ -105,20 +105,8 @@ class Dataset:
         self.buckets, self.eval_buckets = (
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
-        photographs = None in self.train.image_shape  # of which evaluation sees the centre
-        self.input: dict[str, Any] = {
-            "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        }  # fmt: skip
-        if self.padded:
-            self.input |= {"min_size": self.resize, "max_size": data.max_size}
-            self.input |= {"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {}
-        elif photographs:
-            self.input |= {"resize": self.resize}
         self.eval_examples = len(self.eval)
-        self.position = {
-            "data": self._identity(), "split": data.train_split, "examples": len(self.train),
-            "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
-        } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
+        self.input, self.position = self._input(), self._position()
         self.broken = Broken(self.train, self.eval)
         self._check_resident()
 
@@ -263,6 +251,25 @@ class Dataset:
                 f"{', '.join(map(str, sizes))}: give a larger one, or lower config.data.min_size"
             )
         return chosen
+
+    def _input(self) -> dict[str, Any]:
+        """Return `input`: shape, normalisation and classes, and how images are brought to that shape."""
+        about: dict[str, Any] = {
+            "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
+        }  # fmt: skip
+        if self.padded:
+            about |= {"min_size": self.resize, "max_size": self.config.data.max_size}
+            return about | ({"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {})
+        photographs = None in self.train.image_shape  # Evaluation sees the centre of these.
+        return about | ({"resize": self.resize} if photographs else {})
+
+    def _position(self) -> dict[str, Any]:
+        """Return `position`: the data, its order, and the examples of each bucket."""
+        config = self.config
+        return {
+            "data": self._identity(), "split": config.data.train_split, "examples": len(self.train),
+            "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
+        } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
 
     def _digests(self) -> list[str]:
         """Return a line for each training bucket: its size, and a digest of the examples that it has."""

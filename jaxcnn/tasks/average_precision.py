@@ -229,24 +229,12 @@ def coco_scores(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    listed = {
-        "info": {}, "images": [{"id": int(n)} for n in numbers],
-        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
-    }  # fmt: skip
-    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals; rounding removes the error of the subtraction.
-    # Ids begin at 1, as pycocotools takes 0 for no match.
-    truth = [
-        {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
-         "area": float(area), "iscrowd": int(ignored)}
-        for i, (image, label, box, ignored, area) in enumerate(
-            zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
-        )
-    ]  # fmt: skip
     known: Any
     found: Any
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and has no switch for that.
         known, found = COCO(), COCO()
-        known.dataset, found.dataset = listed | {"annotations": truth}, listed | {"annotations": []}
+        known.dataset = _coco_dataset(objects, numbers, category_ids)
+        found.dataset = known.dataset | {"annotations": []}
         known.createIndex()
         found.createIndex()
         if results:  # `loadRes` refuses an empty list.
@@ -264,3 +252,22 @@ def coco_scores(
     }
     twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
     return CocoScores(twelve, classes)
+
+
+def _coco_dataset(objects: Objects, numbers: Sequence[int], category_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the objects in COCO's format of annotations."""
+    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals; rounding removes the error of the subtraction.
+    # Ids begin at 1, as pycocotools takes 0 for no match.
+    annotations = [
+        {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
+         "area": float(area), "iscrowd": int(ignored)}
+        for i, (image, label, box, ignored, area) in enumerate(
+            zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
+        )
+    ]  # fmt: skip
+    return {
+        "info": {},
+        "images": [{"id": int(n)} for n in numbers],
+        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
+        "annotations": annotations,
+    }
