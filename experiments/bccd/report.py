@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "bccd"
 RECORD, NAME = RESULTS / "faster_rcnn", "bccd-faster_rcnn"
@@ -55,7 +56,7 @@ def record(runs: Path) -> None:
     lines = [json.loads(line) for line in (RECORD / "metrics.jsonl").open()]
     curves({"Faster R-CNN": lines}, run.task.headline, RESULTS / "curves.png")
     evaluation.draw_curves().savefig(RESULTS / "precision_recall.png", dpi=80)
-    test = evaluation.data.eval
+    test: Any = evaluation.data.eval  # a `Boxed`
     images = [test.decoded(test.read(i)["image"]) for i in SHOWN]
     truth = [(test.truth(i)["boxes"], test.truth(i)["labels"], None) for i in SHOWN]
     found = []

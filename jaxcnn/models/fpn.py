@@ -44,7 +44,7 @@ class FPN(nn.Module):
         init["kernel_init"] = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # torchvision's
         levels: dict[str, Map] = {}
         above: Map | None = None
-        for name, (x, grid) in reversed(maps.items()):
+        for name, (x, grid) in reversed(list(maps.items())):
             # The bias must not reach the padding beyond an image: later layers see zeros there.
             x = grid.crop(conv(self.channels, 1, name=f"lateral_{name}", **init)(x))
             if above:

@@ -283,13 +283,13 @@ class FasterRCNN(OnTrunk):
         maps = [level for name, level in levels.items() if name != "p_pool"]  # Only the RPN sees the coarsest level.
         grids = [grid for _, grid in maps]
         # Pooling does not see beyond the part of each map, (N, 2), that comes from its image.
-        own = None if grids[0].sizes is None else [grid.sizes for grid in grids]
+        own = [grid.sizes for grid in grids if grid.sizes is not None]  # none: the maps fill their canvas
         if not self.spec.pyramid:
-            return roi_pool(maps[0].x, 1 / grids[0].stride, rois, BINS, own and own[0])
+            return roi_pool(maps[0].x, 1 / grids[0].stride, rois, BINS, own[0] if own else None)
         lowest, highest = (int(math.log2(grid.stride)) for grid in (grids[0], grids[-1]))
         return roi_align(
             [x for x, _ in maps], [1 / grid.stride for grid in grids], rois, BINS,
-            levels=assign_levels(rois, lowest, highest), sizes=own,
+            levels=assign_levels(rois, lowest, highest), sizes=own or None,
         )  # fmt: skip
 
     def head(self, regions: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:

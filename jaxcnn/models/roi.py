@@ -167,7 +167,7 @@ def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
             def add(total: jax.Array, boxes: Any) -> tuple[jax.Array, None]:
                 tall, broad, grad = boxes
                 # (32, h, W, C), as a sum of w products of its own layout: a matrix product would transpose it.
-                across = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
+                across: Any = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
                 # As in every other product, operands of 16 bits stay so, and sums are wide.
                 tall, across = tall.astype(x.dtype), across.astype(x.dtype)
                 return total + jnp.einsum(
