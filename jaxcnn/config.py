@@ -140,13 +140,13 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
     },
     "detection": {
         "task.max_boxes": (100, _between(1, 2**16), "objects of an image that a batch has room for"),
-        "task.difficult": (False, _ANY, "train on objects that are marked difficult, too"),
+        "task.difficult": (False, _ANY, "also train on objects that are marked difficult"),
         "task.loss_form": ("torchvision", _one_of("torchvision", "port", "paper"), "how the four losses are divided, "
                            "see jaxcnn/tasks/detection_loss.py"),
         "task.rpn_weight": (0.0, _at_least(0), "λ, factor on the RPN's box loss (0: the form's own; paper 10, else 1)"),
         "task.metric": ("voc", _one_of("voc", "coco"), "score of the best checkpoint: eval/map50, or eval/map of COCO"),
         "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (Fast R-CNN: 2)"),
-        "task.bias_decay": (False, _ANY, "biases decay, too (Fast R-CNN: True)"),
+        "task.bias_decay": (False, _ANY, "weight decay applies to biases (Fast R-CNN: True)"),
         "task.trainable_stages": (-1, _between(-1, 6), "stages of the backbone that train, counted from the last; the "
                                   "earlier ones are frozen (-1: all train)"),
     },
@@ -186,8 +186,8 @@ KEYS: dict[str, Row] = {
                     "(0: eval_size × 256/224); of sizes that are no square, the longer side of what they must cover"),
     "data.min_size": (0, _SHORTER, "of tasks that see all of an image: pixels that its shorter side is brought to (0: "
                       "as stored); of several one is drawn for each training image, and evaluation has the largest"),
-    "data.max_size": (0, _between(0, _SIDE + 1), "the same of the longer side, at most: where that takes it, the "
-                      "shorter one has less than min_size (0: no limit)"),
+    "data.max_size": (0, _between(0, _SIDE + 1), "of the same tasks: pixels of the longer side at most, for which the "
+                      "shorter one may have less than min_size (0: no limit)"),
     "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see "
                      "jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),

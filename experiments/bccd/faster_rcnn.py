@@ -5,13 +5,14 @@
 
     jaxcnn evaluate --workdir runs/bccd-faster_rcnn --config.data.eval_split=test --detections found.json    # the score
 
-The data are github.com/Shenggan/BCCD_Dataset, folder BCCD, in VOC's layout, at data/BCCD. 205 images are trained on, a
-run watches the 87 of val, and the score is that of the 72 of test by the last checkpoint. Some cells at the borders and
-in clumps are not annotated, which bounds what any detector can score.
+The data are github.com/Shenggan/BCCD_Dataset, folder BCCD, in VOC's layout, at data/BCCD. A run trains on 205 images
+and evaluates on the 87 of val; the score is that of the last checkpoint on the 72 of test. Some cells at the borders
+and in clumps are not annotated, which bounds the score of any detector.
 
 Published, mAP at 0.5 in %: 85.4 (Joshi et al. 2022), 92.4 (YOLOv8n) and 94.7 (NBCDC-YOLOv8, both IET Computer Vision
-2025, 10.1049/cvi2.12341), of other splits and from weights of larger data sets. Here a small network starts afresh, on
-images of half the size, with BatchNorm over the batch. Scores, hardware and time: experiments/results/bccd/README.md.
+2025, 10.1049/cvi2.12341), on other splits and from weights of larger data sets. Here a small network starts from random
+weights, on images of half the size, with BatchNorm over the batch. Scores, hardware and time:
+experiments/results/bccd/README.md.
 """
 
 from jaxcnn.config import base_config

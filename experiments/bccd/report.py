@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "bccd"
 RECORD, NAME = RESULTS / "faster_rcnn", "bccd-faster_rcnn"
@@ -19,13 +20,14 @@ HEAD = """    python experiments/bccd/report.py runs
 
 # Blood cells: Faster R-CNN with a pyramid on a ResNet-18
 
-By the command above, of the record beside this page: do not edit it. [`faster_rcnn.py`](../../bccd/faster_rcnn.py) says
-what was trained. Scores are of the 72 test images, by the last checkpoint of one run, in pixels of the stored images.
+The command above writes this page from the record beside it: do not edit it. The recipe is
+[`faster_rcnn.py`](../../bccd/faster_rcnn.py). Scores are those of the last checkpoint of one run on the 72 test images,
+in pixels of the stored images.
 """
 PUBLISHED = """
 Published on this data set, mAP at 0.5: 85.4 (Joshi et al. 2022), 92.4 (YOLOv8n) and 94.7 (NBCDC-YOLOv8). Those are
 other protocols: other splits, images of full size and more, and weights of larger data sets to start from. Here a
-network of {parameters:,} parameters started afresh and saw images of half the size.
+network of {parameters:,} parameters started from random weights, on images of half the size.
 """
 PICTURES = """
 ![loss and errors of the run](curves.png)
@@ -54,7 +56,7 @@ def record(runs: Path) -> None:
     lines = [json.loads(line) for line in (RECORD / "metrics.jsonl").open()]
     curves({"Faster R-CNN": lines}, run.task.headline, RESULTS / "curves.png")
     evaluation.draw_curves().savefig(RESULTS / "precision_recall.png", dpi=80)
-    test = evaluation.data.eval
+    test: Any = evaluation.data.eval  # a `Boxed`
     images = [test.decoded(test.read(i)["image"]) for i in SHOWN]
     truth = [(test.truth(i)["boxes"], test.truth(i)["labels"], None) for i in SHOWN]
     found = []

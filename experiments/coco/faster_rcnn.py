@@ -8,15 +8,14 @@
 Data: annotations/instances_{train,val}2017.json, train2017 and val2017 in data/coco.
 
 Published: box AP 37.0 on val2017 (torchvision 0.29.1, FasterRCNN_ResNet50_FPN_Weights.COCO_V1). Hardware, time and our
-score: none, for COCO's training images could not be had.
+score: none, as COCO's training images were not available.
 
 Recipe (references/detection of torchvision, 8 GPUs of two images): 26 epochs, SGD at 0.02 after 1,000 steps of warm-up,
-a tenth of it from epochs 16 and 22 on; momentum 0.9, weight decay 1e-4 on biases, too; the last three of the backbone's
+a tenth of it from epochs 16 and 22 on; momentum 0.9, weight decay 1e-4, on biases too; the last three of the backbone's
 five stages train, with frozen BatchNorm; images of 800 pixels a shorter side, 1,333 a longer one at most, mirrored.
 
-Ours: labels have no gaps, so there are 81 classes for torchvision's 91, and padding is masked in every layer, which
-changes nothing but that a score does not depend on the images of a batch (--config.model.overrides.mask_padding=False
-for torchvision's).
+Ours: labels have no gaps, so there are 81 classes, not torchvision's 91. Padding is masked in every layer, so that a
+score does not depend on the other images of a batch (--config.model.overrides.mask_padding=False: torchvision's form).
 """
 
 from jaxcnn.config import base_config

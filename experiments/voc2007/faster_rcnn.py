@@ -1,4 +1,4 @@
-"""Faster R-CNN on VGG-16, on VOC 2007: jointly trained, as its authors' Python code does.
+"""Faster R-CNN on VGG-16, on VOC 2007, trained jointly as in its authors' Python code.
 
     jaxcnn weights import --model vgg16 vgg16.pth runs/vgg16                          # torchvision's, or a run's
     jaxcnn train --config experiments/voc2007/faster_rcnn.py:07 --workdir runs/voc2007-faster_rcnn
@@ -14,16 +14,16 @@ Data: VOCdevkit/VOC2007 in data/, trainval and test. 07+12 adds the trainval of 
     cp ../VOCdevkit/VOC2007/ImageSets/Main/test.txt ImageSets/Main
 
 Published, mAP in % with 300 proposals (tables 3 and 11 of the paper's journal text): beside the names below. The
-authors' Python code reaches 69.9 on 07, too. Hardware, time and our score: none, for VOC 2007 could not be had.
+authors' Python code also reaches 69.9 on 07. Hardware, time and our score: none, as VOC 2007 was not available.
 
 Recipe (the authors' configuration): two images a step, SGD at 0.001 for 50,000 steps and 0.0001 for 20,000, twice that
-for 07+12; momentum 0.9, weight decay 5e-4 on biases, too, which have twice the rate; conv1 and conv2 fixed; images of
-600 pixels a shorter side, 1,000 a longer one at most, mirrored; objects that are difficult left out. `paper` divides
-the losses as equation 1 of the paper, with λ = 10.
+for 07+12; momentum 0.9, weight decay 5e-4, on biases too, which have twice the rate; conv1 and conv2 fixed; images of
+600 pixels a shorter side, 1,000 a longer one at most, mirrored; difficult objects left out. `paper` divides the losses
+as equation 1 of the paper, with λ = 10.
 
-Ours: the images have the mean and deviation of the weights that training starts from, where the authors' VGG-16 takes
-BGR minus a mean; proposals of less than 16 pixels of the resized image are left out, 16 of the stored one there; and
-convolutions compute in bfloat16.
+Ours: images are normalised as for the initial weights, where the authors' VGG-16 takes BGR minus a mean; proposals of
+less than 16 pixels of the resized image are left out, theirs of less than 16 of the stored one; and convolutions are
+computed in bfloat16.
 """
 
 from jaxcnn.config import base_config

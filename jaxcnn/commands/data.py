@@ -1,4 +1,4 @@
-"""`jaxcnn data`: list the data sets at hand; prepare, pack and check them; show what training makes of their images."""
+"""`jaxcnn data`: list the data sets at hand; prepare, pack and check them; show images as training sees them."""
 
 import argparse
 import shlex

@@ -26,7 +26,7 @@ _OVERLAYS = 12  # images with their label maps or boxes that are drawn
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Do what the arguments of `jaxcnn data check` say; splits without labels are passed over."""
+    """Read and count the examples of every split that has labels, draw some of the first, and report bad ones."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -91,7 +91,7 @@ def _verify(name: str) -> None:
 class _Tally:
     """The counts and faults of one split."""
 
-    bad: dict[int, str] = field(default_factory=dict)  # index: what is wrong
+    bad: dict[int, str] = field(default_factory=dict)  # index: the error
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
     labels: Counter[int] = field(default_factory=Counter)
@@ -102,6 +102,7 @@ class _Tally:
     drawn: dict[str, dict[str, Any]] = field(default_factory=dict)  # title: an example with a label map or boxes
 
     def add(self, example: "dict[str, Any]", title: str, drawn: bool) -> None:
+        """Count an example, and keep it if it is to be drawn."""
         import numpy as np
 
         image = example["image"]
@@ -178,7 +179,7 @@ def _report_pixels(source: "Source", tally: _Tally) -> None:
 
 
 def _report_boxes(source: "Boxed") -> None:
-    """Print how many boxes there are, in how many images, and their sizes; and those of each class."""
+    """Print the number of boxes, their sizes, and the boxes and images of each class."""
     import numpy as np
 
     labels, (x1, y1, x2, y2) = source.objects["labels"], source.objects["boxes"].T
@@ -203,7 +204,7 @@ def _report_boxes(source: "Boxed") -> None:
 
 
 def _report_labels(source: "Source", tally: _Tally) -> None:
-    """Print the examples of each class; of many classes, of the rarest and of the most frequent one."""
+    """Print the examples of each class, or, if there are many classes, of the rarest and the most frequent one."""
     import numpy as np
 
     counts = [tally.labels[label] for label in range(source.num_classes)]

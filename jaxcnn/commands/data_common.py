@@ -1,4 +1,4 @@
-"""What the commands of `jaxcnn data` share: names of sources, bars of progress, and contact sheets."""
+"""Shared by the commands of `jaxcnn data`: names of sources, progress bars and contact sheets."""
 
 import contextlib
 import re

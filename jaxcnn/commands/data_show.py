@@ -1,4 +1,4 @@
-"""`jaxcnn data show`: draw what training sees of a config's images."""
+"""`jaxcnn data show`: draw a config's images as training sees them."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from jaxcnn.data.dataset import Dataset
 
-_TILE, _BOXES_TILE = 112, 224  # pixels of an image that is drawn, and of one with the names of its boxes
+_TILE, _BOXES_TILE = 112, 224  # side in pixels of a drawn image, and of one that needs room for the names of boxes
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def show_examples(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    """Do what the arguments say."""
+    """Draw a row of images for each example: as evaluation sees it, then as training does in each epoch."""
     if not arguments.out.resolve().parent.is_dir() or arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: name a PNG file in a folder that exists")
     config = config_of(arguments, overrides)
@@ -54,7 +54,7 @@ def show_examples(arguments: argparse.Namespace, overrides: list[tuple[str, str]
 
 
 def _rows(data: "Dataset", examples: list[int], epoch: int | None) -> "list[dict[str, Any]]":
-    """Return examples as they are in an epoch of training, each from the reader of its size; None: as stored."""
+    """Return examples as rows of an epoch of training, each from the reader of its size; epoch None: as stored."""
     if epoch is None:
         return [data.train[example] for example in examples]
     readers = [next(r for r in data.train_readers if r.members is None or i in r.members) for i in examples]
@@ -69,7 +69,7 @@ def _masks(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.
 
 
 def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
-    """Return images uint8 with their boxes over them, in the size that they are drawn in; see `_rows`."""
+    """Return images uint8 with their boxes over them, `_BOXES_TILE` pixels a longer side; see `_rows`."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -84,8 +84,8 @@ def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
         show(axes, row["image"], "")
-        there = row.get("valid", slice(None))
-        draw_boxes(axes, row["boxes"][there], row["labels"][there], data.class_names)
+        valid = row.get("valid", slice(None))  # Stored examples have no padding boxes.
+        draw_boxes(axes, row["boxes"][valid], row["labels"][valid], data.class_names)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         drawn.append(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -19,12 +19,8 @@ _LARGEST = 4096  # scale in pixels, as of config.data.image_size
 _LARGEST_FACTOR = 8
 _DRAWN = 36  # images in a picture
 _TABLES = {"predictions": "example_table", "per_class": "class_table"}  # option -> method of `Evaluation`
-_OF_ONE = {
-    "save": "draws",
-    "confusion": "draws",
-    "curves": "draws",
-    "detections": "writes",
-}  # options of one run
+# Options that take one run at one checkpoint, and the verb of their error.
+_OF_ONE = {"save": "draws", "confusion": "draws", "curves": "draws", "detections": "writes"}
 _WRITTEN = (*_TABLES, *_OF_ONE)  # options that name a file
 _SEVERAL = 'Several runs or checkpoints print a line each before that one, which is then {"runs": [all of them]}.'
 
@@ -55,7 +51,7 @@ def main(argv: list[str]) -> int:
         for run in _opened(models, overrides):
             for name in ("detections", "curves"):
                 if getattr(arguments, name) and not run.task.detects:
-                    raise UserError(f"--{name} is of boxes, and {run.source} detects none: leave it out")
+                    raise UserError(f"--{name} needs a detector, and {run.source} detects no boxes: leave it out")
             if arguments.reference and not run.task.features:
                 raise UserError(f"{run.source} has no features to compare: set --config.task.features=DIR, of a GAN")
             evaluation = run.evaluation(**options)

@@ -1,12 +1,11 @@
-"""The data set of a config: what is resolved for all of its examples.
+"""The data set of a config: everything that holds for all of its examples.
 
-`Dataset` makes the readers of a config (`reader.Reader`), of training and evaluation, asks for their batches, and says
-what the device does to these.
+`Dataset` makes the readers (`reader.Reader`) of training and evaluation, asks for their batches, and defines the part
+of preprocessing that the device does.
 """
 
 import hashlib
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,22 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import UserError
-from jaxcnn.config import VOID, height_width, sides_of
+from jaxcnn.config import height_width, sides_of
 from jaxcnn.data import batches, usable_cores
 from jaxcnn.data.batches import WHOLE, Batch, Places, Slice, nearest_bucket
+from jaxcnn.data.broken import EVALUATION, Broken
 from jaxcnn.data.expected import Network, brought_to
 from jaxcnn.data.images import augment_device, augment_host
 from jaxcnn.data.images.canvases import choose_canvases, scaled, smallest_canvas
 from jaxcnn.data.reader import LABEL, MADE, PLACED, Reader, Specs
-from jaxcnn.data.sources import BadExample, Source, eval_split, make_source, path_kind
+from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
 from jaxcnn.data.sources.boxed import Boxed
+from jaxcnn.data.statistics import class_frequencies, mean_image
 from jaxcnn.locations import composed
 
-# The canvases of images with boxes: few, as their programs are large, and of whole cells of a map at stride 32.
+# Images with boxes share few canvases, as each takes a large program, and canvases fit the cells of a map of stride 32.
 _MOST_CANVASES, _CANVAS_MULTIPLE = 4, 32
 _STREAM = 0x64617461  # of random numbers: no other use of the seed folds this in
-_NAMED = 3  # broken examples that are named in a line
-_EVALUATION = -1  # among the epochs of `Dataset.broken`
 
 
 class Dataset:
@@ -49,9 +48,9 @@ class Dataset:
       input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
 
-    Where the task has the target "sizes", images are not cut or distorted to one size, but padded: the buckets are
-    canvases, those of the config or else chosen for the images, and each goes to the smallest that holds it. Of several
-    shorter sides in `data.min_size` the largest decides, so an example has one canvas in all epochs.
+    If the task has the target "sizes", images are padded, not cropped or distorted to one size. The buckets then are
+    canvases, those of the config or else chosen for the images, and an image goes to the smallest that holds it. If
+    `data.min_size` has several sides, the largest decides, so that an example has one canvas in all epochs.
 
     Args:
       training: False where nothing is trained: then there need not be a training split, and `train` is `eval`.
@@ -106,22 +105,9 @@ class Dataset:
         self.buckets, self.eval_buckets = (
             tuple(reader.size for reader in readers) for readers in (self.train_readers, self.eval_readers)
         )
-        photographs = None in self.train.image_shape  # of which evaluation sees the centre
-        self.input: dict[str, Any] = {
-            "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
-        }  # fmt: skip
-        if self.padded:
-            self.input |= {"min_size": self.resize, "max_size": data.max_size}
-            self.input |= {"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {}
-        elif photographs:
-            self.input |= {"resize": self.resize}
         self.eval_examples = len(self.eval)
-        self.position = {
-            "data": self._identity(), "split": data.train_split, "examples": len(self.train),
-            "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
-        } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
-        self.broken: dict[int, set[int]] = defaultdict(set)  # epoch: examples
-        self.said = set[int]()  # those of the evaluation that a line has named
+        self.input, self.position = self._input(), self._position()
+        self.broken = Broken(self.train, self.eval)
         self._check_resident()
 
     def _check_resident(self) -> None:
@@ -143,7 +129,7 @@ class Dataset:
             )
 
     def _check_boxes(self, room: int) -> None:
-        """Say how many boxes are left out; UserError where an image has more of them than there is `room` for."""
+        """Print how many boxes are left out; UserError if an image has more boxes than `room`."""
         for source in dict.fromkeys((self.train, self.eval)):
             if not isinstance(source, Boxed):
                 continue
@@ -187,13 +173,13 @@ class Dataset:
         return choose_canvases(self._scaled_sizes(source), *limits)
 
     def _scaled_sizes(self, source: Source) -> np.ndarray:
-        """Return height and width of every image, (N, 2), as it is brought to the largest `data.min_size`."""
+        """Return the height and width of every image, (N, 2), resized to the largest of `data.min_size`."""
         data = self.config.data
         shorter, sizes = max(sides_of(data.min_size)), source.sizes(data.on_error == "skip")
         return np.array([scaled((height, width), shorter, data.max_size) for height, width in sizes.tolist()])
 
     def _augmentation(self) -> tuple[augment_host.Augmentation, bool]:
-        """Return what is done to training images, and whether the host mirrors them: targets in them move along."""
+        """Return the changes to training images, and whether the host mirrors them, as targets in them must follow."""
         wanted = augment_host.parse(self.config.data.augment)
         names, specs = {name for name, _ in wanted.device}, self._specs(self.image_shape)
         if "label" not in specs and (mixes := names & {"mixup", "cutmix"}):
@@ -226,10 +212,10 @@ class Dataset:
         return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
 
     def _readers(self, source: Source, sizes: Sequence[tuple[int, int]], known: bool = True) -> tuple[Reader, ...]:
-        """Return the readers of a source, one for each size; where there are several, for each that has examples.
+        """Return the readers of a source, one for each size; of several sizes, those without examples are left out.
 
         Args:
-          known: False where it does not matter which examples have which size.
+          known: False if it does not matter which examples have which size.
         """
         data, skip = self.config.data, self.config.data.on_error == "skip"
         largest = max(self.eval_image_shape[:2])
@@ -245,7 +231,8 @@ class Dataset:
             for size in sizes
         ]  # fmt: skip
         if self._boxes and known and (source is self.eval or not self.augmentation.geometry):
-            self._held(source, sizes)  # with boxes the sizes are known: none is found too large in the middle of a run
+            # Annotations have the sizes of all images, so one that no canvas holds is found before step 1.
+            self._held(source, sizes)
         if len(sizes) == 1 or not known:
             return (readers[0],)
         chosen = self._held(source, sizes) if self.padded else nearest_bucket(source.sizes(skip), sizes)
@@ -253,7 +240,7 @@ class Dataset:
         return tuple(reader for reader in members if len(reader))
 
     def _held(self, source: Source, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return which canvas holds each image; UserError where none does."""
+        """Return the index of each image's canvas, int (N,); UserError if no canvas holds an image."""
         needed = self._scaled_sizes(source)
         chosen = smallest_canvas(needed, sizes)
         if (chosen < 0).any():
@@ -264,6 +251,25 @@ class Dataset:
                 f"{', '.join(map(str, sizes))}: give a larger one, or lower config.data.min_size"
             )
         return chosen
+
+    def _input(self) -> dict[str, Any]:
+        """Return `input`: shape, normalisation and classes, and how images are brought to that shape."""
+        about: dict[str, Any] = {
+            "image_shape": self.eval_image_shape, "mean": self.mean, "std": self.std, "class_names": self.class_names,
+        }  # fmt: skip
+        if self.padded:
+            about |= {"min_size": self.resize, "max_size": self.config.data.max_size}
+            return about | ({"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {})
+        photographs = None in self.train.image_shape  # Evaluation sees the centre of these.
+        return about | ({"resize": self.resize} if photographs else {})
+
+    def _position(self) -> dict[str, Any]:
+        """Return `position`: the data, its order, and the examples of each bucket."""
+        config = self.config
+        return {
+            "data": self._identity(), "split": config.data.train_split, "examples": len(self.train),
+            "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
+        } | ({"buckets": self._digests()} if len(self.buckets) > 1 else {})  # fmt: skip
 
     def _digests(self) -> list[str]:
         """Return a line for each training bucket: its size, and a digest of the examples that it has."""
@@ -304,8 +310,8 @@ class Dataset:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Return this process's share of the evaluation set, every example once."""
-        self.broken[_EVALUATION] = set()
-        return batches.eval_batches(self.eval_readers, self.config.global_batch_size, **self._reading(_EVALUATION))
+        self.broken.examples[EVALUATION] = set()
+        return batches.eval_batches(self.eval_readers, self.config.global_batch_size, **self._reading(EVALUATION))
 
     def _reading(self, where: int | None) -> dict[str, Any]:
         data, note = self.config.data, partial(self._note, where)
@@ -318,10 +324,10 @@ class Dataset:
         }
 
     def _note(self, where: int | None, batch: Batch) -> None:
-        """Take note of a batch's broken examples, in their epochs or `where`; the device need not know of them."""
+        """Take note of a batch's broken examples, in their epochs or, if not None, `where`; remove them from it."""
         broken = batch.pop("broken")
         for row in np.flatnonzero(broken >= 0):
-            self.broken[int(batch["epoch"][row]) if where is None else where].add(int(broken[row]))
+            self.broken.examples[int(batch["epoch"][row]) if where is None else where].add(int(broken[row]))
 
     def resident(self, training: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return all examples, {"image": uint8 (N, H, W, C), targets (N, …)}, and mask float32 (N,), 0 if broken."""
@@ -337,7 +343,7 @@ class Dataset:
                 array[example] = row[name]
             mask[example] = training or row["broken"] < 0
             if row["broken"] >= 0:
-                self.broken[0 if training else _EVALUATION].add(row["broken"])
+                self.broken.examples[0 if training else EVALUATION].add(row["broken"])
 
         with ThreadPoolExecutor(usable_cores()) as threads:
             for _ in threads.map(read, range(count)):
@@ -345,13 +351,8 @@ class Dataset:
         return arrays, mask
 
     def mean_image(self) -> np.ndarray:
-        """Return the mean of the training images as they are without random changes, float64 (H, W, C) in 0 … 1."""
-        reader = self.train_readers[0]
-        total = np.zeros((*reader.size, reader.source.image_shape[-1]))
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            for row in threads.map(reader.eval, range(len(reader.source))):
-                total += row["image"]
-        return total / (255 * len(reader.source))
+        """Return the mean of the training images without random changes, float64 (H, W, C) in 0 … 1."""
+        return mean_image(self.train_readers[0])
 
     def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return epoch and example, int32 (stop - start, global batch) each, of the batches of those steps."""
@@ -363,65 +364,23 @@ class Dataset:
 
     @property
     def class_frequencies(self) -> list[float]:
-        """Return each class's share of the pixels that count in the training images that it is in; 0 where in none.
+        """Return each class's share of the pixels that count in the training images that have the class; 0 if none has.
 
-        They are counted once, when they are first asked for, and then are part of `input`.
+        They are counted when they are first asked for, and are part of `input` from then on.
         """
-        kept: Any = self.input.get("class_frequencies") or (self._kept() or {}).get("class_frequencies")
-        self.input |= {"class_frequencies": list(kept or self._frequencies())}
+        found: Any = self.input.get("class_frequencies") or (self._kept() or {}).get("class_frequencies")
+        found = found or class_frequencies(self.train, self.num_classes, self.config.data.on_error == "skip")
+        self.input |= {"class_frequencies": list(found)}
         return self.input["class_frequencies"]
-
-    def _frequencies(self) -> list[float]:
-        print(f"counting   the pixels of {len(self.train):,} label maps of {self.train.name}", file=sys.stderr)
-
-        def pixels_of(example: int) -> np.ndarray:
-            """Return int64 (classes,): how many pixels of an image are of each class."""
-            try:
-                labels = self.train.read(example)["label_map"]
-            except BadExample:
-                if self.config.data.on_error != "skip":
-                    raise
-                return np.zeros(self.num_classes, np.int64)
-            return np.bincount(labels.ravel(), minlength=VOID + 1)[: self.num_classes]
-
-        own, around = np.zeros((2, self.num_classes), np.int64)
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            for pixels in threads.map(pixels_of, range(len(self.train))):
-                own += pixels
-                around += np.where(pixels > 0, pixels.sum(), 0)
-        return (own / np.maximum(around, 1)).tolist()
 
     @property
     def eval_broken(self) -> int:
         """Return how many examples of the last evaluation could not be read here and were not counted."""
-        return len(self.broken[_EVALUATION])
+        return len(self.broken.examples[EVALUATION])
 
     def complaints(self, epoch: float) -> list[str]:
-        """Return a line for each epoch before `epoch` in which examples could not be read, and for the evaluation.
-
-        None is said twice, and of the evaluation none that was said before.
-        """
-        ended = sorted(e for e in self.broken if 0 <= e <= epoch - 1 and self.broken[e])
-        lines = [f"epoch {e + 1}: {self._words(self.train, self.broken.pop(e))} replaced" for e in ended]
-        if self.broken[_EVALUATION] - self.said:
-            self.said |= self.broken[_EVALUATION]
-            lines.append(f"evaluation: {self._words(self.eval, self.broken[_EVALUATION])} not counted")
-        return lines
-
-    def _words(self, source: Source, broken: set[int]) -> str:
-        """Return how many examples of `source` could not be read, and the first of them with the reason."""
-        of = f"{source.name}, split '{source.split}', "
-        reasons = []
-        for index in sorted(broken)[:_NAMED]:
-            try:
-                source[index]
-            except UserError as error:
-                reasons.append(f"{error}".removeprefix(of).removesuffix(f": {source.fix}"))
-            else:
-                reasons.append(f"{source.where(index).removeprefix(of)} can be read now")
-        more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        count, verb = ("1 image", "was") if len(broken) == 1 else (f"{len(broken)} images", "were")
-        return f"{count} of {of}could not be read ({'; '.join(reasons)}{more}) and {verb}"
+        """Return the lines of `Broken.complaints`."""
+        return self.broken.complaints(epoch)
 
     def preprocess(self, batch: dict[str, jax.Array], seed: jax.Array | None) -> dict[str, jax.Array]:
         """Return the batch with images normalised, float32; where there is a `seed`, changed at random first.

@@ -1,4 +1,4 @@
-"""One example as the row of a batch: read, decoded, cropped or padded, and changed at random, with its targets."""
+"""Make one example a row of a batch: read, decode, crop or pad, and augment it, with its targets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,34 +17,34 @@ Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
 
 PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
-MADE = frozenset(["valid", "sizes", "original_sizes"])  # targets that no source has: a `Reader` makes them
+MADE = frozenset(["valid", "sizes", "original_sizes"])  # targets that a `Reader` makes, as no source has them
 OF_BOXES = ("labels", "difficult", "crowd", "area")  # raw targets with a row for each box
 LABEL: Specs = {"label": ((), np.dtype(np.int32))}
-_TRIES = 100  # neighbours that may be broken too, before it is the data set that is
+_TRIES = 100  # examples that are tried one after another; if all are broken, so is the data set
 
 
 @dataclass(frozen=True)
 class Reader:
-    """The reading of `source`'s examples into rows. Picklable, and safe to use from several threads.
+    """The examples of `source` as rows of a batch. Picklable, and safe to use from several threads.
+
+    A row is cropped to `size`, or, if "sizes" is a target, all of an image is resized and padded to it.
 
     Attributes:
       size: (height, width) of a row's image.
-      resize: side of the frame that a photograph is made to cover before its centre is cut out; see `decode.center`.
-        Where "sizes" is a target, nothing is cut out: it is the shorter side that all of an image is brought to, 0 for
-        its own size, and the rest of the row is padding.
-      longest: where "sizes" is a target, pixels of the longer side at most (0: no limit); see `canvases.scaled`.
-      sides: likewise, shorter sides of which one is drawn for each training image; none: `resize`.
-      augmentation: what happens to a training image here, on the host.
-      interpolation: of training crops; evaluation is "antialias" always, which torchvision's detection is not where it
-        shrinks an image.
-      skip: whether a broken example is replaced, and not an error.
-      seed: of all random draws.
-      targets: shape and type of each target of a row. Of a raw target with fewer rows than that, the rest is zeros;
-        "valid", bool, says which rows are those of boxes that are seen. "sizes", int (2,), is the height and width of
-        what is no padding; in the padding a label map is void. "original_sizes", int (2,), is that of the image as it
-        is stored, upright.
-      mirror: whether half of the training images are mirrored here; else that is left to the device.
-      members: int (n,), the examples of the source that are brought to `size`; None: all of them.
+      resize: of cropped rows, side of the frame that a photograph covers before its centre is cropped, see
+        `decode.center`; of padded rows, the shorter side to which an image is resized, 0 for its own size.
+      longest: of padded rows, pixels of the longer side at most (0: no limit); see `canvases.scaled`.
+      sides: of padded rows, shorter sides of which one is drawn for each training image; none: `resize`.
+      augmentation: random changes to training images, the host's part.
+      interpolation: of training crops. Evaluation always is "antialias"; torchvision's detection is not.
+      skip: whether a broken example is replaced instead of raised as an error.
+      seed: seed of all random draws.
+      targets: shape and type of each target of a row. A raw target with fewer rows is filled up with zeros. "valid",
+        bool, says which rows are boxes of which the row's image shows something. "sizes", int (2,), is the height and
+        width of the image without its padding, in which a label map is void. "original_sizes", int (2,), is the height
+        and width of the stored image, upright.
+      mirror: whether half of the training images are mirrored here; else the device may do it.
+      members: int (n,), the examples of the source that go into rows of `size`; None: all of them.
     """
 
     source: Source
@@ -71,9 +71,9 @@ class Reader:
         return int(self.members[place]) if place < len(self) else len(self.source) + place - len(self)
 
     def train(self, epoch: int, example: int) -> Row:
-        """Return the row of an example in an epoch: a function of (seed, epoch, example), whoever computes it.
+        """Return the row of an example in an epoch: a function of (seed, epoch, example), on any process.
 
-        Its "broken" is -1, or `example` where that could not be read and another is in its place.
+        Its "broken" is -1, or `example` if that could not be read and another takes its place.
 
         Raises:
           BadExample: it cannot be read. With `skip` the next example that can be read takes its place.
@@ -97,22 +97,24 @@ class Reader:
         if example >= len(self.source):
             return self._black(-1)
         try:
-            return self._whole(self.source.read(example), example, "antialias") | {"broken": -1}
+            return self._unchanged(self.source.read(example), example, "antialias") | {"broken": -1}
         except BadExample:
             if not self.skip:
                 raise
             return self._black(example)
 
     def _black(self, broken: int) -> Row:
+        """Return a row of zeros."""
         targets = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.targets.items()}
         for name in targets.keys() & {"sizes", "original_sizes"}:
-            targets[name][:] = self.size  # a network may divide by them
+            targets[name][:] = self.size  # Networks and scores may divide by them.
         return {"image": np.zeros((*self.size, self.source.image_shape[-1]), np.uint8), **targets, "broken": broken}
 
     def _augmented(self, epoch: int, example: int) -> Row:
+        """Return the row of a training example, with its random changes."""
         raw, geometry, changes = self.source.read(example), self.augmentation.geometry, self.augmentation.pixels
         if not (geometry or changes or self.mirror or self.sides):
-            return self._whole(raw, example, self.interpolation)
+            return self._unchanged(raw, example, self.interpolation)
         rng = np.random.Generator(np.random.Philox(key=[(epoch << 32) + self.seed, example]))
         side = self.sides[rng.integers(len(self.sides))] if self.sides else self.resize
         with self.source.naming(example, ValueError):
@@ -128,19 +130,23 @@ class Reader:
         return {"image": padded(pixels, self.size), **self._moved(raw, crop, self.interpolation, example)}
 
     def _drawn(self, image: tuple[int, int], side: int, rng: np.random.Generator) -> Crop:
-        """Draw the crop of a training image of (height, width); where rows are padded, `side` is its shorter one."""
+        """Draw the crop of a training image of (height, width), in pixels of the stored image.
+
+        The augmentation draws from the image as resized: for padded rows, to a shorter side of `side`.
+        """
         assert self.augmentation.geometry
         seen = scaled(image, side, self.longest) if "sizes" in self.targets else image
         drawn = self.augmentation.geometry(seen, self.size, rng)
         crop = drawn if isinstance(drawn, Crop) else Crop(drawn, self.size)
-        rows, columns = (side / part for side, part in zip(image, seen, strict=True))
+        # From pixels of the resized image to those of the stored one.
+        rows, columns = (stored / resized for stored, resized in zip(image, seen, strict=True))
         top, left, height, width = crop.box
         crop = crop._replace(box=Box(top * rows, left * columns, height * rows, width * columns))
         follows = self.interpolation != "antialias" and PLACED & self.targets.keys()
         return crop.aligned() if follows else crop
 
-    def _whole(self, raw: Row, example: int, interpolation: str) -> Row:
-        """Return the row of an example that nothing is changed in at random."""
+    def _unchanged(self, raw: Row, example: int, interpolation: str) -> Row:
+        """Return the row of an example without random changes."""
         with self.source.naming(example, ValueError):
             pixels, crop = self._centre(raw["image"], interpolation, self.resize)
         return {"image": padded(pixels, self.size), **self._moved(raw, crop, interpolation, example)}
@@ -148,9 +154,10 @@ class Reader:
     def _centre(
         self, image: bytes | np.ndarray, interpolation: str, side: int, mirrored: bool = False
     ) -> tuple[np.ndarray, Crop]:
-        """Return the centre of a photograph; all of an image where all images have one size, resized if it must be.
+        """Return the pixels of an image without random changes, and the crop that they are.
 
-        Where rows are padded, all of any image, its shorter side brought to `side`.
+        For padded rows they are all of the image, its shorter side resized to `side`. Else they are the centre of a
+        photograph, or all of an image, resized to the row, if all images of the source have one size.
         """
         if "sizes" in self.targets:
             height, width = size_of(image)
@@ -170,7 +177,7 @@ class Reader:
         return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, crop
 
     def _moved(self, raw: Row, crop: Crop, interpolation: str, example: int) -> Row:
-        """Return the targets as the row has them: moved with the image, and filled up to the shape of `targets`.
+        """Return the targets of the row: moved with the image, and filled up to the shapes in `targets`.
 
         Raises:
           UserError: there are more boxes than the task has room for.
@@ -178,9 +185,9 @@ class Reader:
         if PLACED & self.targets.keys():
             crop = crop.taken(interpolation)
         if "boxes" in self.targets:
-            boxes, seen = crop.boxes(raw["boxes"])  # of n boxes, bool (n,): those of which the crop shows something
-            raw = raw | {name: raw[name][seen] for name in OF_BOXES if name in raw}
-            raw |= {"boxes": boxes[seen], "valid": np.ones(seen.sum(), bool)}
+            boxes, visible = crop.boxes(raw["boxes"])  # (n, 4), bool (n,): those of which the crop shows something
+            raw = raw | {name: raw[name][visible] for name in OF_BOXES if name in raw}
+            raw |= {"boxes": boxes[visible], "valid": np.ones(visible.sum(), bool)}
         if "label_map" in self.targets:
             raw = raw | {"label_map": padded(crop.label_map(raw["label_map"]), self.size, VOID)}
         if "sizes" in self.targets:
@@ -199,6 +206,6 @@ class Reader:
                     f"{self.source.where(example)} has {len(value)} rows of '{name}', there is room for {shape[0]}: "
                     "raise their number in config.task"
                 )
-            targets[name] = np.zeros(shape, dtype)  # (room, …) for (n, …): one shape for all rows of a batch
+            targets[name] = np.zeros(shape, dtype)  # (n, …) becomes (room, …), one shape for all rows of a batch.
             targets[name][: len(value)] = value
         return targets

@@ -186,12 +186,13 @@ def box_cards(
     names: Sequence[str],
     out: Path | None = None,
 ) -> Figure:
-    """Draw each image once for each kind of boxes, such as the true and the detected ones, with these over it.
+    """Draw each image once for each kind of boxes, such as true and detected ones, side by side.
 
     Args:
       images: uint8 (H, W, C); sizes may differ.
       titles: a line over each image.
-      found: caption, after the title -> boxes, labels and scores (None: of the truth) of each image, see `draw_boxes`.
+      found: caption of a kind of boxes, after the title -> boxes, labels, and scores or None, of each image; see
+        `draw_boxes`.
     """
     side, gap = 2.8, 0.15  # inches
     height = _card_height(images, side)
@@ -205,7 +206,7 @@ def box_cards(
 
 
 def precision_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path | None = None) -> Figure:
-    """Draw a precision-recall curve for each label, ten colours in four kinds of lines.
+    """Draw a precision-recall curve for each label, in ten colours and four styles of line.
 
     Args:
       curves: label, such as a class and its AP -> recall and precision by falling score, (n,) each.
@@ -262,7 +263,7 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _card_height(images: Sequence[np.ndarray], width: float) -> float:
-    """Return the height of cards of that width whose aspect is the mean of the images'."""
+    """Return the height of cards of this width: their aspect is the mean of the images', within 0.4 … 2."""
     shape = np.mean([image.shape[0] / image.shape[1] for image in images])
     return width * min(2.0, max(0.4, float(shape)))
 

@@ -1,7 +1,7 @@
 """Anchors: the boxes of fixed sizes and shapes around each cell of a feature map, from which an RPN regresses.
 
-Ren et al. 2015, section 3.1.1. Those of a cell are a constant, made with NumPy; those of a map are computed in the
-program, in the order of rows, columns, and anchors of a cell, which is that of the RPN's outputs.
+Ren et al. 2015, section 3.1.1. The anchors of a cell are a constant, made with NumPy. Those of a map are computed in
+the program, in the order of the RPN's outputs: rows, columns, and anchors of a cell.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
     root = np.sqrt(np.asarray(ratios, np.float64))
     side = np.asarray(sizes, np.float64)
     width, height = np.outer(1 / root, side).ravel(), np.outer(root, side).ravel()
-    return np.round(np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)  # halves to even
+    # As torchvision, corners are rounded to whole pixels, halves to the even one.
+    return np.round(np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)
 
 
 def paper_anchors(
@@ -29,13 +30,13 @@ def paper_anchors(
 ) -> np.ndarray:
     """Return the anchors of the first cell as the authors' code has them, float32 (ratios · scales, 4).
 
-    By default the paper's nine for a stride of 16; scales are innermost. Corners are inclusive pixels: the sides are
-    x2 - x1 + 1.
+    The default are the paper's nine for a stride of 16. Scales are innermost. Corners are inclusive pixels: the sides
+    are x2 - x1 + 1.
 
     Args:
       scales: sides of the squares, in multiples of `base`.
       ratios: height / width; the sides of the shape at scale 1 are rounded to whole pixels before they are enlarged.
-      base: side in pixels of the cell, on whose centre all anchors lie.
+      base: side in pixels of the cell; all anchors have the centre of the cell.
     """
     ratio = np.asarray(ratios, np.float64)
     width = np.round(np.sqrt(base * base / ratio))
@@ -46,7 +47,7 @@ def paper_anchors(
 
 
 def spread(cell: np.ndarray, grid: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
-    """Return the anchors of a map: those of its first cell (A, 4) -> (H · W · A, 4).
+    """Return the anchors of a map, (H · W · a, 4), given those of its first cell, (a, 4).
 
     Args:
       grid: H and W, the rows and columns of the map.
@@ -54,7 +55,7 @@ def spread(cell: np.ndarray, grid: tuple[int, int], stride: tuple[int, int]) -> 
     """
     down, right = (jnp.arange(cells, dtype=cell.dtype) * step for cells, step in zip(grid, stride, strict=True))
     y, x = jnp.meshgrid(down, right, indexing="ij")  # (H, W)
-    moved = jnp.stack([x, y, x, y], -1)[:, :, None] + cell  # (H, W, A, 4)
+    moved = jnp.stack([x, y, x, y], -1)[:, :, None] + cell  # (H, W, a, 4)
     return moved.reshape(-1, 4)
 
 

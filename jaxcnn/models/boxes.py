@@ -3,8 +3,8 @@
 A box is x1, y1, x2, y2 in pixels. Two conventions differ in how wide it is:
 
 - x2 - x1, corners as points: torchvision's, and the default here;
-- x2 - x1 + 1, corners as pixels that belong to the box: `inclusive=True`, that of R-CNN (Girshick et al. 2014), Fast
-  R-CNN and Faster R-CNN in their authors' code, and of VOC.
+- x2 - x1 + 1, corners as pixels that belong to the box (`inclusive=True`): that of VOC, and of the authors' code of
+  R-CNN (Girshick et al. 2014), Fast R-CNN and Faster R-CNN.
 
 Shapes are fixed, so some boxes of an array are padding: the caller's mask says which. Results and gradients are finite
 for every box with finite coordinates, one without area included.
@@ -66,10 +66,11 @@ def _overlap(a: jax.Array, b: jax.Array, inclusive: bool) -> tuple[jax.Array, ja
     return width * height, areas - width * height
 
 
-def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """Return part / whole, and 0 with a gradient of 0 where there is no whole."""
-    some = whole > _LEAST**2
-    return jnp.where(some, part / jnp.where(some, whole, 1), 0)
+def _ratio(part: jax.Array, total: jax.Array) -> jax.Array:
+    """Return part / total, and 0 with a gradient of 0 where the total is 0."""
+    some = total > _LEAST**2
+    # The inner choice keeps the division, and so its gradient, finite where the outer one drops it.
+    return jnp.where(some, part / jnp.where(some, total, 1), 0)
 
 
 def to_centre(boxes: jax.Array, inclusive: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -80,13 +81,13 @@ def to_centre(boxes: jax.Array, inclusive: bool = False) -> tuple[jax.Array, jax
 
 
 def encode(boxes: jax.Array, truth: jax.Array, weights: Any = (1, 1, 1, 1), inclusive: bool = False) -> jax.Array:
-    """Return what moves each box to its ground truth, as regression is trained on: (…, 4), (…, 4) -> (…, 4).
+    """Return the regression targets that move each box to its ground truth: (…, 4), (…, 4) -> (…, 4).
 
-    Girshick et al. 2014, appendix C: ((x' - x) / w, (y' - y) / h, log(w' / w), log(h' / h)) · weights, of the centres
-    x, y. If a side of either box is 0, so are all four: the caller must leave such a pair out of the loss.
+    Girshick et al. 2014, appendix C: ((x' - x) / w, (y' - y) / h, log(w' / w), log(h' / h)) · weights, where x, y are
+    centres. If a side of either box is 0, all four are 0: the caller must leave such a pair out of the loss.
 
     Args:
-      weights: one factor for each of the four: the inverse of the deviations by which the authors normalise.
+      weights: a factor for each of the four, the inverse of the standard deviations by which the authors normalise.
     """
     (centre, sides), (target, wanted) = to_centre(boxes, inclusive), to_centre(truth, inclusive)
     sound = ((sides > _LEAST) & (wanted > _LEAST)).all(-1, keepdims=True)
@@ -120,7 +121,7 @@ def decode(
 
 
 def clip(boxes: jax.Array, size: Any, inclusive: bool = False) -> jax.Array:
-    """Return boxes (…, N, 4) cut to their images.
+    """Return boxes (…, N, 4) clipped to their images.
 
     Args:
       size: height and width in pixels, two numbers or an array (…, 2). The largest coordinates are these, or one less
@@ -137,7 +138,7 @@ def large_enough(boxes: jax.Array, side: float, inclusive: bool = False) -> jax.
 
 
 def inside(boxes: jax.Array, size: Any, inclusive: bool = False) -> jax.Array:
-    """Return which boxes do not cross the border of their image: (…, N, 4) -> bool (…, N).
+    """Return which boxes lie inside of their image and do not cross its border: (…, N, 4) -> bool (…, N).
 
     Ren et al. 2015, section 3.3, train on such anchors only.
 

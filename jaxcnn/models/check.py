@@ -118,7 +118,7 @@ def _narrow(x: Any) -> bool:
 
 
 def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
-    """Training and evaluation read these: a dict with logits of this shape for each image, at least float32."""
+    """Yield a fault unless a classifier or segmenter returns a dict with logits of this shape, float32 at least."""
     words = ", ".join(map(str, shape))
     due = f"(N, {words}) float32"
     if not isinstance(outputs, dict) or "logits" not in outputs:
@@ -135,17 +135,17 @@ def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
             )
 
 
-_DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # and the shape of each row
+_DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # output of evaluation: shape of its rows
 
 
 def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
-    """The task reads these: class scores and regressions of as many regions, in evaluation the detections."""
+    """Yield a fault unless a detector returns scores and regressions of its regions, and in evaluation detections."""
     found = outputs if isinstance(outputs, dict) else {}
     due = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
     groups = [due] if mode == "in training" else [due, _DETECTIONS]
     for group in groups:
         shapes = {name: getattr(found.get(name), "shape", ()) for name in group}
-        counts = {shape[:2] for shape in shapes.values()}  # one number of rows for all of a group
+        counts = {shape[:2] for shape in shapes.values()}  # All outputs of a group have the same number of rows.
         if len(counts) > 1 or any(shape != (2, *shape[1:2], *group[name]) for name, shape in shapes.items()):
             words = ", ".join(f'"{name}" (N, R{"".join(f", {n}" for n in row)})' for name, row in group.items())
             yield f"{mode} returns {shapes} for 2 images: return a dict with {words}"
@@ -155,7 +155,7 @@ def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str
 
 
 def _variables(evaluation: dict[str, Any], training: dict[str, Any]) -> Iterator[str]:
-    """The same in both modes, in the collections that training and checkpoints know, at least float32."""
+    """Yield a fault unless the variables are the same in both modes, float32, and in the collections of training."""
     here, there = ({(path, _kind(x)) for path, x in variables.items()} for variables in (evaluation, training))
     if differing := sorted({path for path, _ in here ^ there}):
         names = ", ".join(differing[:3]) + ", …" * (len(differing) > 3)
@@ -171,7 +171,7 @@ def _variables(evaluation: dict[str, Any], training: dict[str, Any]) -> Iterator
 
 
 def _vae_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterator[str]:
-    """The task reads these: the pixels' logits, and mean and logarithm of the variance of as many latents each."""
+    """Yield a fault unless a VAE returns the pixels' logits, and mean and log variance of as many latents each."""
     shapes = {name: getattr(outputs[name], "shape", ()) for name in ("logits", "mean", "logvar") if name in outputs}
     if len(shapes) < 3 or shapes["logits"] != (2, *image_shape) or len({*map(shapes.get, ("mean", "logvar"))}) > 1:
         yield (
@@ -184,14 +184,14 @@ def _vae_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterato
 
 
 def _gan_outputs(outputs: Any, mode: str, image_shape: Sequence[int]) -> Iterator[str]:
-    """The task reads a logit of each image."""
+    """Yield a fault unless a GAN's discriminator returns a logit for each image."""
     logits = outputs.get("logits") if isinstance(outputs, dict) else outputs
     if not isinstance(outputs, dict) or getattr(logits, "shape", None) != (2,) or _narrow(logits):
         yield f'{mode} returns {_kind(logits)} for 2 images: return a dict with "logits" (N,) float32, a logit each'
 
 
 def _decays(trace: _Trace) -> Iterator[str]:
-    """Weight decay goes by the name."""
+    """Yield a fault for a matrix that weight decay, which goes by the name, would pass over."""
     for path, x in trace.variables.items():
         collection, _, rest = path.partition("/")
         if collection == "params" and x.ndim > 1 and rest.rpartition("/")[2] != "kernel":
@@ -199,7 +199,7 @@ def _decays(trace: _Trace) -> Iterator[str]:
 
 
 def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
-    """Sharding and `reset_head` go by names: a layer that they would pass over is an error."""
+    """Yield a fault for a layer that sharding or `reset_head`, which go by names, would pass over."""
     for path, x in trace.variables.items():
         module, _, leaf = path.partition("/")[2].rpartition("/")
         if leaf == "kernel" and (x.ndim == 2 or module in trace.dense) and not CLASSIFIER.search(path):
@@ -217,7 +217,7 @@ def _names(trace: _Trace, num_classes: int) -> Iterator[str]:
 
 
 def _endpoints(model: Any, trace: _Trace, image_shape: Sequence[int]) -> Iterator[str]:
-    """Every endpoint that is promised is there, of its stride, channels and type, and can be found by its name."""
+    """Yield a fault for a promised endpoint that is missing, of another shape or type, or not found by its name."""
     endpoints = getattr(model, "endpoints", {})
     sides = [side + 2 * getattr(model, "border", 0) for side in image_shape[:2]]
     try:

@@ -1,7 +1,8 @@
 """FPN: "Feature Pyramid Networks for Object Detection", Lin et al., CVPR 2017 (arXiv:1612.03144).
 
-Figure 3: each level is its map of the trunk, brought to one number of channels, plus the coarser level, enlarged twice;
-a 3×3 convolution follows. As in section 4.1 the RPN also sees the coarsest level at every other cell:
+Figure 3: each level is the sum of a map of the trunk, after a 1×1 convolution to a common number of channels, and the
+coarser level, enlarged by 2; a 3×3 convolution follows. The RPN also sees every other cell of the coarsest level
+(section 4.1):
 
     800×800 pixels, a ResNet   trunk            level
     stage1   stride  4         200×200×256      200×200×256
@@ -25,30 +26,30 @@ FINEST = 4  # stride in pixels of the first level
 
 
 def levels_of(endpoints: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Return the endpoints of a trunk that the levels are made of, from fine to coarse: the last of each stride."""
+    """Return the endpoints of a trunk from which the levels are made, fine to coarse: the last one of each stride."""
     last = {stride: name for name, (stride, _) in endpoints.items() if stride >= FINEST}
     return list(last.values())
 
 
 class FPN(nn.Module):
-    """The pyramid over some maps of a trunk, all in `dtype` and of `channels`; no norms, as torchvision."""
+    """The pyramid over maps of a trunk; its levels have `channels` and `dtype`, and, as in torchvision, no norms."""
 
     channels: int
     dtype: Any
 
     @nn.compact
     def __call__(self, maps: Mapping[str, Map]) -> dict[str, Map]:
-        """Return {"p_NAME": level} of each map from fine to coarse, and "p_pool"."""
+        """Return {"p_NAME": level} for the maps {NAME: map}, from fine to coarse, and "p_pool"."""
         init: Any = {"use_bias": True, "dtype": self.dtype}
         init["kernel_init"] = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # torchvision's
         levels: dict[str, Map] = {}
         above: Map | None = None
-        for name, (x, grid) in reversed(maps.items()):
-            # Beyond an image there is nothing, not even the bias: the layers after it see zeros there.
+        for name, (x, grid) in reversed(list(maps.items())):
+            # The bias must not reach the padding beyond an image: later layers see zeros there.
             x = grid.crop(conv(self.channels, 1, name=f"lateral_{name}", **init)(x))
             if above:
                 x += grid.crop(nearest(above.x, (x.shape[1], x.shape[2]), above.grid.sizes, grid.sizes))
-            above = Map(x, grid)
+            above = Map(x, grid)  # the sum itself, before the 3×3 convolution
             level = grid.crop(conv(self.channels, 3, name=f"output_{name}", **init)(x))
             levels[f"p_{name}"] = Map(Endpoint(name=f"p_{name}")(level), grid)
         levels = dict(reversed(levels.items()))

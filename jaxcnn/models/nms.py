@@ -1,8 +1,8 @@
-"""Greedy non-maximum suppression, of fixed shapes and without a loop over boxes.
+"""Greedy non-maximum suppression, with fixed shapes and a loop over blocks of boxes, not over boxes.
 
 The matrix of all overlaps of N boxes would take 4 · N² bytes: 576 MB an image for Faster R-CNN's 12,000. Here boxes
-come in blocks of B by falling score, and each is compared with the at most K boxes kept so far and with its own block,
-which takes 4 · B · (K + B) bytes: 2.3 MB for K = 2,000. The loop ends when K are kept.
+are taken by falling score in blocks of B, and a block is compared with itself and with the boxes kept so far, K at
+most. That takes 4 · B · (K + B) bytes: 2.3 MB for K = 2,000. The loop ends when K are kept.
 """
 
 from typing import Any
@@ -30,15 +30,15 @@ def nms(
 ) -> tuple[jax.Array, jax.Array]:
     """Keep each box that no kept box of a higher score overlaps by more than `threshold`.
 
-    Returns indices int32 (count,) by falling score, and bool (count,), which of them there are; the indices of the rest
-    are 0. Equal scores keep the order of the boxes. It is for one image: `jax.vmap` makes a batch of it. No gradient
+    Returns indices int32 (count,) by falling score, and bool (count,), which rows hold a kept box; the others are 0.
+    Boxes of equal score keep their order. The function is for one image: `jax.vmap` makes a batch of it. No gradient
     passes through the choice; it reaches the boxes and scores that the caller picks by the indices.
 
     Args:
       boxes, scores: (N, 4) and (N,).
       threshold: IoU; boxes that overlap by exactly this much both stay, and so do boxes without area.
       count: how many to keep at most; None: N.
-      groups: int (N,), classes or levels: only boxes of the same group suppress each other. None: all are of one.
+      groups: int (N,), classes or levels: only boxes of the same group suppress each other. None: all are one group.
       valid: bool (N,), which boxes are not padding; None: all.
       block: boxes in a block.
     """
@@ -48,8 +48,8 @@ def nms(
     groups = jnp.zeros(number, jnp.int32) if groups is None else groups
     valid = jnp.ones(number, bool) if valid is None else valid
 
-    # By falling score, stable; the padding lies behind, together with what fills the last block. A row is a box and its
-    # group, which is NaN, and so nobody's, where there is no box.
+    # Boxes are sorted by falling score, stably; padding comes last, with the rows that fill the last block. A row is a
+    # box and its group. The group of padding is NaN, which equals no group.
     blocks = max(1, -(-number // block))
     order = jnp.lexsort((-scores, ~valid))  # (N,)
     rows = jnp.concatenate([boxes, jnp.where(valid, groups, jnp.nan)[:, None]], 1, dtype=boxes.dtype)[order]  # (N, 5)
@@ -66,10 +66,10 @@ def nms(
     def add_block(state: Any) -> Any:
         step, kept, kept_rows, found = state
         own = lax.dynamic_slice_in_dim(rows, step * block, block)  # (B, 5)
-        # Along rows, (B, K), as XLA's CPU compiler takes ten times longer for a maximum along columns.
+        # The overlaps are (B, K), as XLA's CPU compiler takes ten times longer for a maximum along columns.
         candidates = (own[:, 4] == own[:, 4]) & ~overlap(own, kept_rows).any(1)  # (B,)
         keep = _greedy(overlap(own, own), candidates)
-        # The n-th box kept of all goes to slot n; a slot beyond the last one is dropped.
+        # Each kept box goes to the next free slot; a slot beyond the last one is dropped.
         slot = jnp.where(keep, found + jnp.cumsum(keep, dtype=jnp.int32) - 1, count)
         kept = kept.at[slot].set(step * block + jnp.arange(block, dtype=jnp.int32), mode="drop")
         kept_rows = kept_rows.at[slot].set(own, mode="drop")
@@ -83,15 +83,15 @@ def nms(
 
 
 def _greedy(overlap: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Return which of the candidates, bool (B,) in order, stay: those that overlap with no earlier one that stays.
+    """Return which candidates, bool (B,) in order, are kept: those that overlap with no earlier one that is kept.
 
     Args:
       overlap: bool (B, B), symmetric.
     """
-    earlier = jnp.tril(overlap, -1)  # (B, B), of the box of the row with that of the column
+    earlier = jnp.tril(overlap, -1)  # (B, B): whether the box of the row overlaps with the earlier one of the column
 
-    # Box j is settled once all before it are, so each round settles at least one more link of every chain of boxes that
-    # suppress one another. What no round changes is the greedy choice, as only that agrees with itself.
+    # A box is final once all earlier boxes that it overlaps with are, so each round makes the next link of every chain
+    # of such boxes final. A choice that a round does not change is the greedy one: no other is consistent.
     def again(state: Any) -> Any:
         keep, _ = state
         new = candidates & ~(earlier & keep).any(1)

@@ -1,19 +1,19 @@
 """Faster R-CNN, on the maps of any classification network: Ren et al., NIPS 2015 (arXiv:1506.01497).
 
-A region proposal network (`models.rpn`) finds the boxes that may hold an object, and the head of Fast R-CNN (Girshick,
-ICCV 2015, arXiv:1504.08083) classifies each and regresses its box once more, for every class. A network is a row of
+A region proposal network (`models.rpn`) finds boxes that may hold an object. The head of Fast R-CNN (Girshick, ICCV
+2015, arXiv:1504.08083) classifies each of them, and regresses its box again, for every class. A network is a row of
 `SPECS`; on 600×1,000 pixels `faster_rcnn_vgg16` is
 
-    trunk    VGG-16, conv1_1 … conv5_3, stride 16         38×63×512
-    rpn      3×3, 512; nine anchors a cell                21,546 anchors, 300 proposals
-    regions  maxima over 7×7 bins of each proposal        300×7×7×512
-    fc6, fc7 with dropout, of the classifier's weights    300×4096
-    head     softmax over the classes and background;     300×21
-    boxes    a regression for each class                  300×21×4
+    trunk     VGG-16, conv1_1 … conv5_3, stride 16         38×63×512
+    rpn       3×3, 512; nine anchors a cell                21,546 anchors, 300 proposals
+    RoI pool  maxima over 7×7 bins of each proposal        300×7×7×512
+    fc6, fc7  with dropout, from the classifier's weights  300×4096
+    head      softmax over the classes and background      300×21
+    boxes     a regression for each class                  300×21×4
 
-It is trained jointly, as its authors' Python code does, where the paper alternates. `faster_rcnn_resnet50_fpn_tv` is
-torchvision's: a pyramid of maps (`models.fpn`), three anchors a cell, RoIAlign, a head of 1,024 units without dropout,
-and corners as points where the authors count pixels.
+The two parts are trained jointly, as in the authors' Python code, where the paper alternates. In
+`faster_rcnn_resnet50_fpn_tv`, torchvision's, the maps are a pyramid (`models.fpn`), a cell has three anchors, RoIAlign
+takes the place of RoI pooling, the head has 1,024 units and no dropout, and corners are points, not pixels.
 """
 
 import math
@@ -37,22 +37,22 @@ from jaxcnn.models.nms import nms
 from jaxcnn.models.roi import assign_levels, roi_align, roi_pool
 from jaxcnn.models.trunk import OnTrunk
 
-BINS = (7, 7)  # of a region
+BINS = (7, 7)  # rows and columns of a region's features
 RATIOS = (0.5, 1, 2)  # height / width of the anchors
-CODER = (10, 10, 5, 5)  # factors on the targets of the head: the inverse of the authors' deviations
+CODER = (10, 10, 5, 5)  # factors on the targets of the head: the inverse of the authors' standard deviations
 
 
 class Spec(NamedTuple):
-    """One architecture. What a module's field of the same name leaves at None is as it says here.
+    """One architecture. Its fields are the values of a module's fields of the same names that are None.
 
     Attributes:
       pyramid: FPN and RoIAlign; else the trunk's last map and RoI pooling.
-      inclusive: corners are pixels that belong to the box.
-      border: whether anchors that cross the border of their image are trained.
+      inclusive: corners are pixels that belong to the box; see `models.boxes`.
+      border: anchors that cross the border of their image are trained, too.
       rpn_min_side, min_side: pixels of the shorter side below which a proposal, or a detection, is left out. The
-        authors scale theirs with the image.
-      anchor_scales: sides of a cell's anchors, in strides.
-      frozen_norm: of the trunk.
+        authors' limit is in pixels of the stored image, this one of the resized one.
+      anchor_scales: sides of a cell's square anchors, in strides.
+      frozen_norm: the trunk's BatchNorm is frozen.
     """
 
     backbone: str
@@ -96,9 +96,9 @@ class Regression(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Regress; the layer's outputs have the classes last, as all heads have."""
+        """Return the four numbers of each class, as `boxes.encode` has them."""
         deltas = Classifier(4 * self.classes, self.dtype, nn.initializers.normal(0.001), name="head")(x)
-        return deltas.reshape(-1, 4, self.classes).swapaxes(1, 2)
+        return deltas.reshape(-1, 4, self.classes).swapaxes(1, 2)  # The classes are last in the layer, as in any head.
 
 
 class FasterRCNN(OnTrunk):
@@ -111,20 +111,22 @@ class FasterRCNN(OnTrunk):
     - "box_logits" (N, R, classes) and "box_deltas" (N, R, classes, 4);
     - in evaluation "boxes" (N, D, 4), "scores" (N, D) by falling score, "labels" (N, D) int32 and "valid" (N, D) bool;
     - in training with `targets` "rpn_matches" (N, A) int32, "rpn_targets" (N, A, 4), "roi_labels" (N, R) int32 and
-      "box_targets" (N, R, 4): what of the sampled anchors and regions the losses are of (`tasks.detection`).
+      "box_targets" (N, R, 4): what the sampled anchors and regions should give, for the losses (`tasks.detection`).
 
     Attributes:
       num_classes: the background is one of them.
-      dropout: rate after fc6 and fc7; None, as with the fields below: as the architecture has it.
-      anchor_scales: sides of the squares among a cell's anchors, in strides of their level.
+      dropout: rate after fc6 and fc7. None, here and below, stands for the value of the architecture's `Spec`.
+      anchor_scales: sides of a cell's square anchors, in strides of their level.
       rpn_pre_nms, rpn_post_nms: proposals before and after suppression, (in training, in testing).
       rpn_nms_threshold: IoU of that suppression.
-      rpn_samples, box_samples: anchors and regions of an image that are trained, half and a quarter of them objects.
-      score_threshold, nms_threshold, detections: the least score of a detection, the IoU of suppression within a class,
-        and how many an image has at most.
-      fpn_channels, head_features: widths of the pyramid and of fc6 and fc7.
-      mask_padding: the padding of a canvas is masked in every layer, so that nothing depends on it; else it is zeros in
-        the image alone, as torchvision has it.
+      rpn_samples, box_samples: anchors and regions of an image that are trained; at most half and a quarter of them are
+        positive.
+      score_threshold: least score of a detection.
+      nms_threshold: IoU of the suppression of detections within a class.
+      detections: rows for the detections of an image, D.
+      fpn_channels, head_features: widths of the pyramid, and of fc6 and fc7.
+      mask_padding: every layer masks the padding of a canvas, so that no output depends on it; else only the image is 0
+        there, as in torchvision.
     """
 
     task: ClassVar[str] = "detection"
@@ -145,13 +147,13 @@ class FasterRCNN(OnTrunk):
     mask_padding: bool | None = None
 
     def setting(self, name: str) -> Any:
-        """Return the field `name`, or what the architecture has for it."""
+        """Return the field `name`, or the architecture's value where it is None."""
         value = getattr(self, name)
         return getattr(self.spec, name) if value is None else value
 
     @property
     def image_size(self) -> int:
-        """Return the shorter side in pixels of the images that the published network is for."""
+        """Return the shorter side in pixels of the published network's images."""
         return 128 if self.small_images else self.spec.image_size
 
     @property
@@ -161,17 +163,17 @@ class FasterRCNN(OnTrunk):
 
     @property
     def trunk_fields(self) -> dict[str, Any]:
-        """Return the fields of a trunk that is one map, of stride 16 where it can be, or a pyramid."""
+        """Return the fields of the trunk; where one map is used, its stride is 16 if the trunk can have that."""
         one_map = {} if self.spec.pyramid else {"output_stride": 16}
         return {"ceil_pool": True, "frozen_norm": self.spec.frozen_norm} | one_map
 
     @property
     def endpoints(self) -> dict[str, tuple[int, int]]:
         """Return {endpoint: (stride in pixels of the image, channels)}, in the order of the forward pass."""
-        found = self.trunk().endpoints
+        of_trunk = self.trunk().endpoints
         if not self.spec.pyramid:
-            return found
-        return found | {f"p_{name}": (found[name][0], self.fpn_channels) for name in levels_of(found)}
+            return of_trunk
+        return of_trunk | {f"p_{name}": (of_trunk[name][0], self.fpn_channels) for name in levels_of(of_trunk)}
 
     @nn.compact
     def __call__(
@@ -187,12 +189,12 @@ class FasterRCNN(OnTrunk):
         Args:
           images: NHWC floats, each in the upper left corner of the canvas.
           sizes: int32 (N, 2), their heights and widths; None: they fill it.
-          targets: objects, "boxes" (N, M, 4), "labels" (N, M) and "valid" (N, M) bool, and "example" int32 (N,), of
-            which and of the stream `sampling` the samples are functions.
+          targets: objects, "boxes" (N, M, 4), "labels" (N, M) and "valid" (N, M) bool, and "example" int32 (N,). The
+            samples are functions of the example and the RNG stream `sampling`.
           proposals: boxes (N, R, 4) in place of the RPN's; those without an area are padding.
         """
         canvas = images.shape[1], images.shape[2]
-        seen = jnp.broadcast_to(jnp.asarray(canvas), (len(images), 2)) if sizes is None else sizes
+        image_sizes = jnp.broadcast_to(jnp.asarray(canvas), (len(images), 2)) if sizes is None else sizes
         masked = self.setting("mask_padding")
         maps = self.trunk("trunk")(Grid(sizes).crop(images), train=train, grid=Grid(sizes) if masked else CANVAS)
         levels = self.levels(maps)
@@ -206,25 +208,21 @@ class FasterRCNN(OnTrunk):
         outputs |= {"rpn_logits": logits, "rpn_deltas": deltas}
 
         if proposals is None:
-            before, after = (self.setting(name)[0 if train else 1] for name in ("rpn_pre_nms", "rpn_post_nms"))
-            rois, valid = rpn.propose(
-                anchors, logits, deltas, seen, before=before, after=after, threshold=self.rpn_nms_threshold,
-                side=self.spec.rpn_min_side, inclusive=self.spec.inclusive,
-            )  # fmt: skip
+            rois, valid = self.propose(anchors, logits, deltas, image_sizes, train)
         else:
-            rois = box.clip(proposals, seen, self.spec.inclusive)
+            rois = box.clip(proposals, image_sizes, self.spec.inclusive)
             valid = box.area(rois) > 0
         if train and targets is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), targets["example"])  # (N,)
             outputs["rpn_matches"], outputs["rpn_targets"] = rpn.assign_targets(
-                anchors, targets["boxes"], targets["valid"], keys, seen, samples=self.rpn_samples,
+                anchors, targets["boxes"], targets["valid"], keys, image_sizes, samples=self.rpn_samples,
                 border=self.spec.border, inclusive=self.spec.inclusive,
             )  # fmt: skip
             rois, valid, outputs["roi_labels"], outputs["box_targets"] = self.sampled(rois, valid, targets, keys)
         outputs |= {"rois": rois, "roi_valid": valid}
         outputs["box_logits"], outputs["box_deltas"] = self.head(self.regions(levels, rois), train)
         if not train:
-            outputs |= self.detect(rois, valid, outputs["box_logits"], outputs["box_deltas"], seen)
+            outputs |= self.detect(rois, valid, outputs["box_logits"], outputs["box_deltas"], image_sizes)
         return outputs
 
     def levels(self, maps: Mapping[str, Map]) -> dict[str, Map]:
@@ -241,27 +239,38 @@ class FasterRCNN(OnTrunk):
             return paper_anchors(scales, RATIOS, stride)
         return cell_anchors([scale * stride for scale in scales], RATIOS)
 
+    def propose(
+        self, anchors: rpn.Anchors, logits: jax.Array, deltas: jax.Array, sizes: jax.Array, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the RPN's proposals (N, R, 4), and which rows are proposals, bool (N, R); see `rpn.propose`."""
+        pre_nms, post_nms = (self.setting(name)[0 if train else 1] for name in ("rpn_pre_nms", "rpn_post_nms"))
+        return rpn.propose(
+            anchors, logits, deltas, sizes, pre_nms=pre_nms, post_nms=post_nms, threshold=self.rpn_nms_threshold,
+            min_side=self.spec.rpn_min_side, inclusive=self.spec.inclusive,
+        )  # fmt: skip
+
     def sampled(
         self, rois: jax.Array, valid: jax.Array, targets: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Return the regions that are trained, which of them are sampled, their labels, and their targets.
+        """Return a sample of the regions for training, which rows are sampled, their labels, and their targets.
 
-        Girshick 2015, section 2.3, with the authors' later range of the background, from IoU 0. The objects themselves
-        are among the regions, so that there are positives from the first step on.
+        The shapes are (N, S, 4), bool (N, S), int32 (N, S) and (N, S, 4), S = `box_samples` or the number of regions if
+        that is less. Girshick 2015, section 2.3, but background begins at IoU 0, as in the authors' later code. The
+        objects themselves are added to the regions, so that there are positives from the first step on.
         """
-        truth, labels, real = (targets[name] for name in ("boxes", "labels", "valid"))
-        rois, valid = jnp.concatenate([rois, box.wide(truth)], 1), jnp.concatenate([valid, real], 1)
+        truth, labels, real = (targets[name] for name in ("boxes", "labels", "valid"))  # (N, M, …)
+        rois, valid = jnp.concatenate([rois, box.wide(truth)], 1), jnp.concatenate([valid, real], 1)  # (N, R + M, …)
 
         def of_image(rois: Any, valid: Any, truth: Any, labels: Any, real: Any, key: jax.Array) -> Any:
             matches = match(
                 truth, rois, positive=0.5, negative=(0.0, 0.5), valid=real, candidates=valid,
                 inclusive=self.spec.inclusive,
             )  # fmt: skip
-            key = jax.random.fold_in(key, 1)  # the sample of anchors has drawn from the key itself
-            index, drawn = sample(matches, key, self.setting("box_samples"), 0.25)
+            key = jax.random.fold_in(key, 1)  # The key itself has drawn the sample of anchors.
+            index, drawn = sample(matches, key, self.setting("box_samples"), 0.25)  # (S,)
             rois, matches = rois[index], matches[index]
             owner, positive = jnp.maximum(matches, 0), drawn & (matches >= 0)
-            wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)
+            wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)  # (S, 4)
             return (
                 jnp.where(drawn[:, None], rois, 0), drawn, jnp.where(positive, labels[owner], 0),
                 jnp.where(positive[:, None], wanted, 0),
@@ -271,21 +280,23 @@ class FasterRCNN(OnTrunk):
 
     def regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
         """Return the features of the regions (N, R, 4): (N, R, 7, 7, C)."""
-        maps = [level for name, level in levels.items() if name != "p_pool"]
+        maps = [level for name, level in levels.items() if name != "p_pool"]  # Only the RPN sees the coarsest level.
         grids = [grid for _, grid in maps]
-        own = None if grids[0].sizes is None else [grid.sizes for grid in grids]
+        # Pooling does not see beyond the part of each map, (N, 2), that comes from its image.
+        own = [grid.sizes for grid in grids if grid.sizes is not None]  # none: the maps fill their canvas
         if not self.spec.pyramid:
-            return roi_pool(maps[0].x, 1 / grids[0].stride, rois, BINS, own and own[0])
+            return roi_pool(maps[0].x, 1 / grids[0].stride, rois, BINS, own[0] if own else None)
         lowest, highest = (int(math.log2(grid.stride)) for grid in (grids[0], grids[-1]))
         return roi_align(
             [x for x, _ in maps], [1 / grid.stride for grid in grids], rois, BINS,
-            levels=assign_levels(rois, lowest, highest), sizes=own,
+            levels=assign_levels(rois, lowest, highest), sizes=own or None,
         )  # fmt: skip
 
     def head(self, regions: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return class scores (N, R, classes) and regressions (N, R, classes, 4) of regions (N, R, 7, 7, C)."""
         count = regions.shape[:2]
-        x = regions.reshape(-1, *regions.shape[2:])  # a region is a row: layers are sharded by rows
+        # Layers are sharded by rows, so each region becomes a row.
+        x = regions.reshape(-1, *regions.shape[2:])  # (N · R, 7, 7, C)
         features = self.head_features or widen(self.spec.head_features, self.width or 1)
         for name in ("fc6", "fc7"):
             x = nn.relu(FullyConnected(features, self.dtype, name=name)(x))
@@ -297,23 +308,24 @@ class FasterRCNN(OnTrunk):
     def detect(
         self, rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, sizes: jax.Array
     ) -> dict[str, jax.Array]:
-        """Return "boxes", "scores", "labels" and "valid" of the detections, by falling score.
+        """Return "boxes" (N, D, 4), "scores", "labels" and "valid" (N, D) of the detections, by falling score.
 
-        Each region gives a box for every class but the background; those of a class suppress each other.
+        Each region gives a box for every class but the background. Boxes of one class suppress each other.
         """
         classes, inclusive = self.num_classes - 1, self.spec.inclusive
 
         def of_image(rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, size: jax.Array) -> Any:
             found = box.decode(rois[:, None], deltas, CODER, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
             found, scores = box.clip(found, size, inclusive), jax.nn.softmax(logits)[:, 1:].ravel()
-            labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))
-            sound = jnp.repeat(valid, classes) & (scores > self.score_threshold)
-            sound &= box.large_enough(found, self.spec.min_side, inclusive)
-            index, there = nms(
-                found, scores, self.setting("nms_threshold"), count=self.detections, groups=labels, valid=sound,
+            labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))  # (R · classes,), as the boxes and scores
+            eligible = jnp.repeat(valid, classes) & (scores > self.score_threshold)
+            eligible &= box.large_enough(found, self.spec.min_side, inclusive)
+            index, present = nms(
+                found, scores, self.setting("nms_threshold"), count=self.detections, groups=labels, valid=eligible,
                 inclusive=inclusive,
             )  # fmt: skip
-            return jnp.where(there[:, None], found[index], 0), jnp.where(there, scores[index], 0), labels[index], there
+            boxes, scores = jnp.where(present[:, None], found[index], 0), jnp.where(present, scores[index], 0)
+            return boxes, scores, labels[index], present
 
         kept = jax.vmap(of_image)(rois, valid, logits, deltas, sizes)
         return dict(zip(("boxes", "scores", "labels", "valid"), kept, strict=True))

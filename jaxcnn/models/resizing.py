@@ -1,10 +1,11 @@
-"""Bilinear interpolation, NHWC: maps resized to any size, and transposed convolutions that enlarge by whole numbers.
+"""Resizing of maps, NHWC: bilinear or nearest to any size, and transposed convolutions that enlarge by integers.
 
-"Bilinear" names several functions, and a network learns for one of them. `resize` says in its arguments which: where
+"Bilinear" names several functions, and a network learns for one of them. The arguments of `resize` say which: where
 the corners lie, and whether an image that shrinks is smoothed first. A transposed convolution with a bilinear kernel
-is again another: it has no edge to hold on to, and fades to zero there.
+is another one: it treats cells beyond the edge as zeros, so that its result fades to zero there.
 
-All is sums of a few products in float32 at least, not matrix products: class scores are resized before the loss.
+Interpolation is a sum of a few products in float32 at least, not a matrix product: class scores are resized before the
+loss.
 """
 
 from typing import Any
@@ -51,10 +52,10 @@ def resize(
 def nearest(
     x: jax.Array, size: tuple[int, int], sizes: jax.Array | None = None, to: jax.Array | None = None
 ) -> jax.Array:
-    """Resize maps (N, H, W, C) to (N, *size, C): cell o takes cell ⌊o · before / after⌋, as torch's "nearest".
+    """Resize maps (N, H, W, C) to (N, *size, C): cell o is cell ⌊o · before / after⌋, as in torch's "nearest".
 
     Args:
-      sizes, to: int32 (N, 2), heights and widths of the parts of each map before and after, as of `resize`.
+      sizes, to: int32 (N, 2), heights and widths of the parts of each map before and after, as in `resize`.
     """
     for axis, count in enumerate(size, start=1):
         cell = jnp.arange(count)
@@ -62,7 +63,8 @@ def nearest(
             x = jnp.take(x, cell * x.shape[axis] // count, axis)
             continue
         index = cell * sizes[:, axis - 1, None] // jnp.maximum(to[:, axis - 1, None], 1)  # (N, count)
-        index = jnp.minimum(index, x.shape[axis] - 1)  # beyond the part, where a cell has no meaning
+        # Cells beyond the part have no meaning, but their index must be within the map.
+        index = jnp.minimum(index, x.shape[axis] - 1)
         x = jax.vmap(lambda x, index, axis=axis - 1: jnp.take(x, index, axis))(x, index)
     return x
 

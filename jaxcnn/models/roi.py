@@ -1,7 +1,10 @@
 """Features of regions: RoI pooling, RoIAlign, and the level of a pyramid that a region is taken from.
 
-Maps are (N, H, W, C), and each image has the same number of boxes (N, R, 4) in pixels, some of which may be padding:
-their features are finite and of no meaning. Boxes have no gradient, as in the papers; the features have.
+Maps are (N, H, W, C), and each image has the same number of boxes (N, R, 4) in pixels. Some boxes may be padding: their
+features are finite and without meaning. The gradient reaches the maps, not the boxes, as in the papers.
+
+RoIAlign is written as a product of one factor an axis (`_taps`), so that its gradient is a pair of matrix products on a
+CPU (`_gradients`). RoI pooling takes each maximum from a table over windows (`_maxima`), whatever the size of the box.
 """
 
 from collections.abc import Sequence
@@ -43,20 +46,21 @@ def roi_align(
 ) -> jax.Array:
     """Return means of bilinear samples over h × w equal bins of each box: (N, R, h, w, C) in the type of the maps.
 
-    He et al. 2017 (Mask R-CNN), section 3, with torchvision's border: a sample more than one cell outside of the map is
-    0, and one nearer to it takes the value at the edge. Sums are in float32 at least.
+    He et al. 2017 (Mask R-CNN), section 3, with torchvision's border: a sample is 0 if it lies more than one cell
+    outside of the map, and takes the value at the edge if it lies nearer. Sums are in float32 at least.
 
     Args:
       maps: one map, or the levels of a pyramid, (N, H, W, C) each.
       scales: cells of each map per pixel, 1 / stride.
       size: h and w.
       levels: int (N, R), the map that each box is taken from; None: the first.
-      samples: samples a bin and side; 0: ⌈side of the box in cells / bins⌉, at most `most`.
-      aligned: a coordinate counts from the corner of the first cell, not from its centre (half a cell is subtracted);
-        without it, boxes have at least the side of a cell.
-      most: (rows, columns), bound of the adaptive number of samples, as shapes are fixed; None: what a box as large as
-        the largest map takes. The work is that of `most` samples for each box.
-      sizes: rows and columns of the part of each map that has a border of its own, int (N, 2) a map; None: all of it.
+      samples: samples along each side of a bin; 0: ⌈side of the box in cells / bins⌉, at most `most`.
+      aligned: a coordinate counts from the corner of the first cell, not from its centre: half a cell is subtracted. If
+        False, the sides of boxes are at least one cell.
+      most: (rows, columns), bound of the adaptive number of samples, as shapes are fixed; None: the number for a box as
+        large as the largest map. The work is that of `most` samples for each box.
+      sizes: rows and columns of the part of each map beyond which samples are outside, int (N, 2) for each map; None:
+        all of it.
 
     Raises:
       UserError: there are not as many scales as maps.
@@ -67,7 +71,7 @@ def roi_align(
     shapes = np.array([x.shape[1:3] for x in maps], np.int32)  # (levels, 2) as rows, columns
     height, width = (int(side) for side in shapes.max(0))
     bound = (samples, samples) if samples else most or (-(-height // size[0]), -(-width // size[1]))
-
+    # (N, levels, 2): rows and columns beyond which a sample is outside.
     borders = jnp.broadcast_to(shapes, (len(boxes), *shapes.shape)) if sizes is None else jnp.stack(sizes, 1)
 
     def one_image(maps: Any, boxes: jax.Array, levels: jax.Array, borders: jax.Array) -> jax.Array:
@@ -87,9 +91,10 @@ def roi_align(
 def _taps(
     start: jax.Array, length: jax.Array, side: jax.Array, *, samples: int, bins: int, most: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the cells along one axis that each bin reads and their weights, (2 · most, R, bins) both.
+    """Return the cells that each bin reads along one axis, and their weights, (2 · most, R, bins) both.
 
-    Bilinear interpolation and the mean over a bin are products of one factor an axis; a sample reads two cells.
+    Bilinear interpolation and the mean over a bin are both products of one factor an axis, so the axes are separate. A
+    sample reads two cells of each.
 
     Args:
       start, length: where the boxes begin and how long they are, in cells (R,).
@@ -104,21 +109,21 @@ def _taps(
     place = jnp.clip(place, 0, last)
     low = jnp.floor(place)
     share = place - low  # weight of the upper of the two cells
-    each = jnp.where(counts, 1 / jnp.maximum(used, 1), 0)
+    each = jnp.where(counts, 1 / jnp.maximum(used, 1), 0)  # weight of a sample in the mean over its bin
     cells = jnp.concatenate([low, jnp.minimum(low + 1, last)]).astype(jnp.int32)
     return cells, jnp.concatenate([(1 - share) * each, share * each])
 
 
 def _gather(maps: Any, levels: jax.Array, rows: Any, columns: Any) -> jax.Array:
-    """Return the sum over all pairs of a row's and a column's tap, (R, h, w, C).
+    """Return the weighted sum of cells over all pairs of a row's tap and a column's tap, (R, h, w, C).
 
     Args:
-      maps: (H, W, C) each.
+      maps: (H, W, C) each, those of one image.
       levels: int (R,), the map of each box.
       rows, columns: cells and weights of the taps, (taps, R, h) and (taps, R, w) each.
     """
     (row, down), (column, right) = rows, columns
-    # All maps are one list of cells, so that each box is sampled once, not once from every map.
+    # The cells of all maps form one list, so that each box is sampled once, not once from every map.
     cells = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])  # (cells, C)
     sizes = [x.shape[0] * x.shape[1] for x in maps]
     first, width = (jnp.asarray(a)[levels] for a in (np.cumsum([0, *sizes[:-1]]), [x.shape[1] for x in maps]))  # (R,)
@@ -131,7 +136,8 @@ def _gather(maps: Any, levels: jax.Array, rows: Any, columns: Any) -> jax.Array:
         return total + weight[..., None] * cells.at[index].get(mode="promise_in_bounds"), None
 
     total = jnp.zeros((*row.shape[1:], column.shape[2], cells.shape[1]), jnp.promote_types(cells.dtype, down.dtype))
-    # The 16 pairs of two samples a side are one fused expression; many are a loop, to bound program and memory.
+    # The 16 pairs of two samples a side are unrolled and fuse into one expression; more pairs are a loop, to bound the
+    # program and its memory.
     total, _ = lax.scan(add, vary_as(cells, total), jnp.arange(pairs), unroll=pairs if pairs <= 16 else 1)
     return total.astype(cells.dtype)
 
@@ -140,17 +146,18 @@ _weighted_sum = jax.custom_vjp(_gather)
 
 
 def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
-    """Return the gradient at the maps of `_gather`, given that at its result, `grad` (R, h, w, C)."""
+    """Return the gradient with respect to the maps of `_gather`, given that of its result, `grad` (R, h, w, C)."""
     maps, levels, rows, columns = kept
 
     def by_scatter(grad: jax.Array) -> Any:
-        wide = tuple(box.wide(x) for x in maps)  # so that sums are not of 16 bits
+        wide = tuple(box.wide(x) for x in maps)  # Sums must not be of 16 bits.
         total = jax.vjp(lambda maps: _gather(maps, levels, rows, columns), wide)[1](grad)[0]
         return tuple(a.astype(x.dtype) for a, x in zip(total, maps, strict=True))
 
     def by_products(grad: jax.Array) -> Any:
-        # With the weights of a row's taps as a matrix Y (h, H) a box and those of a column's as X (w, W), the gradient
-        # is Σ Yᵀ · grad · X over boxes. 32 boxes at once bound what is between the products to 32 · h · W · C numbers.
+        # For each box, let Y (h, H) be the weights of its row taps as a matrix, and X (w, W) those of its column taps.
+        # The gradient of a map is the sum over boxes of Yᵀ · grad · X. Boxes are taken 32 at a time, so that the
+        # intermediate product has 32 · h · W · C numbers.
         chunks = partial(_padded_to, [-(-len(grad) // 32), 32])
 
         def of_map(number: int, x: jax.Array) -> jax.Array:
@@ -160,7 +167,7 @@ def _gradients(kept: Any, grad: jax.Array) -> tuple[Any, None, None, None]:
             def add(total: jax.Array, boxes: Any) -> tuple[jax.Array, None]:
                 tall, broad, grad = boxes
                 # (32, h, W, C), as a sum of w products of its own layout: a matrix product would transpose it.
-                across = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
+                across: Any = sum(broad[:, None, i, :, None] * grad[:, :, i, None] for i in range(grad.shape[2]))
                 # As in every other product, operands of 16 bits stay so, and sums are wide.
                 tall, across = tall.astype(x.dtype), across.astype(x.dtype)
                 return total + jnp.einsum(
@@ -199,14 +206,13 @@ def roi_pool(
 ) -> jax.Array:
     """Return maxima over h × w bins of each box: a map (N, H, W, C) and boxes (N, R, 4) -> (N, R, h, w, C).
 
-    Girshick 2015, section 2.1, and its published code: corners are rounded to whole cells, halves away from zero, both
-    belong to the region, which has at least one cell; bin i of a side s is [⌊i·s / h⌋, ⌈(i + 1)·s / h⌉), so that
-    neighbours may share cells; what lies outside of the map is cut off, and a bin without cells is 0. Bins are computed
-    in whole numbers here: the published floats put one more cell into the last bin at some sides (the first with seven
-    bins is 57).
+    Girshick 2015, section 2.1, and its published code. Corners are rounded to cells, halves away from zero; both belong
+    to the region, which has at least one cell. Bin i of a side of s cells is [⌊i·s / h⌋, ⌈(i + 1)·s / h⌉), so that
+    neighbours may share cells. Bins are clipped to the map, and a bin without cells is 0. Here they are computed in
+    integers: the published floats put one more cell into the last bin at some sides (with seven bins, first at 57).
 
-    Where cells tie, the first one, row by row, gets the gradient. The work does not depend on how large the boxes are:
-    the maximum over every window whose sides are powers of two is kept, with its cell, in 8 · ⌈log2(H + 1)⌉ ·
+    If cells tie, the first one, row by row, gets the gradient. The work does not depend on the size of the boxes, as a
+    table holds the maximum over every window whose sides are powers of two, with its cell. It takes 8 · ⌈log2(H + 1)⌉ ·
     ⌈log2(W + 1)⌉ · H · W · C bytes an image, 353 MB for VGG-16 on 600×1,000 pixels.
 
     Args:
@@ -228,7 +234,7 @@ def roi_pool(
     def one_image(x: jax.Array, rows: Any, columns: Any) -> jax.Array:
         cells = x.reshape(-1, channels)  # (H · W, C)
         tables = _maxima(lax.stop_gradient(x))
-        # A bin is covered by two windows a side, one at its beginning and one at its end, which may overlap.
+        # Along each side, two windows of the table cover a bin: one at its beginning, one at its end; they may overlap.
         (row, tall), (column, broad) = (_covering(*edges) for edges in (rows, columns))  # (2, R, h), (R, h); …
         windows = [
             tuple(
@@ -239,16 +245,16 @@ def roi_pool(
         ]  # four pairs of (value, cell), each (R, h, w, C)
         _, winner = reduce(_better, windows)
         out = jnp.take_along_axis(cells, winner.reshape(-1, channels), 0, mode="clip").reshape(winner.shape)
-        some = (rows[1] > rows[0])[:, :, None] & (columns[1] > columns[0])[:, None]
-        return jnp.where(some[..., None], out, 0)
+        filled = (rows[1] > rows[0])[:, :, None] & (columns[1] > columns[0])[:, None]  # (R, h, w)
+        return jnp.where(filled[..., None], out, 0)
 
     return jax.vmap(one_image)(x, rows, columns)
 
 
 def _round_half_away(x: jax.Array) -> jax.Array:
     """Round as C's `round` does, to int32; `jnp.round` takes halves to even."""
-    whole = jnp.trunc(x)
-    return (whole + jnp.where(jnp.abs(x - whole) >= 0.5, jnp.sign(x), 0)).astype(jnp.int32)
+    integer = jnp.trunc(x)
+    return (integer + jnp.where(jnp.abs(x - integer) >= 0.5, jnp.sign(x), 0)).astype(jnp.int32)
 
 
 def _better(a: Any, b: Any) -> Any:
@@ -258,28 +264,28 @@ def _better(a: Any, b: Any) -> Any:
 
 
 def _maxima(x: jax.Array) -> Any:
-    """Return the maximum over windows of 2^i × 2^j from each cell, and its cell: (H, W, C) -> (J, I, H, W, C) both.
+    """Return the maxima over the windows of 2^i × 2^j cells that begin at each cell, and where they are.
 
-    A window that would leave the map goes on at its other side, and means nothing.
+    A map (H, W, C) gives two arrays (J, I, H, W, C). A window that would leave the map wraps around; it has no meaning.
     """
     height, width, _ = x.shape
     index = jnp.arange(height * width, dtype=jnp.int32).reshape(height, width, 1)
 
     def double(axis: int, windows: Any, level: jax.Array) -> Any:
-        # The window of twice the length is the one here and the one that begins where this ends.
-        there = tuple(jnp.roll(a, -(1 << level), axis) for a in windows)
-        return _better(windows, there), windows
+        # A window of twice the length is the window here and the one that begins where this one ends.
+        next_windows = tuple(jnp.roll(a, -(1 << level), axis) for a in windows)
+        return _better(windows, next_windows), windows
 
-    # A loop, as XLA's CPU compiler would compute each level again from the ones before wherever it is used.
+    # This is a loop, as XLA's CPU compiler would compute each level again from the first wherever it is used.
     single = x, vary_as(x, jnp.broadcast_to(index, x.shape))
     tall = lax.scan(partial(double, 0), single, jnp.arange(max(height, 1).bit_length()))[1]  # (I, H, W, C)
     return lax.scan(partial(double, 2), tall, jnp.arange(max(width, 1).bit_length()))[1]
 
 
 def _covering(begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return where the two windows that cover [begin, end) start, (2, …), and log2 of their length (…).
+    """Return the starts of the two windows that cover [begin, end), (2, …), and log2 of their length, (…).
 
-    Of an empty range they are windows of one cell, within the map or just behind it.
+    For an empty range they are windows of one cell, within the map or just behind it.
     """
     length = jnp.maximum(end - begin, 1).astype(jnp.int32)
     level = 31 - lax.clz(length)  # ⌊log2 length⌋

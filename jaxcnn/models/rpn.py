@@ -1,9 +1,10 @@
 """RPN: "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", Ren et al., NIPS 2015.
 
 arXiv:1506.01497, section 3.1. At each cell of a map, or of each level of a pyramid, it scores the anchors there as
-objects or background, and regresses boxes from them. The best boxes that do not overlap are the proposals.
+objects or background, and regresses boxes from them. The best boxes that do not overlap are the proposals. `Head` is
+the network; `propose` turns its outputs into proposals; `assign_targets` says which anchors it learns from, and what.
 
-Arrays over anchors are (N, A, …): levels from fine to coarse, rows, columns, and the anchors of a cell.
+Arrays over anchors are (N, A, …), in the order of levels from fine to coarse, rows, columns, and anchors of a cell.
 """
 
 from collections.abc import Sequence
@@ -24,13 +25,13 @@ from jaxcnn.models.nms import nms
 
 
 class Head(nn.Module):
-    """Scores and regressions of the anchors of each cell: 3×3 convolution and two of 1×1, the same at all levels.
+    """Scores and regressions of the anchors of each cell: a 3×3 convolution and two of 1×1, shared by all levels.
 
     Attributes:
-      anchors: of a cell.
-      channels: of the hidden layer.
-      softmax: two scores an anchor, background and object, as the paper's softmax takes; their difference is then the
-        logit of the sigmoid that is meant.
+      anchors: number of anchors of a cell.
+      channels: width of the hidden layer.
+      softmax: the layer has two scores an anchor, background and object, for the paper's softmax. Their difference is
+        the logit: softmax over two classes is the sigmoid of it.
     """
 
     anchors: int
@@ -50,9 +51,10 @@ class Head(nn.Module):
             x = nn.relu(hidden(x))
             score = scores(x)
             if self.softmax:
-                background, objects = jnp.split(score, 2, -1)  # all anchors' scores of one, then of the other: Caffe's
+                # Channels are in Caffe's order: the background scores of all a anchors come first.
+                background, objects = jnp.split(score, 2, -1)  # (N, H, W, a) each
                 score = objects - background
-            logits.append(score.reshape(len(x), -1))
+            logits.append(score.reshape(len(x), -1))  # (N, H · W · a)
             deltas.append(regress(x).reshape(len(x), -1, 4))
         return jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1)
 
@@ -62,15 +64,15 @@ class Anchors(NamedTuple):
 
     Attributes:
       boxes: float32 (A, 4), the same for all images.
-      inside: bool (N, A), which of them are at cells of an image, not of the padding of its canvas; None: all.
-      counts: how many each level has.
-      names: int32 (A,), a number of each that does not depend on the canvas.
+      inside: bool (N, A), which of them lie at cells of the image, not of the padding of its canvas; None: all.
+      counts: number of anchors of each level.
+      ids: int32 (A,), a number of each anchor by level, row, column and shape, which does not depend on the canvas.
     """
 
     boxes: jax.Array
     inside: jax.Array | None
     counts: tuple[int, ...]
-    names: jax.Array
+    ids: jax.Array
 
 
 def make_anchors(levels: Sequence[Map], cells: Sequence[np.ndarray], canvas: tuple[int, int], exact: bool) -> Anchors:
@@ -79,23 +81,23 @@ def make_anchors(levels: Sequence[Map], cells: Sequence[np.ndarray], canvas: tup
     Args:
       cells: the anchors of each level's first cell, float32 (a, 4).
       canvas: height and width of the images with their padding.
-      exact: anchors lie one stride apart; else canvas // cells, which is torchvision's and depends on the canvas.
+      exact: cells lie one stride apart; else canvas // cells pixels, torchvision's, which depends on the canvas.
     """
-    boxes, names = [], []
+    boxes, ids = [], []
     for number, ((x, grid), cell) in enumerate(zip(levels, cells, strict=True)):
         rows, columns = x.shape[1:3]
         stride = (grid.stride, grid.stride) if exact else (canvas[0] // rows, canvas[1] // columns)
         boxes.append(spread(cell, (rows, columns), stride))
-        # 11 bits for the row and the column, 5 for the anchor, 4 for the level.
+        # An id has 11 bits for the row, 11 for the column, 5 for the anchor of the cell and 4 for the level.
         place = jnp.arange(rows)[:, None] << 20 | jnp.arange(columns) << 9
-        names.append((place[..., None] | jnp.arange(len(cell)) << 4 | number).ravel())
+        ids.append((place[..., None] | jnp.arange(len(cell)) << 4 | number).ravel())
     inside = None
     if levels[0].grid.sizes is not None:
         masks = [jnp.repeat(grid.inside(x).reshape(len(x), -1), len(cell), 1)  # type: ignore[union-attr]
                  for (x, grid), cell in zip(levels, cells, strict=True)]  # fmt: skip
         inside = jnp.concatenate(masks, 1)
     counts = tuple(len(level) for level in boxes)
-    return Anchors(jnp.concatenate(boxes), inside, counts, jnp.concatenate(names).astype(jnp.int32))
+    return Anchors(jnp.concatenate(boxes), inside, counts, jnp.concatenate(ids).astype(jnp.int32))
 
 
 def propose(
@@ -104,22 +106,24 @@ def propose(
     deltas: jax.Array,
     sizes: jax.Array,
     *,
-    before: int,
-    after: int,
+    pre_nms: int,
+    post_nms: int,
     threshold: float,
-    side: float,
+    min_side: float,
     inclusive: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the proposals of each image by falling score, (N, after, 4), and which of them there are, bool.
+    """Return the proposals by falling score, (N, post_nms, 4), and which rows are proposals, bool (N, post_nms).
 
-    Section 3.3; with a pyramid as torchvision: suppression is level by level. Boxes have no gradient.
+    Section 3.3. On a pyramid, boxes of different levels do not suppress each other, as in torchvision. Proposals have
+    no gradient.
 
     Args:
       logits, deltas: (N, A) and (N, A, 4).
       sizes: heights and widths of the images, (N, 2), to which boxes are clipped.
-      before, after: boxes of each level before suppression and of all after it, at most.
-      threshold: IoU above which the box of a lower score goes.
-      side: boxes with a shorter one are left out.
+      pre_nms: boxes of each level that enter suppression, at most: those of the highest scores.
+      post_nms: proposals of an image, at most.
+      threshold: IoU above which the box of the higher score suppresses the other.
+      min_side: pixels; a box with a shorter side is left out.
     """
     logits, deltas = lax.stop_gradient((logits, deltas))
     inside = jnp.ones(logits.shape, bool) if anchors.inside is None else anchors.inside
@@ -128,18 +132,18 @@ def propose(
         scores = jnp.where(inside, logits, -jnp.inf)
         chosen, groups, start = [], [], 0
         for level, count in enumerate(anchors.counts):
-            best = lax.top_k(scores[start : start + count], min(before, count))[1]
+            best = lax.top_k(scores[start : start + count], min(pre_nms, count))[1]
             chosen.append(start + best)
             groups.append(jnp.full(len(best), level))
             start += count
-        index = jnp.concatenate(chosen)
+        index = jnp.concatenate(chosen)  # of the best anchors of all levels, into (A,)
         boxes = box.clip(box.decode(anchors.boxes[index], deltas[index], inclusive=inclusive), size, inclusive)
-        valid = inside[index] & box.large_enough(boxes, side, inclusive)
-        keep, there = nms(
-            boxes, scores[index], threshold, count=after, groups=jnp.concatenate(groups), valid=valid,
+        valid = inside[index] & box.large_enough(boxes, min_side, inclusive)
+        keep, present = nms(
+            boxes, scores[index], threshold, count=post_nms, groups=jnp.concatenate(groups), valid=valid,
             inclusive=inclusive,
         )  # fmt: skip
-        return jnp.where(there[:, None], boxes[keep], 0), there
+        return jnp.where(present[:, None], boxes[keep], 0), present
 
     return jax.vmap(of_image)(logits, deltas, inside, sizes)
 
@@ -155,13 +159,14 @@ def assign_targets(
     border: bool,
     inclusive: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the sampled matches, int32 (N, A), and regression targets, (N, A, 4), which are 0 but of positives.
+    """Return the matches of the sampled anchors, int32 (N, A), and their regression targets, (N, A, 4).
 
-    Section 3.1.2: an anchor is positive for IoU ≥ 0.7 or as the best of an object, background for IoU < 0.3. A sample
-    is half positive at most (section 3.1.3); all other anchors are `matching.IGNORED`.
+    Section 3.1.2: an anchor is positive if its IoU with an object is 0.7 or more, or the highest of that object;
+    background if it is below 0.3 with all. At most half of a sample is positive (section 3.1.3). Anchors outside of the
+    sample are `matching.IGNORED`; targets are 0 but for positives.
 
     Args:
-      truth, valid: objects (N, M, 4), and which of them there are, bool (N, M).
+      truth, valid: boxes of the objects (N, M, 4), and which rows are objects, bool (N, M).
       keys: random keys of the images (N,).
       sizes: heights and widths of the images, (N, 2).
       samples: anchors drawn from each image.
@@ -175,9 +180,9 @@ def assign_targets(
             truth, anchors.boxes, positive=0.7, negative=(0.0, 0.3), low_quality=True, valid=valid,
             candidates=candidates, inclusive=inclusive,
         )  # fmt: skip
-        index, drawn = sample(matches, key, samples, 0.5, anchors.names)
-        kept = jnp.zeros(len(matches), bool).at[index].max(drawn)
-        matches = jnp.where(kept, matches, IGNORED)
+        index, drawn = sample(matches, key, samples, 0.5, anchors.ids)
+        sampled = jnp.zeros(len(matches), bool).at[index].max(drawn)  # (A,)
+        matches = jnp.where(sampled, matches, IGNORED)
         wanted = box.encode(anchors.boxes, truth[jnp.maximum(matches, 0)], inclusive=inclusive)
         return matches, jnp.where(matches[:, None] >= 0, wanted, 0)
 

@@ -65,10 +65,10 @@ def place(x: jax.Array, rows: tuple[str, ...], features: str | None = None) -> j
 
 
 def vary_as(x: jax.Array, tree: Any) -> Any:
-    """Return arrays that differ from shard to shard as `x` does: what a loop begins with must do so if it ends so.
+    """Return the arrays of `tree`, marked as differing from shard to shard if `x` does; no value changes.
 
-    No value changes. In a `shard_map` JAX keeps account of what differs, and a choice between two equal arrays by some
-    element of `x` is how it hears of it; XLA drops the choice.
+    In a `shard_map`, JAX tracks which arrays differ between shards, and the initial value of a loop must be marked as
+    its result is. A choice between two equal arrays by an element of `x` marks them; XLA drops the choice.
     """
     element = x.ravel()[0]
     return jax.tree.map(lambda leaf: jnp.where(element == element, leaf, leaf), tree)

@@ -13,13 +13,13 @@ CLASSIFIERS = {**alexnet.MODELS, **vgg.MODELS, **googlenet.MODELS, **resnet.MODE
 def create_trunk(
     backbone: str, dtype: Any, overrides: Mapping[str, Any], defaults: Mapping[str, Any], name: str | None = None
 ) -> Network:
-    """Return the module that gives {name: Map} of a classification network's feature maps, and has no head.
+    """Return a classification network without its head, which returns its feature maps as {name: Map}.
 
     Args:
-      backbone: its name, one of `CLASSIFIERS`.
-      overrides: fields of it.
-      defaults: further fields, for a network that has them.
-      name: of the module inside of the one that makes it; None: it belongs to none.
+      backbone: name of the network, one of `CLASSIFIERS`.
+      overrides: fields of the network; it must have them.
+      defaults: further fields, which are set if the network has them.
+      name: of the submodule of the module that calls this; None: the network belongs to no other module.
 
     Raises:
       UserError: the network lacks an override.
@@ -36,12 +36,12 @@ def create_trunk(
 
 
 class OnTrunk(Network):
-    """What networks on another's maps have in common.
+    """Base class of networks on the feature maps of a classification network, their trunk.
 
     Attributes:
-      spec: a row that names the architecture's own `backbone`.
+      spec: row of the architecture's table, with the name of its `backbone`.
       backbone: a classification network of the registry; None: the architecture's own.
-      width: factor on all channels, where the backbone has it.
+      width: factor on all channels; the backbone must have it.
       frozen_norm: BatchNorm with fixed statistics and affine, kept in `batch_stats` (`normalization.FrozenBatchNorm`);
         None: as the architecture has it.
       norm_epsilon: added to the variance in BatchNorm; None: the backbone's own.
@@ -54,17 +54,17 @@ class OnTrunk(Network):
 
     @property
     def trunk_fields(self) -> dict[str, Any]:
-        """Return fields of the trunk's own that are set where it has them."""
+        """Return the fields that are set if the trunk has them; see `create_trunk`."""
         return {}
 
     def trunk(self, name: str | None = None) -> Any:
-        """Return the trunk, as the submodule `name`, or apart from this module.
+        """Return the trunk as the submodule `name`, or, for its properties alone, as a module of its own.
 
         Raises:
           UserError: the backbone lacks an override.
         """
         overrides = {key: getattr(self, key) for key in ("small_images", "width", "frozen_norm", "norm_epsilon")}
-        # A backbone lacks what is neither set nor switched on, and need not know of it.
+        # An override that is None or False asks nothing of the backbone, which then need not have the field.
         given = {key: value for key, value in overrides.items() if value is not None and value is not False}
         defaults = self.trunk_fields
         if self.frozen_norm is not None:

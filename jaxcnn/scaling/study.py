@@ -178,8 +178,8 @@ def _request(grid: Grid, number: int, config: Config, variant: dict[str, str], t
     # Here, so that `jaxcnn scaling --help` loads no JAX.
     from jax.sharding import AbstractMesh
 
+    from jaxcnn.training.gradients import group_size
     from jaxcnn.training.sharding import AXES, check_batch
-    from jaxcnn.training.step import group_size
 
     devices, model = topology.chips * topology.chip.devices, config.mesh.model
     model = devices if model == -1 else model  # the rest, where the file itself says so

@@ -1,7 +1,8 @@
 """Average precision of detections: PASCAL VOC's, by the rules of its development kit, and COCO's twelve numbers.
 
-Boxes are x1, y1, x2, y2. Where corners are points, as in this package, x2 - x1 is the width that the kit counts in
-pixels; `inclusive` is for boxes as VOC's files have them, whose last pixel belongs to them. NumPy alone, on the host.
+All is NumPy on the host; COCO's numbers come from pycocotools. Boxes are x1, y1, x2, y2. In this package corners are
+points, and x2 - x1 is the width in pixels that VOC's kit counts; `inclusive` is for boxes as VOC's files have them,
+with corners that are pixels of the box.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-HIT, FALSE, IGNORED = 1, 0, -1  # what a detection is
-# pycocotools' `stats` in their order, by the names of our scores.
+HIT, FALSE, IGNORED = 1, 0, -1  # A detection is a true positive, a false one, or does not count.
+# The names of our scores, in the order of pycocotools' `stats`.
 COCO_SCORES = (
     "map", "coco/ap50", "coco/ap75", "coco/ap_small", "coco/ap_medium", "coco/ap_large",
     "coco/ar_1", "coco/ar_10", "coco/ar_100", "coco/ar_small", "coco/ar_medium", "coco/ar_large",
@@ -27,7 +28,7 @@ class Objects(NamedTuple):
       label: int (n,), 1 or more.
       boxes: (n, 4), pixels of the stored images.
       ignored: bool (n,), those that count neither way: VOC's difficult ones, COCO's crowds.
-      area: (n,), pixels² that COCO's scores by size go by.
+      area: (n,), pixels², by which COCO's scores tell small, medium and large objects apart.
     """
 
     image: np.ndarray
@@ -59,8 +60,8 @@ class Curve(NamedTuple):
     Attributes:
       positives: objects that count.
       scores: (d,).
-      hits: bool (d,), which of them found an object.
-      ignored: how many more there are that count neither way, as they found an object that does not count.
+      hits: bool (d,), which of them are true positives.
+      ignored: number of further detections, which do not count as the object that they found does not.
     """
 
     positives: int
@@ -70,18 +71,18 @@ class Curve(NamedTuple):
 
     @property
     def recall(self) -> np.ndarray:
-        """Return the share of the objects that are found down to each detection, float64 (d,)."""
+        """Return the share of objects that are found by the first 1, 2 … d detections, float64 (d,)."""
         return self.hits.cumsum() / self.positives
 
     @property
     def precision(self) -> np.ndarray:
-        """Return the share of hits among the detections down to each one, float64 (d,)."""
+        """Return the share of hits among the first 1, 2 … d detections, float64 (d,)."""
         return self.hits.cumsum() / np.arange(1, len(self.hits) + 1)
 
     def area(self) -> float | None:
-        """Return the area under the curve, its precision made to fall with the recall (VOC from 2010 on).
+        """Return the area under the curve (VOC from 2010 on); None without objects, as recall is then undefined.
 
-        None where there are no objects: there is no recall of nothing.
+        Precision is first made to fall with recall: at each recall it is the highest at that recall or more.
         """
         if not self.positives:
             return None
@@ -89,14 +90,17 @@ class Curve(NamedTuple):
         return float(np.sum(np.diff(recall) * self._best_from_here()))
 
     def eleven_points(self) -> float | None:
-        """Return the mean of the best precision at a recall of 0, 0.1 … 1 or more (VOC up to 2009); None as above."""
+        """Return the mean over recalls of 0, 0.1 … 1 of the highest precision at that recall or more (VOC up to 2009).
+
+        It is None without objects, as the area is.
+        """
         if not self.positives:
             return None
         best = np.concatenate([self._best_from_here(), [0]])
         return float(np.mean(best[np.searchsorted(self.recall, np.linspace(0, 1, 11))]))
 
     def _best_from_here(self) -> np.ndarray:
-        """Return the best precision at the recall of each detection or more, float64 (d,)."""
+        """Return the highest precision at the recall of each detection or more, float64 (d,)."""
         return np.maximum.accumulate(self.precision[::-1])[::-1]
 
 
@@ -106,9 +110,9 @@ def voc_curves(
     """Return the precision-recall curve of each class.
 
     Args:
-      labels: of the classes.
-      threshold: IoU from which on a detection finds an object.
-      inclusive: a box has its last pixel too, so that its width is x2 - x1 + 1.
+      labels: the classes of the curves.
+      threshold: least IoU of a detection and the object that it finds.
+      inclusive: corners are pixels of the box, so that its width is x2 - x1 + 1.
     """
     outcome = outcomes(objects, found, threshold, inclusive)
     order = np.argsort(-found.score, kind="stable")
@@ -124,14 +128,15 @@ def voc_curves(
 
 
 def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclusive: bool = False) -> np.ndarray:
-    """Return what each detection is, `HIT`, `FALSE` or `IGNORED`, int (d,), by the rules of VOC's development kit.
+    """Return `HIT`, `FALSE` or `IGNORED` for each detection, int (d,), by the rules of VOC's development kit.
 
-    The object of its image and class that it overlaps most decides, also where that one is taken: a second detection of
-    an object is false. Where that object counts neither way, so do all its detections.
+    The object of the same image and class with the highest IoU decides, even if a detection of a higher score has found
+    it: then this one is false. If that object does not count, neither do any of its detections.
     """
     best, overlap = _nearest(objects, found, inclusive)
     near = overlap >= threshold
-    ignored = np.append(objects.ignored, False)  # one more: where there is no object, `best` is 0 all the same
+    # `best` is 0 for a detection without an object, also if there are no objects at all: one more row stands for that.
+    ignored = np.append(objects.ignored, False)
     outcome = np.where(near & ignored[best], IGNORED, FALSE)
     # The hit is the first of an object's detections by falling score.
     order = np.argsort(-found.score, kind="stable")
@@ -141,28 +146,29 @@ def outcomes(objects: Objects, found: Detections, threshold: float = 0.5, inclus
 
 
 def _nearest(objects: Objects, found: Detections, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the object of its image and class that each detection overlaps most, int (d,), and their IoU, (d,).
+    """Return the index of the object of its image and class that each detection overlaps most, int (d,), and the IoU.
 
-    Where there is none, the object is 0 and the IoU -1. The first one of several with the same IoU is taken.
+    Without such an object, the index is 0 and the IoU -1. Of several with the same IoU, the first one is taken.
     """
     classes = 1 + max(objects.label.max(initial=0), found.label.max(initial=0))
+    # One key stands for an image and a class: (d,) of detections, (n,) of objects.
     own, theirs = (x.image.astype(np.int64) * classes + x.label for x in (found, objects))
     by_key = np.argsort(theirs, kind="stable")
     first, last = (np.searchsorted(theirs[by_key], own, side) for side in ("left", "right"))
-    # All pairs (detection, object) of one image and class, p of them, one detection after another.
+    # The p pairs (detection, object) of one key are listed, one detection after another.
     counts = last - first
     detection = np.repeat(np.arange(len(own)), counts)
     place = np.arange(len(detection)) - np.repeat(counts.cumsum() - counts, counts) + first[detection]
     overlap = _iou(found.boxes[detection], objects.boxes[by_key[place]], inclusive)
     best, most = np.zeros(len(own), np.int64), np.full(len(own), -1.0)
-    order = np.lexsort((-overlap, detection))  # stable: equals keep their order
+    order = np.lexsort((-overlap, detection))  # (p,), by detection, then by falling IoU; equals keep their order
     there, at = np.unique(detection[order], return_index=True)
     best[there], most[there] = by_key[place[order[at]]], overlap[order[at]]
     return best, most
 
 
 def _iou(a: np.ndarray, b: np.ndarray, inclusive: bool) -> np.ndarray:
-    """Return the IoU of each box of `a` with that of `b` in the same row, float64 (p,); 0 of two without area."""
+    """Return the IoU of each box of `a` with that of `b` in the same row, float64 (p,); 0 if neither has an area."""
     a, b, extra = a.astype(np.float64), b.astype(np.float64), float(inclusive)
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + extra
     common = np.prod(np.maximum(sides, 0), axis=1)
@@ -176,7 +182,7 @@ def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequen
 
     Args:
       numbers: the data set's own number of each image.
-      category_ids: its number of each label, the background's first; negative where it lacks a class of the network's,
+      category_ids: the data set's own number of each label, the background first; negative for a class that it lacks,
         whose detections are left out.
     """
     boxes = _xywh(found.boxes, 2)
@@ -199,7 +205,7 @@ def _xywh(boxes: np.ndarray, decimals: int) -> list[list[float]]:
 
 
 class CocoScores(NamedTuple):
-    """COCO's scores; those of nothing, such as of a size without objects, are left out.
+    """COCO's scores; one without objects, such as that of a size that no object has, is left out.
 
     Attributes:
       numbers: the twelve, by the names of `COCO_SCORES`.
@@ -215,41 +221,29 @@ def coco_scores(
 ) -> CocoScores:
     """Return the scores that pycocotools gives for detections in COCO's result format.
 
-    What is difficult in VOC is a crowd there: both count neither way.
+    Objects that do not count, VOC's difficult ones too, are passed to it as crowds.
 
     Args:
-      numbers, category_ids: as of `coco_results`.
+      numbers, category_ids: as for `coco_results`.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    listed = {
-        "info": {}, "images": [{"id": int(n)} for n in numbers],
-        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
-    }  # fmt: skip
-    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals, to which no error of a difference must be added
-    # The first id is 1: pycocotools takes 0 for no match.
-    truth = [
-        {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
-         "area": float(area), "iscrowd": int(ignored)}
-        for i, (image, label, box, ignored, area) in enumerate(
-            zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
-        )
-    ]  # fmt: skip
     known: Any
     found: Any
-    with contextlib.redirect_stdout(io.StringIO()):  # It prints, and has no switch for it.
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and has no switch for that.
         known, found = COCO(), COCO()
-        known.dataset, found.dataset = listed | {"annotations": truth}, listed | {"annotations": []}
+        known.dataset = _coco_dataset(objects, numbers, category_ids)
+        found.dataset = known.dataset | {"annotations": []}
         known.createIndex()
         found.createIndex()
-        if results:  # `loadRes` refuses none
+        if results:  # `loadRes` refuses an empty list.
             found = known.loadRes([dict(result) for result in results])
         evaluation = COCOeval(known, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class), -1 where there is none
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class), -1 without objects
     by_class = {evaluation.params.catIds[k]: precision[:, :, k] for k in range(precision.shape[2])}
     classes = {
         label: float(by_class[number].mean())
@@ -258,3 +252,22 @@ def coco_scores(
     }
     twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
     return CocoScores(twelve, classes)
+
+
+def _coco_dataset(objects: Objects, numbers: Sequence[int], category_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the objects in COCO's format of annotations."""
+    boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals; rounding removes the error of the subtraction.
+    # Ids begin at 1, as pycocotools takes 0 for no match.
+    annotations = [
+        {"id": i, "image_id": int(numbers[image]), "category_id": int(category_ids[label]), "bbox": box,
+         "area": float(area), "iscrowd": int(ignored)}
+        for i, (image, label, box, ignored, area) in enumerate(
+            zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
+        )
+    ]  # fmt: skip
+    return {
+        "info": {},
+        "images": [{"id": int(n)} for n in numbers],
+        "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
+        "annotations": annotations,
+    }

@@ -1,7 +1,7 @@
 """Object detection: boxes with a class and a score, the losses of two-stage detectors, VOC's and COCO's scores.
 
-A batch has the objects of each image, padded to `task.max_boxes`, in pixels of the resized image within its canvas. An
-evaluation collects the detections in pixels of the stored image, and compares them with the annotations as they are.
+A batch has the objects of each image, padded to `task.max_boxes`, in pixels of the resized image within its canvas.
+Evaluation moves the detections to pixels of the stored image, collects them, and compares them with the annotations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from jaxcnn.tasks.average_precision import (
 from jaxcnn.tasks.base import Batch, Group, Headline, Images, Rows, Sums, Table, Task, Terms, Variables
 from jaxcnn.tasks.detection_loss import FORMS, detection_terms
 
-SHOWN = 0.5  # least score of a box that is drawn or put into words, unless another is asked for
+SHOWN = 0.5  # least score of a box in pictures and words, unless `Detection.show_from` sets another
 
 
 class Detection(Task):
@@ -45,20 +45,20 @@ class Detection(Task):
     def __init__(self, config: Config):
         self.config, self.settings = config, config.task
         self.best = ("map", "max") if config.task.metric == "coco" else ("map50", "max")
-        self.threshold: float | None = None  # least score of what a prediction shows
-        self.source: Any = None  # that evaluation reads, with its annotations
+        self.threshold: float | None = None  # least score of a box that is shown; None: the defaults
+        self.source: Any = None  # the evaluation data with its annotations, a `Boxed`
         self.class_names: tuple[str, ...] = ()
 
     def prepare(self, data: Any) -> None:
-        """Take the names of the classes, and the annotations that detections are compared with."""
+        """Keep the names of the classes, and the annotations with which detections are compared."""
         self.source = getattr(data, "eval", None)
         self.class_names = tuple(data.input.get("class_names", ()))
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the objects, in the first of M rows, and the sizes of the image.
+        """Return the shapes of the objects, which fill the first of M rows, and of the sizes of the image.
 
-        "boxes" float32 (M, 4), "labels" int32, "valid", "difficult" and "crowd" bool (M,); "sizes" and "original_sizes"
-        int32 (2,), height and width of the image within its canvas, and as it is stored.
+        "boxes" float32 (M, 4), "labels" int32 (M,), "valid", "difficult" and "crowd" bool (M,); "sizes" and
+        "original_sizes" int32 (2,), height and width of the image within its canvas, and as it is stored.
         """
         objects, size = (self.settings.max_boxes,), jax.ShapeDtypeStruct((2,), np.int32)
         flags = dict.fromkeys(("valid", "difficult", "crowd"), jax.ShapeDtypeStruct(objects, np.bool_))
@@ -68,11 +68,11 @@ class Detection(Task):
     def forward(
         self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
     ) -> tuple[Any, Variables]:
-        """Apply the model, in training with the objects to learn from; see `Task.forward`."""
+        """Apply the model; training passes it the objects to learn from. See `Task.forward`."""
         sizes = batch.get("sizes")
         if not train:
             return model.apply(variables, batch["image"], sizes=sizes, train=False), {}
-        # A crowd is no single object. Without the difficult ones Fast R-CNN has 68.1 mAP instead of 66.9 (table 1).
+        # A crowd is not one object. Fast R-CNN reaches 68.1 mAP without the difficult ones, 66.9 with them (table 1).
         learnt = batch["valid"] & ~batch["crowd"]
         if not self.settings.difficult:
             learnt &= ~batch["difficult"]
@@ -82,13 +82,13 @@ class Detection(Task):
         )
 
     def loss(self, outputs: dict[str, Any], batch: Batch) -> tuple[Terms, Sums]:
-        """Return the four terms of `detection_terms` as the objective, and as sums of the log."""
+        """Return the four terms of `detection_terms` as the objective, and again as sums for the log."""
         form, present = FORMS[self.settings.loss_form], batch["mask"] > 0
         terms = detection_terms(outputs, present, batch["sizes"], form, self.settings.rpn_weight)
         return terms, dict(terms)
 
     def measure(self, outputs: dict[str, Any], batch: Batch) -> Sums:
-        """Return nothing: scores are made of the rows of `collect`."""
+        """Return no sums: scores come from the rows of `collect`."""
         return {}
 
     def collect(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
@@ -99,8 +99,8 @@ class Detection(Task):
     def scores(self, sums: Sums, rows: Rows) -> dict[str, float]:
         """Return mean AP and each class's, at an IoU of 0.5 by VOC's rules, and COCO's twelve numbers.
 
-        "map50" is by area, "map50_11pt" by 11 points, "ap/NAME" by area; classes without objects are not in the means.
-        "map" is COCO's AP over IoUs of 0.5 … 0.95, the others are named in `average_precision.COCO_SCORES`.
+        "map50" and "ap/NAME" are areas under curves, "map50_11pt" takes 11 points; means leave out classes without
+        objects. "map" is COCO's AP over IoUs of 0.5 … 0.95; `average_precision.COCO_SCORES` names the others.
         """
         if not len(rows.get("example", ())):
             return {}
@@ -111,7 +111,7 @@ class Detection(Task):
         return means | self._coco(rows).numbers | {f"ap/{name}": area for name, area in areas.items()}
 
     def parameters(self, path: str) -> Group:
-        """Return the group of a parameter: the rate and decay of biases, and the stages that train, by the config."""
+        """Return the optimizer group of a parameter: the config sets rate and decay of biases, and frozen stages."""
         leaf, settings = path.rpartition("/")[2], self.settings
         bias = leaf == "bias"
         return Group(
@@ -121,7 +121,7 @@ class Detection(Task):
         )
 
     def _stage(self, path: str) -> str:
-        """Return the stage of the backbone that a parameter belongs to: its layers are called after it."""
+        """Return the stage of the backbone that a parameter belongs to, by which its layers' names begin."""
         layer = path.split("/")[1]
         if (stage := layer.partition("_")[0]) not in self._stages:
             raise UserError(
@@ -141,7 +141,7 @@ class Detection(Task):
 
     @property
     def _frozen(self) -> list[str]:
-        """Return the stages that do not train: all but the last ones."""
+        """Return the stages that do not train, all but the last `task.trainable_stages`."""
         return self._stages[: max(0, len(self._stages) - self.settings.trainable_stages)]
 
     def curves(self, rows: Rows) -> dict[str, Curve]:
@@ -155,13 +155,13 @@ class Detection(Task):
         return coco_results(detections_of(rows), self._numbers(rows), self._categories)
 
     def per_example(self, outputs: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
-        """Return nothing besides the rows of `collect`, of which the tables are made."""
+        """Return no further rows: the tables are made from those of `collect`."""
         return {}
 
     def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
-        """Return of each image its objects, the boxes of a score of 0.5 or more, and how many of them are hits.
+        """Return for each image the numbers of objects, of boxes with a score of 0.5 or more, and of hits among these.
 
-        Objects and boxes that count neither way are left out.
+        Objects and boxes that do not count are left out.
         """
         objects, found = self._objects(rows), detections_of(rows, self._shown)
         outcome, images = outcomes(objects, found), len(rows["example"])
@@ -170,7 +170,10 @@ class Detection(Task):
         return dict(zip(("objects", "boxes", "hits"), counts, strict=True))
 
     def class_table(self, rows: Rows, names: Sequence[str]) -> Table:
-        """Return of each class its objects, AP at an IoU of 0.5 by area and 11 points, and COCO's; empty of none."""
+        """Return for each class the number of objects, AP at an IoU of 0.5 by area and by 11 points, and COCO's AP.
+
+        The cells of a class without objects are empty.
+        """
         curves, coco = self.curves(rows), self._coco(rows).classes
         return {
             "class": list(curves),
@@ -201,9 +204,9 @@ class Detection(Task):
         return SHOWN if self.threshold is None else self.threshold
 
     def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
-        """Return the boxes of an image, {"boxes": [{"class", "index", "score", "box"}, …]}, best first; and a line.
+        """Return the boxes of an image, {"boxes": [{"class", "index", "score", "box"}, …]}, best first, and a line.
 
-        The line has those from a score of 0.5 on, the list all, unless `show_from` says otherwise.
+        The line has the boxes of a score of 0.5 or more, the list has all; `show_from` sets one threshold for both.
         """
         every = [
             {
@@ -226,9 +229,9 @@ class Detection(Task):
         titles: Sequence[str] = (),
         targets: dict[str, Any] | None = None,
     ) -> Any:
-        """Return a figure of each image with its boxes from a score of 0.5 on, beside the true ones where known.
+        """Return a figure of each image with its boxes of a score of 0.5 or more, beside the true ones if given.
 
-        Padded images are shown up to the "sizes" of `targets`.
+        With `targets`, the padding of images is left out by their "sizes".
         """
         from jaxcnn.figures.overlays import box_cards
 
@@ -243,16 +246,16 @@ class Detection(Task):
         return box_cards(parts, titles, {"truth": truth, "detections": found}, names)
 
     def _numbers(self, rows: Rows) -> list[int]:
-        """Return the data set's own number of the image of each row."""
+        """Return the data set's own number of each row's image."""
         return [int(self.source.numbers[example]) for example in rows["example"]]
 
     def _objects(self, rows: Rows) -> Objects:
-        """Return the annotations of the images of the rows."""
+        """Return the annotations of the rows' images."""
         truth = [self.source.truth(int(example)) for example in rows["example"]]
         image = np.repeat(np.arange(len(truth)), [len(objects["labels"]) for objects in truth])
         joined = {name: np.concatenate([objects[name] for objects in truth]) for name in truth[0]}
         ignored = joined["difficult"] | joined["crowd"]
-        # Annotations have two decimals at most, of which float32 has lost some: an overlap may be a threshold exactly.
+        # Annotations have two decimals at most, and rounding restores them from float32: an IoU may equal a threshold.
         boxes = joined["boxes"].astype(np.float64).round(3)
         return Objects(image, joined["labels"], boxes, ignored, joined["area"])
 
@@ -261,17 +264,17 @@ class Detection(Task):
 
     @property
     def _categories(self) -> list[int]:
-        """Return the data set's own number of each class of the network, -1 of those that it lacks."""
+        """Return the data set's own number of each class of the network, -1 for a class that it lacks."""
         own = list(self.source.category_ids)
         return own + [-1] * (len(self.class_names) - len(own))
 
 
 def to_stored(boxes: Any, sizes: Any, original: Any) -> Any:
-    """Return boxes (…, D, 4) in pixels of the image as stored, clipped to it, of those within a canvas.
+    """Return boxes (…, D, 4), given in pixels of a canvas, in pixels of the stored image, clipped to it.
 
     Args:
       sizes: (…, 2), height and width of the resized image within its canvas.
-      original: (…, 2), those of the stored image.
+      original: (…, 2), height and width of the stored image.
     """
     to_corners = np.array([1, 0, 1, 0])  # height, width -> the limits of x1, y1, x2, y2
     limits = original[..., None, to_corners].astype(boxes.dtype)
@@ -279,9 +282,9 @@ def to_stored(boxes: Any, sizes: Any, original: Any) -> Any:
 
 
 def detections_of(rows: Rows, least: float = 0.0) -> Detections:
-    """Return the detections in the rows of `Detection.collect`, those of a score of `least` or more.
+    """Return the detections in the rows of `Detection.collect` that have a score of `least` or more.
 
-    Their boxes are rounded to hundredths of a pixel, as files have them: scores are of what is written.
+    Their boxes are rounded to hundredths of a pixel, as in files, so that the scores are those of the written boxes.
     """
     keep = rows["valid"] & (rows["scores"] >= least)
     image = np.repeat(np.arange(len(keep)), keep.sum(1))
@@ -291,7 +294,7 @@ def detections_of(rows: Rows, least: float = 0.0) -> Detections:
 
 
 def _kept(prediction: Mapping[str, np.ndarray], least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (n, 4), labels and scores (n,) of one image, those of a score of `least` or more."""
+    """Return the boxes (n, 4), labels and scores (n,) of one image that have a score of `least` or more."""
     keep = prediction["valid"] & (prediction["scores"] >= least)
     return prediction["boxes"][keep], prediction["labels"][keep], prediction["scores"][keep]
 

@@ -1,16 +1,17 @@
-"""The four losses of a two-stage detector, divided as the paper, its authors' Python port or torchvision has it.
+"""The four losses of a two-stage detector, divided as in the paper, its authors' Python port or torchvision.
 
-Every descendant of Faster R-CNN divides its losses otherwise, and learning rates belong to one form of them:
+Implementations of Faster R-CNN divide its losses differently, and a learning rate belongs to one of these forms:
 
     form         mean over                 RPN: β, box loss divided by    λ    head: β
-    torchvision  all that is in a sample   1/9  sampled anchors           1    1/9
-    port         that of each image, then  1/9  sampled anchors           1    1
-                 over the images
+    torchvision  the batch's samples       1/9  sampled anchors           1    1/9
+    port         each image's samples,     1/9  sampled anchors           1    1
+                 then the images
     paper        the same                  1    positions of anchors      10   1
 
-The paper (Ren et al. 2015, equation 1) counts about 2,400 positions in an image of 600×1000 pixels, cells of a map of
-stride 16. Here they are counted so whatever the stride is, in the image and not in its canvas. In all forms the box
-losses are sums over positives, and that of the head is divided by the sampled regions (Girshick 2015, equation 1).
+The paper (Ren et al. 2015, equation 1) counts about 2,400 positions in an image of 600×1000 pixels: the cells of a map
+of stride 16. Here positions are counted at stride 16 for all networks, in the image and not in its canvas. In all forms
+the box losses are sums over positives, and that of the head is divided by the sampled regions (Girshick 2015,
+equation 1).
 """
 
 from collections.abc import Mapping
@@ -23,17 +24,17 @@ import optax
 from jaxcnn.models.matching import IGNORED
 from jaxcnn.tasks.base import Terms
 
-_CELL = 16 * 16  # pixels that an anchor position of the paper stands for
+_CELL = 16 * 16  # pixels of the image for each position of anchors in the paper
 
 
 class Form(NamedTuple):
     """How the losses are divided.
 
     Attributes:
-      by_image: each image has means of its own, and the objective is their mean; else all samples are one.
+      by_image: the objective is the mean over images of each image's mean; else the mean over the batch's samples.
       rpn_beta, box_beta: where smooth L1 turns from square to linear, in units of the regression's targets.
       rpn_weight: λ, the factor on the box loss of the RPN.
-      by_positions: that loss is divided by the positions of anchors, not by the sampled anchors.
+      by_positions: the box loss of the RPN is divided by the positions of anchors, not by the sampled anchors.
     """
 
     by_image: bool
@@ -56,10 +57,10 @@ def detection_terms(
     """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective.
 
     Args:
-      outputs: what the model gives in training: for A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
+      outputs: the model's in training: for A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
         "rpn_targets" (N, A, 4); for R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
         (N, R, C, 4) and "box_targets" (N, R, 4).
-      present: bool (N,), the rows that count. Nothing enters from the others, not even a NaN.
+      present: bool (N,), the rows that count. Nothing of the others enters the losses, not even a NaN.
       sizes: int (N, 2), height and width of each image in pixels.
       rpn_weight: λ; 0: that of the form.
     """
@@ -73,7 +74,7 @@ def detection_terms(
     rois, labels = outputs["roi_valid"] & present[:, None], outputs["roi_labels"]  # (N, R)
     logits = jnp.where(rois[..., None], outputs["box_logits"], 0)
     classifier = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    # A region has a box for each class: that of its own class is trained.
+    # A region has regressions for all classes; those of its own class are trained.
     deltas = jnp.take_along_axis(outputs["box_deltas"], labels[..., None, None], axis=2)[:, :, 0]  # (N, R, 4)
     box = smooth_l1(deltas, outputs["box_targets"], rois & (labels > 0), form.box_beta)
 
@@ -105,7 +106,7 @@ def smooth_l1(values: jax.Array, targets: jax.Array, counted: jax.Array, beta: f
       values, targets: (…, 4); x is their difference.
       counted: bool (…,).
     """
-    # Zero before the square: the gradient of what is dropped only behind it would still be NaN where x is.
+    # Zeros replace x before the square: if they replaced the loss, the gradient would still be NaN where x is.
     error = jnp.where(counted[..., None], values - targets, 0)
     size = jnp.abs(error)
     return jnp.where(size < beta, 0.5 * error**2 / beta, size - 0.5 * beta).sum(-1)

@@ -41,14 +41,14 @@ def predict_padded(network: Any, images: Iterable[Any]) -> Iterator[Prediction]:
     """Yield a prediction of each image at its own size, in their order; one that fails has an `error`.
 
     Images share canvases, so that few programs are compiled however many sizes there are, and one image at a time is in
-    memory. What the network gives is cut to the image, and brought to its own size where "min_size" resized it.
+    memory. Maps are cropped to the image, and resized to its own size if "min_size" has changed that; boxes are moved.
 
     Args:
       network: the `TrainedModel`, whose images are padded.
       images: as `TrainedModel.predict` takes several.
     """
     images = list(images)
-    # A look at the header of each first; an image that has none is told of when it is its turn.
+    # The headers of all images are read first, to choose the canvases; an image without one is reported in its turn.
     sizes = [_scaled(network, size) for size in map(_size, images) if size]
     canvases = choose_canvases(np.array(sizes), multiple=network.input.get("canvas_multiple", 1)) if sizes else []
     for index, image in enumerate(images):
@@ -57,7 +57,7 @@ def predict_padded(network: Any, images: Iterable[Any]) -> Iterator[Prediction]:
 
 
 def _scaled(network: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (height, width) that the network sees an image of this size at."""
+    """Return the (height, width) to which an image of this size is resized for the network."""
     return scaled(size, network.input["min_size"], network.input.get("max_size", 0))
 
 

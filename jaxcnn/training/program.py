@@ -23,11 +23,12 @@ from jaxcnn.models import convolution, inception
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Features, Group, Images, Task
 from jaxcnn.training import resident
+from jaxcnn.training.gradients import group_size
 from jaxcnn.training.optimizer import groups as optimizer_groups
 from jaxcnn.training.optimizer import make_optimizer, make_schedule, total_steps
 from jaxcnn.training.sharding import check_batch, layout, on_all, over_rows, replicated
 from jaxcnn.training.state import TrainState, init_state, init_variables, select, shapes_of
-from jaxcnn.training.step import StepParts, group_size, make_eval_step, make_train_step, metric_shapes
+from jaxcnn.training.step import StepParts, make_eval_step, make_train_step, metric_shapes
 from jaxcnn.weights.files import read_state_dict
 
 Tree = Any

@@ -12,7 +12,7 @@ gets, ours on one: the same network with its channels in another order.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,9 +21,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn import UserError
-from jaxcnn.models import alexnet, create_model, fcn, googlenet, rcnn, resnet, vgg
+from jaxcnn.models import create_model, fcn, googlenet, resnet
 from jaxcnn.models.normalization import match_norms
 from jaxcnn.weights.files import Shape, fit
+from jaxcnn.weights.torchvision_names import cifar_orders, modules_of, rcnn_orders
 
 # torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
 NAMES = (
@@ -51,8 +52,6 @@ _AUXILIARY = {
     **dict.fromkeys(("fcn_resnet50_tv", "fcn_resnet101_tv"), (("aux", "aux_classifier", "aux_classifier.4"),)),
 }
 
-Modules = Iterator[tuple[str, str]]  # ours, torch's
-Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
 # Collection and leaf of ours, leaf of torch's, in the order of its state dicts.
 _LEAVES = (
     ("params", "kernel", "weight"),
@@ -64,7 +63,7 @@ _LEAVES = (
     ("batch_stats", "var", "running_var"),
 )
 _COUNT = "num_batches_tracked"  # of BatchNorm's, from torch 0.4.1 on; we keep no such count
-# torchvision has put these layers of a detector into blocks since it published its weights.
+# Since torchvision published its weights, it has moved these layers of a detector into blocks: old name, new name.
 _MOVED = (
     (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
@@ -88,8 +87,9 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
     Returns:
       "image_shape" (H, W, C), "mean" and "std" per channel of pixels in 0 … 1, "class_names", and "resize": the
       shorter side in pixels before the centre is cropped to the shape. A run's own has all but "resize". A segmentation
-      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own); a
-      detector's "max_size", too, of the longer one, and "canvas_multiple", of the sides of padded images.
+      network's has "min_size" instead: the shorter side of images that it sees all of (0: each image's own). A
+      detector's also has "max_size", the limit of the longer side, and "canvas_multiple", whose multiples the sides of
+      padded images are.
     """
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if name in CAFFE_NAMES:
@@ -112,124 +112,6 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
     return {"image_shape": (224, 224, 3), "mean": mean, "std": std, "class_names": names, "resize": 256}
 
 
-def _alexnet(spec: alexnet.Spec) -> Modules:
-    """`features` counts convolutions, their ReLUs and the pooling after conv1, conv2 and conv5."""
-    index = 0
-    for i in range(1, len(spec.channels) + 1):
-        yield f"conv{i}", f"features.{index}"
-        index += 3 if i in (1, 2) else 2
-    yield from (("fc6", "classifier.1"), ("fc7", "classifier.4"), ("head", "classifier.6"))
-
-
-def _vgg(spec: vgg.Spec) -> Modules:
-    """`features` counts convolutions, BatchNorms, ReLUs and poolings."""
-    index = 0
-    for stage, kernels in enumerate(spec.stages, start=1):
-        for i in range(1, len(kernels) + 1):
-            yield f"stage{stage}_conv{i}", f"features.{index}"
-            yield f"stage{stage}_norm{i}", f"features.{index + 1}"  # where there are norms
-            index += 3 if spec.norm else 2
-        index += 1
-    yield from (("fc6", "classifier.0"), ("fc7", "classifier.3"), ("head", "classifier.6"))
-
-
-def _googlenet(_: googlenet.Spec) -> Modules:
-    units = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
-    branches = {
-        "conv1x1": "branch1", "reduce3x3": "branch2.0", "conv3x3": "branch2.1",
-        "reduce5x5": "branch3.0", "conv5x5": "branch3.1", "project": "branch4.1",
-    }  # fmt: skip
-    for block in googlenet.INCEPTIONS:
-        units |= {f"inception{block}/{ours}": f"inception{block}.{theirs}" for ours, theirs in branches.items()}
-    for ours, theirs in units.items():
-        yield f"{ours}/conv", f"{theirs}.conv"
-        yield f"{ours}/norm", f"{theirs}.bn"
-    for aux in googlenet.AUXILIARY.values():
-        yield f"{aux}/project/conv", f"{aux}.conv.conv"
-        yield f"{aux}/project/norm", f"{aux}.conv.bn"
-        yield f"{aux}/fc", f"{aux}.fc1"
-        yield f"{aux}/head", f"{aux}.fc2"
-    yield "head", "fc"
-
-
-def _resnet(spec: resnet.Spec) -> Modules:
-    yield from (("stem_conv", "conv1"), ("stem_norm", "bn1"))
-    for stage, blocks in enumerate(spec.blocks, start=1):
-        for block in range(blocks):
-            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
-            for i in range(1, 4 if spec.bottleneck else 3):
-                yield f"{ours}/conv{i}", f"{theirs}.conv{i}"
-                yield f"{ours}/norm{i}", f"{theirs}.bn{i}"
-            yield f"{ours}/shortcut_conv", f"{theirs}.downsample.0"  # where there is a projection
-            yield f"{ours}/shortcut_norm", f"{theirs}.downsample.1"
-    yield "head", "linear" if spec.cifar else "fc"
-
-
-def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
-    """A backbone of torchvision's and its heads, or Caffe's layers."""
-    if isinstance(spec, fcn.SpecTv):
-        for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
-            if ours != "head":
-                yield f"trunk/{ours}", f"backbone.{theirs}"
-        for ours, theirs in (("", "classifier"), ("aux/", "aux_classifier")):
-            yield f"{ours}hidden/conv", f"{theirs}.0"
-            yield f"{ours}hidden/norm", f"{theirs}.1"
-            yield f"{ours}head", f"{theirs}.4"
-        return
-    for stage, kernels in enumerate(vgg.SPECS[spec.backbone].stages, start=1):
-        for i in range(1, len(kernels) + 1):
-            yield f"trunk/stage{stage}_conv{i}", f"conv{stage}_{i}"
-    yield from (("fc6", "fc6"), ("fc7", "fc7"), ("head", "score_fr"))
-    for stage in (4, 3)[: len(spec.skips)]:
-        yield f"score_pool{stage}/head", f"score_pool{stage}"
-
-
-def _rcnn(spec: rcnn.Spec) -> Modules:
-    """torchvision's backbone and pyramid, its RPN, and its head of the boxes."""
-    for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
-        if ours != "head":
-            yield f"trunk/{ours}", f"backbone.body.{theirs}"
-    stages = range(len(resnet.SPECS[spec.backbone].blocks))
-    yield from ((f"fpn/lateral_stage{i + 1}", f"backbone.fpn.inner_blocks.{i}.0") for i in stages)
-    yield from ((f"fpn/output_stage{i + 1}", f"backbone.fpn.layer_blocks.{i}.0") for i in stages)
-    yield from (("rpn/conv", "rpn.head.conv.0.0"), ("rpn/objectness", "rpn.head.cls_logits"))
-    yield "rpn/deltas", "rpn.head.bbox_pred"
-    yield from ((name, f"roi_heads.box_head.{name}") for name in ("fc6", "fc7"))
-    yield from (("head", "roi_heads.box_predictor.cls_score"), ("boxes/head", "roi_heads.box_predictor.bbox_pred"))
-
-
-def _rcnn_orders(num_classes: int) -> Orders:
-    """Return torch's order of the regressions: the four of a class together, where ours has a coordinate's classes."""
-    return {"boxes/head": {-1: np.arange(4 * num_classes).reshape(num_classes, 4).T.ravel()}}
-
-
-def _cifar_orders(spec: resnet.Spec) -> Orders:
-    """Return the port's order of the channels that shortcuts carry; those within a block are as ours.
-
-    A stage of C channels gets P from the one before: the port puts them after C/4 zeros, we put them first.
-    """
-    orders: Orders = {}
-    carried = np.arange(16)  # of the stem
-    for stage, blocks in enumerate(spec.blocks, start=1):
-        received, channels = carried, 16 << (stage - 1)
-        if stage > 1:
-            inside = channels // 4 + received
-            carried = np.concatenate([inside, np.setdiff1d(np.arange(channels), inside)])
-        for block in range(1, blocks + 1):
-            name = f"stage{stage}_block{block}"
-            # Kernels are (height, width, in, out); vectors of a norm have one axis, the last.
-            orders[f"{name}/conv1"] = {-2: received if block == 1 else carried}
-            orders[f"{name}/conv2"] = orders[f"{name}/norm2"] = {-1: carried}
-    orders["head"] = {-2: carried}
-    return orders
-
-
-_FAMILIES: Any = (
-    (alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet),
-    (fcn.SPECS, _fcn), (rcnn.SPECS, _rcnn),
-)  # fmt: skip
-
-
 def _modules(name: str) -> list[tuple[str, str]]:
     """Return (our module, torch's) in the order of torch's state dict; this network may lack some."""
     if name not in _NAMED:
@@ -237,15 +119,15 @@ def _modules(name: str) -> list[tuple[str, str]]:
             f"torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else f"take one of {', '.join(_NAMED)}"
         )
         raise UserError(f"PyTorch's weights are not read for '{name}': {theirs}")
-    return next(list(walk(specs[name])) for specs, walk in _FAMILIES if name in specs)
+    return modules_of(name)
 
 
 @cache
 def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
     """Return {torch's key: our array} in the order of its state dict; None stands for a count."""
     modules, model, entries = _modules(name), create_model(name, num_classes), {}
-    orders = _cifar_orders(resnet.SPECS[name]) if name in CIFAR_NAMES else {}
-    orders |= _rcnn_orders(num_classes) if name in DETECTION_NAMES else {}
+    orders = cifar_orders(resnet.SPECS[name]) if name in CIFAR_NAMES else {}
+    orders |= rcnn_orders(num_classes) if name in DETECTION_NAMES else {}
     images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
     ours: Any = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)), sep="/")
     for module, torch_module in modules:
@@ -256,7 +138,8 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
                 order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
                 torch_shape = _torch_shape(module, shape, convolutional=name in fcn.SPECS)
                 entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order)
-                if leaf == "var" and name not in DETECTION_NAMES:  # a BatchNorm's last; a frozen one counts nothing
+                # The count is the last entry of a BatchNorm; a detector's frozen ones have none.
+                if leaf == "var" and name not in DETECTION_NAMES:
                     entries[f"{torch_module}.{_COUNT}"] = None
     assert not ours, f"torch's names of {list(ours)} are not known"
     return entries
@@ -338,7 +221,7 @@ def find_network(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def _moved(name: str, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the entries under the names that torchvision now has for them."""
+    """Return the entries under torchvision's present names."""
     if name in DETECTION_NAMES:
         for old, new in _MOVED:
             state_dict = {old.sub(new, str(key)): value for key, value in state_dict.items()}
@@ -412,7 +295,7 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     flat: Any = flatten_dict(dict(variables), sep="/")
     head = np.shape(flat.get("params/head/bias"))
     entries = _entries(name, head[0] if len(head) == 1 and head[0] else 1000)
-    if name in DETECTION_NAMES:  # whose norms may have been trained
+    if name in DETECTION_NAMES:  # A run may have trained its norms; the file has frozen ones.
         flat = flatten_dict(match_norms(variables, {entry.path: () for entry in entries.values() if entry}), sep="/")
     arrays = fit(name, flat, {entry.path: entry.shape for entry in entries.values() if entry})
     return {

@@ -14,7 +14,7 @@ from jaxcnn.models.fused_norm import fused_norms
 from jaxcnn.models.resnet import MODELS, ResNet, Spec
 from jaxcnn.training import step
 from jaxcnn.training.hlo import Module, collectives_of
-from jaxcnn.training.step import fuses_norms
+from jaxcnn.training.gradients import fuses_norms
 
 
 def network(stride_in: str = "conv2", dtype: Any = jnp.float32) -> Any:

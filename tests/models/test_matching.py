@@ -94,13 +94,13 @@ def test_a_sample_depends_on_its_key_alone_and_every_box_is_as_likely():
     np.testing.assert_allclose(share, [0.5] * 16, atol=0.08)  # 2 of 4 positives, 6 of 12 of the background; sd 0.018
 
 
-def test_a_sample_follows_the_names_of_boxes_wherever_they_are():
+def test_a_sample_follows_the_ids_of_boxes_wherever_they_are():
     matches = np.random.default_rng(0).integers(-2, 2, 40).astype(np.int32)
     order = np.random.default_rng(1).permutation(40)
-    named = quick(lambda matches, names: sample(matches, jax.random.key(3), 9, 0.5, names))
-    index, drawn = (np.asarray(x) for x in named(matches, np.arange(40)))
-    moved, there = (np.asarray(x) for x in named(matches[order], order))
-    assert set(index[drawn]) == set(order[moved[there]])
+    draw_by_id = quick(lambda matches, ids: sample(matches, jax.random.key(3), 9, 0.5, ids))
+    index, drawn = (np.asarray(x) for x in draw_by_id(matches, np.arange(40)))
+    moved, present = (np.asarray(x) for x in draw_by_id(matches[order], order))
+    assert set(index[drawn]) == set(order[moved[present]])
 
 
 def test_more_samples_than_boxes_take_all_that_the_share_of_the_positives_allows():

@@ -11,7 +11,7 @@ Recipes of detection, whose boxes move along, are written with the sides that an
 
     one scale           min_size=600, max_size=1000, "flip" (Faster R-CNN, section 3.3; torchvision: 800, 1333)
     several scales      min_size=(480, 576, 688, 864, 1200), max_size=2000, "flip" (Fast R-CNN, section 5.2), or 640,
-                        672 … 800 and 1333; an image has the canvas of the largest, so smaller ones save no time
+                        672 … 800 and 1333; the canvas is that of the largest, so smaller scales save no time
     large-scale jitter  image_size, min_size and max_size 1024, "rescale(0.1,2),flip" (Ghiasi et al. 2021, section 3)
 """
 
@@ -46,8 +46,8 @@ class Augmentation(NamedTuple):
     """A value of `config.data.augment`, understood. Picklable.
 
     Attributes:
-      geometry: (image, size, rng) -> the part of the image to take, inside it, and as a Crop also what it is brought to
-        where that may be less than `size`; None where no crop is named.
+      geometry: (image, size, rng) -> the Box of the image to crop, or a Crop if its result may be smaller than `size`;
+        None if no crop is named.
       pixels: in order, (uint8 (H, W, C), rng) -> the same shape and type.
       device: (name, arguments) for `augment_device.augment`, in order; an argument that was left out is missing too.
     """

@@ -1,4 +1,4 @@
-"""Canvases: the few sizes that images of many sizes are padded to, below and to the right, so as to share programs."""
+"""Canvases: the few sizes to which images of many sizes are padded, below and to the right, so as to share programs."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from jaxcnn.data.images.decode import cover
 
 Size = tuple[int, int]  # (height, width)
 
-_DISTINCT = 200  # sizes that canvases are made of; more of them are rounded up first
+_DISTINCT = 200  # sizes from which canvases are chosen; more of them are rounded up first
 
 
 def scaled(size: Size, shorter: int, longest: int = 0) -> Size:
-    """Return an image's (height, width) brought to this length of the shorter side, in whole pixels as torchvision.
+    """Return the (height, width) of an image whose shorter side is resized to `shorter`, rounded as in torchvision.
 
     Args:
-      shorter: pixels; 0: as it is.
+      shorter: pixels; 0: the image keeps its size.
       longest: pixels of the longer side at most, for which the shorter one may be less; 0: no limit. With a limit the
         rounding is that of torchvision's detection (both sides are rounded down), and without it that of its `Resize`.
     """
@@ -29,12 +29,12 @@ def scaled(size: Size, shorter: int, longest: int = 0) -> Size:
 def choose_canvases(sizes: np.ndarray, most: int = 6, multiple: int = 1) -> list[Size]:
     """Return at most `most` canvases, (height, width) each, that hold images of these sizes with little padding.
 
-    Two canvases become one, the pair to which that adds the fewest padded pixels, until there are few enough. Whole
-    numbers decide, so that all processes find the same.
+    Two canvases are joined, the pair for which that adds the fewest padded pixels, until there are few enough. The
+    arithmetic is of integers, so that all processes choose the same.
 
     Args:
       sizes: (N, 2), heights and widths.
-      multiple: of which the sides of canvases are multiples.
+      multiple: the sides of canvases are multiples of this.
     """
     step, sizes = 1, -(-np.asarray(sizes, np.int64) // multiple) * multiple
     found, counts = np.unique(sizes, axis=0, return_counts=True)
@@ -45,17 +45,19 @@ def choose_canvases(sizes: np.ndarray, most: int = 6, multiple: int = 1) -> list
         joined = np.maximum(found[:, None], found)  # (n, n, 2): the canvas of each pair
         pixels = found.prod(1) * counts
         added = joined.prod(2) * (counts[:, None] + counts) - pixels[:, None] - pixels
-        added[np.tril_indices(len(found))] = np.iinfo(np.int64).max  # each pair once, and none with itself
+        # Each pair counts once, and no canvas with itself.
+        added[np.tril_indices(len(found))] = np.iinfo(np.int64).max
         first, second = np.unravel_index(added.argmin(), added.shape)
         found[first], counts[first] = joined[first, second], counts[first] + counts[second]
         found, counts = np.delete(found, second, 0), np.delete(counts, second)
     held = smallest_canvas(sizes, found.tolist())
-    tight = [sizes[held == canvas].max(0) for canvas in np.unique(held)]  # no larger than the images need
+    # Joining and rounding may have left a canvas larger than its images need.
+    tight = [sizes[held == canvas].max(0) for canvas in np.unique(held)]
     return [(height, width) for height, width in np.unique(tight, axis=0).tolist()]
 
 
 def smallest_canvas(sizes: np.ndarray, canvases: Sequence[Size]) -> np.ndarray:
-    """Return which canvas, the smallest that holds it, each image goes to: int (N,), -1 where none does.
+    """Return the smallest canvas that holds each image: int (N,), -1 if none does.
 
     Args:
       sizes: (N, 2), heights and widths.
@@ -66,7 +68,7 @@ def smallest_canvas(sizes: np.ndarray, canvases: Sequence[Size]) -> np.ndarray:
 
 
 def padded(array: np.ndarray, size: Size, value: int = 0) -> np.ndarray:
-    """Return an array (H, W, …) within one of `size`, at its upper left; `value` is below and to the right."""
+    """Return an array (H, W, …) padded to `size` with `value`, below and to the right."""
     if array.shape[:2] == size:
         return array
     canvas = np.full((*size, *array.shape[2:]), value, array.dtype)

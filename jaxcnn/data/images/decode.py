@@ -277,15 +277,16 @@ class Crop(NamedTuple):
         return self if interpolation == "antialias" else self._replace(box=self.box.rounded())
 
     def aligned(self) -> "Crop":
-        """Return the crop in whole pixels of the resolution that `crop_resize` decodes a JPEG at for it.
+        """Return the crop aligned to whole pixels of the resolution at which `crop_resize` decodes a JPEG for it.
 
-        Half a resolution has no odd pixels: otherwise targets lie up to a pixel of the result beside what they mark.
+        At half the resolution a box cannot begin at an odd pixel. Without alignment, targets would lie up to a pixel of
+        the result beside the objects that they mark.
         """
         box = self.box.rounded()
         step = scale_for((int(box.height), int(box.width)), self.size)
         top, left = (-(-int(start) // step) * step for start in box[:2])
         bottom, right = (int(start + length) // step * step for start, length in zip(box[:2], box[2:], strict=True))
-        if bottom <= top or right <= left:  # of a result of one pixel
+        if bottom <= top or right <= left:  # A result of one pixel leaves nothing.
             return self._replace(box=box)
         return self._replace(box=Box(top, left, bottom - top, right - left))
 
@@ -303,13 +304,13 @@ class Crop(NamedTuple):
         return labels[rows[:, None], columns[::-1] if self.mirrored else columns]
 
     def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Move boxes, clipped to what is seen.
+        """Return boxes moved with the crop and clipped to it, and which of them it shows.
 
         Args:
           boxes: (n, 4), x1, y1, x2, y2 in pixels of the original image.
 
         Returns:
-          float32 (n, 4) in pixels of the result, and bool (n,), False for a box of which nothing is seen.
+          float32 (n, 4) in pixels of the result, and bool (n,), False for a box that lies outside.
         """
         top, left, height, width = self.box
         rows, columns = self.size

@@ -1,7 +1,8 @@
-"""Images with the boxes of their objects: what the sources of that form share.
+"""Images with the boxes of their objects: the part that all such sources share.
 
 A box is x1, y1, x2, y2 in pixels, corners as points: 0 and the width of the image are its edges. Labels begin at 1, as
-class 0 is the background. All annotations are read when a split is opened, so that a bad one stops a run before step 1.
+class 0 is the background. A source reads all annotations when a split is opened, so that a bad one stops a run before
+step 1: it makes an `AnnotatedImage` of each image, and `make_boxed` a `Boxed` of these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,15 @@ from jaxcnn.safe_files import printable, read_bytes
 BACKGROUND = "background"
 
 
-class Thing(NamedTuple):
+class Annotation(NamedTuple):
     """One annotated object.
 
     Attributes:
       box: x1, y1, x2, y2.
       label: its class, 1 or more.
-      difficult: VOC's mark: it counts neither way in scores.
-      crowd: COCO's: many objects in one box.
-      area: pixels² that it covers; COCO's scores are by size.
+      difficult: VOC's mark of an object that counts neither way in scores.
+      crowd: COCO's mark of a box that holds many objects.
+      area: pixels² that the object covers; COCO's scores by size use it.
     """
 
     box: tuple[float, float, float, float]
@@ -37,35 +38,35 @@ class Thing(NamedTuple):
     area: float
 
 
-class Picture(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """An image and its objects.
 
     Attributes:
-      file: of the image, below the folder of the data set.
+      file: path of the image, below the folder of the data set.
       size: height and width in pixels.
-      things: its objects; there may be none.
-      number: what the data set itself calls the image by.
+      objects: its annotated objects; there may be none.
+      number: the data set's own number of the image.
     """
 
     file: str
     size: tuple[int, int]
-    things: list[Thing]
+    objects: list[Annotation]
     number: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Boxed(Source):
-    """A source of `Picture`s.
+    """A source of `AnnotatedImage`s.
 
     Attributes:
       root: the folder that the images are below.
-      files, numbers: of each image.
+      files, numbers: path, and the data set's own number, of each image.
       pixels: height and width of each image, int32 (N, 2).
-      first: where the objects of each image begin in the arrays below, int64 (N + 1,).
+      first: row of each image's first object in the arrays below, and their length, int64 (N + 1,).
       objects: {"boxes": float32 (n, 4), "labels": int32 (n,), "difficult", "crowd": bool (n,), "area": float32 (n,)}.
-      category_ids: the data set's own number of each class; those of `class_names`, 0 for the background, -1 for
-        classes of a network that the data set lacks.
-      dropped: how many objects are left out, as their box has no area.
+      category_ids: the data set's own number of each of `class_names`: 0 for the background, -1 for a class of a
+        network that the data set lacks.
+      dropped: number of objects that are left out because their box has no area.
     """
 
     root: Path
@@ -79,7 +80,7 @@ class Boxed(Source):
     targets: ClassVar[tuple[str, ...]] = ("boxes", "labels", "difficult", "crowd", "area")
 
     def where(self, index: int) -> str:
-        """Return what an error calls an example: with its image's file."""
+        """Return the words for an example in an error, with its image's file."""
         return f"{super().where(index)} ({self.root / self.files[index]})"
 
     def file(self, index: int) -> str:
@@ -88,7 +89,7 @@ class Boxed(Source):
 
     @property
     def fix(self) -> str:
-        """Return what an error about one example advises."""
+        """Return the advice in an error about one example."""
         return "replace the file"
 
     @property
@@ -98,7 +99,7 @@ class Boxed(Source):
 
     @property
     def fullest(self) -> int:
-        """Return the example with the most objects, the first of them."""
+        """Return the index of the first example with the most objects."""
         return int(np.diff(self.first).argmax())
 
     def truth(self, index: int) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ class Boxed(Source):
         """Return the source with the labels of a network.
 
         Args:
-          names: of the network's classes.
+          names: the names of the network's classes.
           labels: the network's class for each class of the source.
         """
         categories = np.full(len(names), -1)
@@ -139,49 +140,49 @@ class Boxed(Source):
 
 
 def make_boxed(
-    name: str, split: str, root: Path, pictures: Sequence[Picture], classes: Sequence[str],
+    name: str, split: str, root: Path, images: Sequence[AnnotatedImage], classes: Sequence[str],
     category_ids: Sequence[int], dropped: int, kind: type[Boxed] = Boxed, **more: Any,
 ) -> Boxed:  # fmt: skip
-    """Return the source of these photographs; mean and deviation are those of ImageNet.
+    """Return the source of these photographs, with ImageNet's mean and deviation.
 
     Args:
-      classes: without the background.
-      category_ids: of these classes.
-      kind, more: a subclass and what it has besides.
+      classes: names of the classes without the background.
+      category_ids: the data set's own numbers of these classes.
+      kind, more: a subclass of `Boxed`, and its further fields.
     """
-    things = [thing for picture in pictures for thing in picture.things]
+    annotations = [row for image in images for row in image.objects]
     objects = {
-        "boxes": np.array([thing.box for thing in things], np.float32).reshape(-1, 4),
-        "labels": np.array([thing.label for thing in things], np.int32),
-        "difficult": np.array([thing.difficult for thing in things], bool),
-        "crowd": np.array([thing.crowd for thing in things], bool),
-        "area": np.array([thing.area for thing in things], np.float32),
+        "boxes": np.array([row.box for row in annotations], np.float32).reshape(-1, 4),
+        "labels": np.array([row.label for row in annotations], np.int32),
+        "difficult": np.array([row.difficult for row in annotations], bool),
+        "crowd": np.array([row.crowd for row in annotations], bool),
+        "area": np.array([row.area for row in annotations], np.float32),
     }
-    first = np.cumsum([0, *(len(picture.things) for picture in pictures)], dtype=np.int64)
-    about = len(pictures), (BACKGROUND, *map(printable, classes)), (None, None, 3), imagenet.MEAN, imagenet.STD
-    files, numbers = [picture.file for picture in pictures], [picture.number for picture in pictures]
-    pixels = np.array([picture.size for picture in pictures], np.int32).reshape(-1, 2)
+    first = np.cumsum([0, *(len(image.objects) for image in images)], dtype=np.int64)
+    about = len(images), (BACKGROUND, *map(printable, classes)), (None, None, 3), imagenet.MEAN, imagenet.STD
+    files, numbers = [image.file for image in images], [image.number for image in images]
+    pixels = np.array([image.size for image in images], np.int32).reshape(-1, 2)
     return kind(name, split, *about, root, files, numbers, pixels, first, objects, (0, *category_ids), dropped, **more)
 
 
 def checked_size(height: float, width: float, where: str) -> tuple[int, int]:
-    """Return the size in pixels that an annotation gives of an image.
+    """Return the height and width in pixels that an annotation gives.
 
     Raises:
-      UserError: it is no size of an image.
+      UserError: no image has such a size.
     """
     if not (1 <= height <= MAX_PIXELS and 1 <= width <= MAX_PIXELS // height and height % 1 == width % 1 == 0):
         raise UserError(f"{where} says that its image has {height:g}×{width:g} pixels: correct it")
     return int(height), int(width)
 
 
-def cut(
+def clipped(
     box: tuple[float, float, float, float], size: tuple[int, int], where: str
 ) -> tuple[float, float, float, float] | None:
-    """Return the part of a box within its image, None if the box has no area.
+    """Return a box clipped to its image, None if the box has no area.
 
     Raises:
-      UserError: it lies outside of the image, or is no box.
+      UserError: the box lies outside of the image, or has a coordinate that is not finite.
     """
     (x1, y1, x2, y2), (height, width) = box, size
     if not all(np.isfinite(box)):

@@ -2,9 +2,9 @@
 
     DIR/annotations/instances_SPLIT.json, DIR/SPLIT/NAME.jpg (or DIR/images/SPLIT/NAME.jpg)
 
-A split is called as its file, or without the year where there is one year of it: `val` is instances_val2017.json. The
-classes are the file's categories by rising id; the ids have gaps, labels do not: the source's `category_ids` has the
-number of each. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted.
+A split has the name of its file, without the year if there is only one: `val` is instances_val2017.json. The classes
+are the file's categories by rising id. Ids have gaps and labels do not: the source's `category_ids` maps labels to
+ids. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxcnn import UserError
 from jaxcnn.data.sources import Source, is_plain, missing, one_line, path_of
-from jaxcnn.data.sources.boxed import BACKGROUND, Picture, Thing, checked_size, cut, make_boxed
+from jaxcnn.data.sources.boxed import BACKGROUND, AnnotatedImage, Annotation, checked_size, clipped, make_boxed
 from jaxcnn.safe_files import read_json, shown
 
 # COCO's 80 categories by their ids, which have gaps; "" where there is none.
@@ -30,7 +30,7 @@ CATEGORIES = (
 )  # fmt: skip
 
 _MAX_JSON = 2**30  # bytes; instances_train2017.json has 448,000,000
-_MAX_NUMBER = 2**63  # an integer of more digits is no float, and no id
+_MAX_NUMBER = 2**63  # A larger integer is no id, and a much larger one overflows as a float.
 _PREFIX = "instances_"
 
 
@@ -58,12 +58,12 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
             key = "image_id" if row["image_id"] not in pictures else "category_id"
             raise UserError(f"{where} has {key} {row[key]}, which the file does not list: correct it, or remove it")
         picture, (x, y, width, height) = pictures[row["image_id"]], row["bbox"]
-        box = cut((x, y, x + width, y + height), picture.size, where)
+        box = clipped((x, y, x + width, y + height), picture.size, where)
         if box is None:
             dropped += 1
             continue
         area = (box[2] - box[0]) * (box[3] - box[1]) if row.get("area") is None else row["area"]
-        picture.things.append(Thing(box, labels[row["category_id"]], False, bool(row.get("iscrowd", 0)), area))
+        picture.objects.append(Annotation(box, labels[row["category_id"]], False, bool(row.get("iscrowd", 0)), area))
     return make_boxed(name, split, root, list(pictures.values()), list(categories.values()), list(labels), dropped)
 
 
@@ -78,9 +78,9 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
 
 
 def class_names(classes: int) -> tuple[str, ...]:
-    """Return the names of the classes of a network of COCO's; () where it has neither 81 nor 91.
+    """Return the names of the classes of a network trained on COCO; () if it has neither 81 nor 91 classes.
 
-    With 91 a label is COCO's id, with 81 the rank of it.
+    With 91 a label is COCO's id, with 81 the rank of the id.
     """
     if classes == len(CATEGORIES):
         names = [name or f"unused {number}" for number, name in enumerate(CATEGORIES)]
@@ -90,7 +90,7 @@ def class_names(classes: int) -> tuple[str, ...]:
 
 
 def _files(name: str) -> dict[str, Path]:
-    """Return the file of each split, by its name without the year where that is one split's alone."""
+    """Return the file of each split, by the name of the split; the year is left out if only one file has the rest."""
     root = path_of(name)
     paths = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
     if not paths:
@@ -103,11 +103,11 @@ def _files(name: str) -> dict[str, Path]:
     return {a if short.count(a) == 1 and a else split: full[split] for a, split in zip(short, full, strict=True)}
 
 
-def _picture(path: Path, folder: str, row: dict[str, Any]) -> Picture:
+def _picture(path: Path, folder: str, row: dict[str, Any]) -> AnnotatedImage:
     if not is_plain(row["file_name"]):
         raise UserError(f"{path} has an image {shown(row['file_name'])}, which is no name of a file: correct it")
     size = checked_size(row["height"], row["width"], f"{path}, image {row['id']},")
-    return Picture(f"{folder}/{row['file_name']}", size, [], row["id"])
+    return AnnotatedImage(f"{folder}/{row['file_name']}", size, [], row["id"])
 
 
 def _is_number(value: Any) -> bool:
@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the lists of images, categories and annotations.
 
     Raises:
-      UserError: the file cannot be read, or one of them is missing or damaged, or gives an id twice.
+      UserError: the file cannot be read, or one of the lists is missing or damaged, or has an id twice.
     """
     try:
         data = read_json(path, _MAX_JSON)

@@ -1,8 +1,9 @@
 """TFDS data sets whose images have `objects` with boxes, such as its `voc` and `coco`.
 
-All records of a split are read once when it is opened, for their objects and the size of each image; the images stay in
-their files. TFDS's boxes are ymin, xmin, ymax, xmax as shares of height and width, in float32. They become pixels here
-alone, rounded to a thousandth, which undoes the rounding of float32. TFDS's VOC counts pixels from 1, as its maker.
+All records of a split are read when it is opened, for their objects and the sizes of the images; the images stay in
+their files. TFDS's boxes are ymin, xmin, ymax, xmax as shares of height and width, in float32. They become pixels in
+this module alone, rounded to a thousandth, which undoes the rounding of float32. TFDS's VOC counts pixels from 1, as
+VOC's own files.
 """
 
 import sys
@@ -19,14 +20,14 @@ from jaxcnn import UserError
 from jaxcnn.data import usable_cores
 from jaxcnn.data.images.decode import size_of
 from jaxcnn.data.sources import Source, one_line, tfds
-from jaxcnn.data.sources.boxed import Boxed, Picture, Thing, cut, make_boxed
+from jaxcnn.data.sources.boxed import AnnotatedImage, Annotation, Boxed, clipped, make_boxed
 from jaxcnn.safe_files import printable
 
 OBJECTS = "objects"
-_FIRST = {"voc": 1.0}  # the number of the first pixel, where it is not 0, by the name of the data set
-# COCO's categories are 1 … 90 without these; TFDS has them in their order, but not their numbers.
+_FIRST = {"voc": 1.0}  # data set -> the number of its first pixel, if that is not 0
+# COCO's categories are 1 … 90 without these; TFDS keeps their order, but not their numbers.
 _COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-_LOOKED_AT = 100  # examples of a split, of which one has an object where the split is annotated
+_LOOKED_AT = 100  # examples of a split that are searched for an object, to see whether the split is annotated
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
@@ -56,7 +57,7 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
-    """Return the splits with objects: those of COCO's tests and VOC 2012's are not published."""
+    """Return the splits with objects; the tests of COCO and VOC 2012 are published without."""
     builder = _builder(name, data_dir)
 
     def annotated(split: str) -> bool:
@@ -71,12 +72,12 @@ class _Records(Boxed):
     records: Any  # TFDS's data source, whose images are left encoded
 
     def where(self, index: int) -> str:
-        """Return what an error calls an example: with the name that its image's file had."""
+        """Return the words for an example in an error, with the name that its image's file had."""
         return f"{Source.where(self, index)} ({self.files[index]})"
 
     @property
     def fix(self) -> str:
-        """Return what an error about one example advises."""
+        """Return the advice in an error about one example."""
         return f"delete {self.root} and prepare it again"
 
     def _image(self, index: int) -> bytes:
@@ -92,38 +93,38 @@ def _builder(name: str, data_dir: str) -> Any:
             f"{name} has features {', '.join(sorted(features))}, not 'image' and '{OBJECTS}' with 'bbox' and 'label': "
             "take another data set"
         )
-    form = getattr(inner["bbox"], "bbox_format", None)  # None of a set that was built before there were others
+    form = getattr(inner["bbox"], "bbox_format", None)  # None: the data set is older than TFDS's other formats
     if form is not None and form.value != "REL_YXYX":
         raise UserError(f"boxes of {name} are not ymin, xmin, ymax, xmax in 0 … 1: take another data set")
     return builder
 
 
-def _picture(records: Any, of: str, first: float, classes: int, index: int) -> tuple[Picture, int]:
-    """Return an image with its objects, and how many objects without an area are left out.
+def _picture(records: Any, of: str, first: float, classes: int, index: int) -> tuple[AnnotatedImage, int]:
+    """Return an image with its objects, and the number of objects that are left out as they have no area.
 
     Args:
       of: the split, for an error.
-      first: the number that the first pixel has.
+      first: the number of the first pixel, 0 or 1.
     """
     where = f"{of} example {index}"
     try:
         record: Mapping[str, Any] = records[index]
         size = size_of(record["image"])
         rows = list(zip(*_columns(record[OBJECTS], size, first, classes), strict=True))
-    except Exception as error:  # whatever ArrayRecord raises, or the image's header or an object is damaged
+    except Exception as error:  # ArrayRecord, a damaged header and a damaged object raise errors of many types.
         raise UserError(f"{where} cannot be read ({one_line(error)}): prepare the data set again") from error
-    things = []
+    objects = []
     for corners, flat, label, *about in rows:
-        box = cut(tuple(corners), size, where)
+        box = clipped(tuple(corners), size, where)
         if box is not None and not flat:
-            things.append(Thing(box, label + 1, *about))
+            objects.append(Annotation(box, label + 1, *about))
     name = record.get("image/filename", f"example {index}")
     name = printable(name.decode(errors="replace") if isinstance(name, bytes) else str(name))
-    return Picture(name, size, things, int(record.get("image/id", index))), len(rows) - len(things)
+    return AnnotatedImage(name, size, objects, int(record.get("image/id", index))), len(rows) - len(objects)
 
 
 def _columns(objects: Mapping[str, Any], size: tuple[int, int], first: float, classes: int) -> list[list[Any]]:
-    """Return of the objects of an image x1, y1, x2, y2, whether that is flat, the class, its two flags and the area."""
+    """Return columns of an image's objects: the box, whether it has no area, class, difficult, crowd and area."""
     (height, width), labels = size, np.asarray(objects["label"])
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"an object has label {labels.max()}, not 0 … {classes - 1}")

@@ -14,7 +14,7 @@ from jaxcnn.data.sources import KINDS, Source, imagenet, kind_of
 from jaxcnn.data.sources.boxed import BACKGROUND, Boxed
 
 _SIDE = 32  # of a synthetic image
-_CANVAS = (96, 128)  # height and width of one with boxes
+_CANVAS = (96, 128)  # height and width of a synthetic image with boxes
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Source:
@@ -49,7 +49,7 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 
 def find(data_dir: str = "") -> list[str]:
-    """Return the names of all."""
+    """Return the names of the data sets."""
     return ["digits", "synthetic", "synthetic_masks", "synthetic_boxes"]
 
 
@@ -103,8 +103,9 @@ class _SyntheticMasks(_Synthetic):
 
 
 def _boxes(name: str, split: str, count: int, classes: tuple[str, ...]) -> Source:
-    """Return images with a block in each third, whose side, place and class are drawn for all images at once."""
+    """Return images with a block in each third, whose size, place and class are random."""
     rng, (height, width) = np.random.default_rng(int(split == "test")), _CANVAS
+    # The objects of all images are drawn at once, so that the annotations are known before an image is made.
     side = rng.integers(height // 6, width // 3, (count, 3, 2))  # width and height
     left, top = np.arange(3) * (width // 3), rng.integers(0, height - side[..., 1] + 1)
     corner = np.stack([left + rng.integers(0, width // 3 - side[..., 0] + 1), top], -1)

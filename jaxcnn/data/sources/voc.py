@@ -2,8 +2,8 @@
 
     DIR/JPEGImages/NAME.jpg, Annotations/NAME.xml, ImageSets/Main/{train,val,trainval,test,…}.txt
 
-DIR is the folder of a year (VOC2007), VOCdevkit, or what has it. A split is a list, those of one class left out. The
-classes are VOC's twenty, or the lines of DIR/classes.txt.
+DIR is the folder of a year (VOC2007), VOCdevkit, or its parent folder. A split is a list of images; the lists of one
+class, such as dog_train, are no splits. The classes are VOC's twenty, or the lines of DIR/classes.txt.
 
 In the files pixels count from 1, and those of both corners belong to a box. Here corners are points from 0, so xmin,
 ymin, xmax, ymax becomes xmin - 1, ymin - 1, xmax, ymax, in this module alone. A box whose corners lie in one row or
@@ -17,7 +17,7 @@ from xml.parsers import expat
 
 from jaxcnn import UserError
 from jaxcnn.data.sources import Source, is_plain, missing, one_line, path_of
-from jaxcnn.data.sources.boxed import Picture, Thing, checked_size, cut, make_boxed
+from jaxcnn.data.sources.boxed import AnnotatedImage, Annotation, checked_size, clipped, make_boxed
 from jaxcnn.data.sources.masks import NAMES, read_classes
 from jaxcnn.data.sources.pairs import lines_of
 from jaxcnn.data.sources.voc_segmentation import CLASSES
@@ -25,7 +25,7 @@ from jaxcnn.safe_files import printable, read_bytes, shown
 
 _LISTS = "ImageSets/Main"
 _WITHIN = ("VOC*", "VOCdevkit/VOC*", "TrainVal/VOCdevkit/VOC*")  # the archive of 2011 has TrainVal
-_MAX_XML = 2**22  # bytes of a file: a thousand objects take a tenth of it
+_MAX_XML = 2**22  # bytes of a file; a thousand objects take a tenth of it
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -53,7 +53,7 @@ def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
 
 
 def labelled_splits(name: str, data_dir: str = "") -> list[str]:
-    """Return the splits whose first image has an annotation: those of the tests from 2008 on are not published."""
+    """Return the splits whose first image has an annotation; VOC's tests from 2008 on are published without."""
     root = _root(name)
     lists = _lists(root).items()
     return [split for split, files in lists if files and (root / f"Annotations/{files[0]}.xml").is_file()]
@@ -79,7 +79,7 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 
 def _lists(root: Path) -> dict[str, list[str]]:
-    """Return the names of images in each list but those of one class, CLASS_train.txt."""
+    """Return the names of the images in each list; the lists of one class, CLASS_train.txt, are left out."""
     of_a_class = tuple(f"{name}_" for name in _classes(root))
     paths = [path for path in sorted((root / _LISTS).glob("*.txt")) if not path.name.startswith(of_a_class)]
     if not paths:
@@ -92,8 +92,8 @@ def _lists(root: Path) -> dict[str, list[str]]:
     return lists
 
 
-def _picture(root: Path, file: str, number: int, labels: dict[str, int]) -> tuple[Picture, int]:
-    """Return an image with its objects, and how many objects without an area are left out."""
+def _picture(root: Path, file: str, number: int, labels: dict[str, int]) -> tuple[AnnotatedImage, int]:
+    """Return an image with its objects, and the number of objects that are left out as they have no area."""
     path = root / f"Annotations/{file}.xml"
     try:
         annotation = read_xml(read_bytes(path, _MAX_XML))
@@ -106,22 +106,22 @@ def _picture(root: Path, file: str, number: int, labels: dict[str, int]) -> tupl
     height, width = checked_size(*size, str(path))
     if not (root / (image := f"JPEGImages/{file}.jpg")).is_file():
         raise UserError(f"there is no {root / image}, which a list names: add it, or remove the name")
-    things = []
+    objects = []
     for name, difficult, (left, top, right, bottom) in rows:
         if name not in labels:
             raise UserError(
                 f"{path} has an object of class {shown(printable(name))}, which is none of {len(labels)}, "
                 f"{', '.join(list(labels)[:3])} …: correct it, or list the data set's classes in {root / NAMES}"
             )
-        box = cut((left - 1, top - 1, right, bottom), (height, width), str(path))
-        if box is not None and left < right and top < bottom:
+        box = clipped((left - 1, top - 1, right, bottom), (height, width), str(path))
+        if box is not None and left < right and top < bottom:  # as written; one pixel wide, a box is left out too
             area = (box[2] - box[0]) * (box[3] - box[1])
-            things.append(Thing(box, labels[name], difficult, False, area))
-    return Picture(image, (height, width), things, number), len(rows) - len(things)
+            objects.append(Annotation(box, labels[name], difficult, False, area))
+    return AnnotatedImage(image, (height, width), objects, number), len(rows) - len(objects)
 
 
 def _object(element: Element) -> tuple[str, bool, list[float]]:
-    """Return an object's class, whether it is difficult, and its corners as written."""
+    """Return an object's class, whether it is difficult, and its corners as in the file."""
     name, difficult = (element.findtext(key, default).strip() for key, default in (("name", ""), ("difficult", "0")))
     return name, difficult == "1", [_number(element, f"bndbox/{corner}") for corner in _CORNERS]
 
@@ -140,7 +140,7 @@ def read_xml(data: bytes) -> Element:
     """Return the root of an XML document.
 
     Raises:
-      ValueError: it is none, or declares a document type, without which there are no entities to expand.
+      ValueError: it is no XML, or declares a document type, without which there are no entities to expand.
     """
 
     def refuse(*_: Any) -> NoReturn:
@@ -151,6 +151,6 @@ def read_xml(data: bytes) -> Element:
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
     try:
         parser.Parse(data, True)
-    except (expat.ExpatError, LookupError) as error:  # the latter of an encoding that Python does not know
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that Python does not know
         raise ValueError(f"it is no XML: {error}") from None
     return builder.close()
