@@ -17,6 +17,7 @@ from jaxcnn.safe_files import printable
 
 COMMANDS = {
     "train": "train a network from an experiment file; run again, it resumes",
+    "config": "list the keys of an experiment, with defaults, legal values and meanings",
     "launch": "several processes of this machine as one: launch --processes 4 -- train …",
     "sweep": "train a list of configs and seeds, resumable, and table their scores",
     "evaluate": "score every example of the evaluation set once",

@@ -312,7 +312,7 @@ def unknown_key(key: str, keys: Mapping[str, Row] | None = None) -> UserError:
     leaf = key.rpartition(".")[2][:300]
     near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
-    hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
+    hint = f"did you mean '{near[0]}'?" if near else "`jaxcnn config` lists the keys"
     if owners := [task for task, rows in TASK_KEYS.items() if key in rows]:
         hint = f"it is a key of task.name={' | '.join(owners)}; base_config(task=…) picks the task"
     return UserError(f"config has no key '{key[:300]}': {hint}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of pictures
-OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
+OVERRIDES = "any key that `jaxcnn config` lists can be set with --config.KEY=VALUE, such as --config.epochs=5"
 
 
 class Parser(argparse.ArgumentParser):
