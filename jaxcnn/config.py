@@ -175,7 +175,7 @@ KEYS: dict[str, Row] = {
                   "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR | "
                   "voc:DIR | coco:DIR | tfds_detection:NAME"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
-    "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
+    "data.train_split": ("train", _ANY, "split trained on; slices such as train[:90%] work of tfds:, folder:, packed:"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
     "data.image_size": (0, _SIDES, "pixels of the network's images: a side, or (height, width) (0: as stored)"),
     "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size; of tasks that see all of an "
