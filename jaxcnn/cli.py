@@ -16,13 +16,16 @@ from jaxcnn.commands import options
 from jaxcnn.safe_files import printable
 
 COMMANDS = {
-    "train": "train a network from an experiment file; run again, it resumes",
+    "train": "train from an experiment file, or on a data set by a default recipe; run again, it resumes",
+    "new": "write a commented experiment for a data set: new folder:photos > my.py",
+    "config": "list the keys of an experiment, with defaults, legal values and meanings",
     "launch": "several processes of this machine as one: launch --processes 4 -- train …",
     "sweep": "train a list of configs and seeds, resumable, and table their scores",
     "evaluate": "score every example of the evaluation set once",
     "predict": "name what images show",
     "sample": "draw images out of a VAE or a GAN",
     "plot": "draw the curves of one or several runs",
+    "compare": "what differs between runs, and their scores; mean ± sd over seeds",
     "bench": "images per second of reading, of the step and of both",
     "models": "list the networks, with their parameters, MACs and activations",
     "tables": "the papers' tables, the published value beside ours",

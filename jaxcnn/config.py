@@ -175,7 +175,7 @@ KEYS: dict[str, Row] = {
                   "voc_segmentation:DIR | coco_segmentation:DIR | tfds_segmentation:NAME | camvid:DIR | masks:DIR | "
                   "voc:DIR | coco:DIR | tfds_detection:NAME"),
     "data.dir": ("", _ANY, "folder of TFDS data sets ('': TFDS's own default)"),
-    "data.train_split": ("train", _ANY, "split trained on; TFDS slices such as train[:90%] work"),
+    "data.train_split": ("train", _ANY, "split trained on; slices such as train[:90%] work of tfds:, folder:, packed:"),
     "data.eval_split": ("", _ANY, "split evaluated on ('': test, or validation where there is no test)"),
     "data.image_size": (0, _SIDES, "pixels of the network's images: a side, or (height, width) (0: as stored)"),
     "data.eval_size": (0, _SIDES, "the same in evaluation and prediction (0: image_size; of tasks that see all of an "
@@ -314,7 +314,7 @@ def unknown_key(key: str, keys: Mapping[str, Row] | None = None) -> UserError:
     leaf = key.rpartition(".")[2][:300]
     near = [_ALIASES[leaf]] if leaf in _ALIASES else difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1)]
-    hint = f"did you mean '{near[0]}'?" if near else "see jaxcnn/config.py for the keys"
+    hint = f"did you mean '{near[0]}'?" if near else "`jaxcnn config` lists the keys"
     if owners := [task for task, rows in TASK_KEYS.items() if key in rows]:
         hint = f"it is a key of task.name={' | '.join(owners)}; base_config(task=…) picks the task"
     return UserError(f"config has no key '{key[:300]}': {hint}")

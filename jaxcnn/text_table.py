@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxcnn.safe_files import printable
+
 _UNBOUNDED = 10_000  # columns where there is no terminal: a line for each row, which a program can read
 
 
@@ -28,3 +30,12 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collec
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first row is its head, with the columns aligned in the text, too."""
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [" | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
+    rule = " | ".join("-" * width for width in widths)
+    return "".join(f"| {line} |\n" for line in [lines[0], rule, *lines[1:]])

@@ -433,7 +433,7 @@ def test_text_of_another_type_is_refused(key, text, due):
         ("learning_rate", "'optimizer.learning_rate'"),
         ("optimiser.momentum", "'optimizer.momentum'"),
         ("model.overrides.a.b", ""),
-        ("qqqq", "config.py"),
+        ("qqqq", "jaxcnn config"),
     ],
 )
 def test_an_unknown_key_names_its_nearest(key, near):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ENDS: list[Callable[[int], object]] = []  # called with the exit code once a command is over
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of pictures
-OVERRIDES = "any key of jaxcnn/config.py can be set with --config.KEY=VALUE, such as --config.epochs=5"
+OVERRIDES = "any key that `jaxcnn config` lists can be set with --config.KEY=VALUE, such as --config.epochs=5"
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,14 +72,15 @@ def save(figure: Any, out: Path) -> None:
     figure.savefig(out, dpi=120, format=out.suffix[1:].lower() or "png")
 
 
-def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> None:
-    """Declare `name` and --config-json, of which exactly one is due."""
+def add_config(parser: argparse.ArgumentParser, name: str = "--config") -> Any:
+    """Declare `name` and --config-json, of which exactly one is due; return their group, which others may join."""
     group = parser.add_mutually_exclusive_group(required=True)
     words = "experiment file; it is Python and is executed: trust where it is from (ARG: what its get_config is given)"
     may_lack: dict[str, Any] = {} if name.startswith("-") else {"nargs": "?"}
     group.add_argument(name, metavar="FILE[:ARG]", help=words, **may_lack)
     words = "a config in JSON, such as a run's config.json; nothing in it is executed, a model MODULE:CLASS is imported"
     group.add_argument("--config-json", metavar="FILE", type=location, help=words)
+    return group
 
 
 def config_of(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> Any:

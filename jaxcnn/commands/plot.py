@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from jaxcnn.figures.curves import curves
-    from jaxcnn.training.run_log import read_metrics
+    from jaxcnn.training.run_files import read_metrics
 
     runs, tasks = {}, {}
     for workdir in {path.resolve(): path for path in arguments.workdir}.values():

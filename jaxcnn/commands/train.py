@@ -1,11 +1,16 @@
-"""`jaxcnn train`: train a network from an experiment file; run again on the same folder, it resumes."""
+"""`jaxcnn train`: train a network from an experiment file, or on a data set by a default recipe.
+
+Run again on the same folder, it resumes.
+"""
 
 import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxcnn.commands import options
+from jaxcnn.commands.data_common import source_name
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, add_hosts, config_of, parse, set_up_jax, team_of
 from jaxcnn.locations import Address, place
 
@@ -13,7 +18,9 @@ from jaxcnn.locations import Address, place
 def main(argv: list[str]) -> int:
     """Train as `argv` says; 0 when done, 130 or 143 when stopped by Ctrl-C or SIGTERM after saving."""
     parser = Parser("jaxcnn train", description=__doc__, epilog=OVERRIDES)
-    add_config(parser)
+    words = "a data set, such as folder:photos, by a default recipe, which is printed; `jaxcnn new` writes it as a file"
+    add_config(parser).add_argument("--data", metavar="SOURCE", help=words)
+    parser.add_argument("--model", metavar="NAME", help="with --data: the network (default: by the task)")
     parser.add_argument(
         "--workdir", metavar="DIR", type=place, help="folder of the run, or an address such as gs://BUCKET/RUN"
     )
@@ -24,7 +31,9 @@ def main(argv: list[str]) -> int:
     workdir: Path | Address = arguments.workdir
     if not workdir and not arguments.dry_run:
         parser.error("the following arguments are required: --workdir")
-    config = config_of(arguments, overrides)
+    if arguments.model and not arguments.data:
+        parser.error("--model goes with --data; with a config write --config.model.name=NAME")
+    config = None if arguments.data else config_of(arguments, overrides)
 
     from jaxcnn.data import batches
     from jaxcnn.distributed.interrupt import Interrupted
@@ -35,6 +44,7 @@ def main(argv: list[str]) -> int:
         from jaxcnn.training import run_log
         from jaxcnn.training.train import dry_run, train
 
+        config = config or _by_recipe(arguments.data, arguments.model or "", overrides, says=team.process == 0)
         if arguments.dry_run:
             text = dry_run(config)
         else:
@@ -55,3 +65,25 @@ def main(argv: list[str]) -> int:
             again = f"go on with `jaxcnn evaluate --workdir {run}` or `jaxcnn plot {run}`"
             print(f"done: {workdir}/result.json; {again}", file=sys.stderr)
     return 0
+
+
+def _by_recipe(data: str, model: str, overrides: list[tuple[str, str]], says: bool) -> Any:
+    """Return the config of the default recipe with `overrides`, and print the recipe where this process `says` so."""
+    from jaxcnn.config import validate
+    from jaxcnn.configfile import set_key
+    from jaxcnn.training.recipe import default_recipe
+
+    data_dir = dict(overrides).get("data.dir", "")
+    data = source_name(data, data_dir)
+    recipe = default_recipe(data, model, data_dir)
+    if says:
+        file = f"`jaxcnn new {shlex.quote(data)}{f' --model {model}' if model else ''} > my.py`"
+        head = f"recipe     the default; {file} writes it as a file to go on from"
+        print("\n           ".join([head, *recipe.lines()]), file=sys.stderr)
+    config = recipe.config()
+    if "steps" in dict(overrides):
+        config.epochs = 0.0  # a length in steps replaces that of the recipe
+    for key, text in overrides:
+        set_key(config, key, text)
+    validate(config)
+    return config

@@ -21,12 +21,13 @@ from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
 from jaxcnn.data.batches import on_devices
 from jaxcnn.distributed.interrupt import Cut, Interrupt, Interrupted, Preemption
-from jaxcnn.safe_files import read_json, write_atomically
+from jaxcnn.safe_files import write_atomically
 from jaxcnn.training import resident, run_log
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluation import check_scored, evaluate, means
 from jaxcnn.training.initial_state import restore_or_init
 from jaxcnn.training.program import Data, Program, build_program
+from jaxcnn.training.run_files import read_result
 from jaxcnn.training.run_log import RunLog
 from jaxcnn.training.samples import tiled, write_picture
 from jaxcnn.training.sharding import make_mesh, on_all
@@ -184,15 +185,6 @@ def save_samples(workdir: Path, step: int, images: jax.Array) -> None:
     """Write a square picture of generated images, uint8 (N, H, W, C), into the folder of the run."""
     if jax.process_index() == 0:
         write_picture(tiled(jax.device_get(images), math.isqrt(len(images))), workdir / "samples" / f"{step:08}.png")
-
-
-def read_result(workdir: Path) -> dict[str, Any]:
-    """Return what result.json holds; {} where there is none, or none that can be read: it is then written again."""
-    try:
-        result = read_json(workdir / "result.json")
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
 
 
 class Cadence:

@@ -25,44 +25,20 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 import jaxcnn
-from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, to_json
-from jaxcnn.safe_files import not_written, read_bytes, write_atomically
+from jaxcnn.safe_files import not_written, write_atomically
 from jaxcnn.tasks.base import Headline
 from jaxcnn.training.hlo import collectives
 from jaxcnn.training.optimizer import describe_groups, missed_rates, peak_rate
 from jaxcnn.training.program import ByBucket, Data, Program
+from jaxcnn.training.run_files import read_metrics
 from jaxcnn.training.sharding import describe
 from jaxcnn.training.state import count_params, path_name, shapes_of
 
 _RATES = {"train/images_per_sec": "{:,.0f} images/s", "train/data_wait_frac": "data wait {:.1%}"}
 _COUNTS = {"eval/examples": "of {:,.0f}"}
-_MOST = 2**30  # bytes of a metrics.jsonl
 _size = partial(decimal, precision=2)  # "1.64 kB"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises:
-      UserError: another line is damaged.
-    """
-    try:
-        texts = read_bytes(path, _MOST).splitlines() if path.exists() else []
-    except ValueError as error:
-        raise UserError(f"{path} is no file of metrics: {error}") from error
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-            if not all(type(value) in (int, float) for value in line.values()):
-                raise ValueError
-            lines.append(line | {"step": int(line["step"])})
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-            if number < len(texts):
-                raise UserError(f"{path}:{number} is no line of metrics: fix or remove that line") from None
-    return lines
 
 
 class RunLog:

@@ -25,10 +25,11 @@ from typing import Any
 from jaxcnn import UserError
 from jaxcnn.config import Config
 from jaxcnn.configfile import config_hash, load_config, split_argument
-from jaxcnn.safe_files import csv_text, printable, read_bytes
+from jaxcnn.safe_files import csv_text, read_bytes
 from jaxcnn.tasks import create_task
 from jaxcnn.tasks.base import Headline
-from jaxcnn.training.loop import read_result
+from jaxcnn.text_table import markdown_table
+from jaxcnn.training.run_files import read_result
 
 _LARGEST = 2**20  # bytes of a sweep's file
 _LONGEST = 120  # letters of a folder's name, which a file system takes
@@ -185,7 +186,7 @@ def tables(runs: Sequence[Run], out: Path, states: Mapping[str, str]) -> tuple[s
             done = [results[run.name] for run in members if results[run.name]]
             means = [_shown(score, done) for score in scores.values()]
             rows.append((f"{group}: mean ± sd", *means, "", f"{len(done)} of {len(members)} seeds"))
-    return _markdown(rows), _csv(runs, results, states, list(scores))
+    return markdown_table(rows), _csv(runs, results, states, list(scores))
 
 
 def _headline(runs: Sequence[Run]) -> dict[str, Headline]:
@@ -209,15 +210,6 @@ def _duration(result: Mapping[str, Any]) -> str:
     if seconds is None:
         return ""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns are aligned in its text, too."""
-    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [" | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells]
-    rule = " | ".join("-" * width for width in widths)
-    return "".join(f"| {line} |\n" for line in [lines[0], rule, *lines[1:]])
 
 
 def _csv(runs: Sequence[Run], results: Mapping[str, Any], states: Mapping[str, str], scores: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from jaxcnn.data.prepare.idx import read_idx
 from jaxcnn.data.prepare.tfds import _check_archives
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.safe_files import MAX_JSON, read_json
-from jaxcnn.training.run_log import read_metrics
+from jaxcnn.training.run_files import read_metrics
 from jaxcnn.weights.files import read_state_dict
 
 IMAGES = seeds.images()

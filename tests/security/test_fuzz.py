@@ -26,7 +26,7 @@ from jaxcnn.data.sources import arrays, binarized_mnist, coco_segmentation, make
 from jaxcnn.data.sources.packed import read_manifest
 from jaxcnn.data.sources.tfds import _check_names
 from jaxcnn.training.checkpoint import Checkpoints
-from jaxcnn.training.run_log import read_metrics
+from jaxcnn.training.run_files import read_metrics
 from jaxcnn.training.state import init_variables
 from jaxcnn.training.trained import open_run
 from jaxcnn.weights.files import exported, read_state_dict

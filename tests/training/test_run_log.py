@@ -20,7 +20,8 @@ from tensorboardX.record_writer import RecordWriter
 
 from jaxcnn import UserError
 from jaxcnn.tasks.classification import Classification
-from jaxcnn.training.run_log import Board, RunLog, read_metrics
+from jaxcnn.training.run_files import read_metrics
+from jaxcnn.training.run_log import Board, RunLog
 
 LINE = {"train/loss": 1.25, "train/top1": 0.5, "train/images_per_sec": 1234.5, "train/data_wait_frac": 0.01}
 SCORES = {"eval/loss": 0.75, "eval/top1": 0.625, "eval/examples": 37}

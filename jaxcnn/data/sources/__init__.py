@@ -37,6 +37,7 @@ class Kind(NamedTuple):
       is_path: whether the rest of the name is a folder or a file, which may be moved between two parts of a run.
       marker: file that tells a folder of this kind from the others.
       slices: what a split may be besides those there are, as the end of a sentence.
+      sliced: whether `make_source` takes the slices, as the format has none of its own.
     """
 
     module: str
@@ -44,27 +45,29 @@ class Kind(NamedTuple):
     is_path: bool = False
     marker: str = ""
     slices: str = ""
+    sliced: bool = False
 
 
+_SLICE = ", or to a slice such as train[90%:], with config.data.train_split=train[:90%]"
 KINDS = {
     "digits": Kind("toy", "digits"),
     "synthetic": Kind("toy", "synthetic[:CLASSES[:EXAMPLES]]"),
     "synthetic_masks": Kind("toy", "synthetic_masks[:CLASSES[:EXAMPLES]]"),
     "synthetic_boxes": Kind("toy", "synthetic_boxes[:CLASSES[:EXAMPLES]]"),
-    "tfds": Kind("tfds", "tfds:NAME", slices=", or to a slice such as train[90%:]"),
-    "folder": Kind("folder", "folder:DIR", is_path=True),
-    "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json"),
+    "tfds": Kind("tfds", "tfds:NAME", slices=_SLICE),
+    "folder": Kind("folder", "folder:DIR", is_path=True, slices=_SLICE, sliced=True),
+    "packed": Kind("packed", "packed:DIR", is_path=True, marker="manifest.json", slices=_SLICE, sliced=True),
     "binarized_mnist": Kind("binarized_mnist", "binarized_mnist:DIR", True, "binarized_mnist_train.amat"),
     "arrays": Kind("arrays", "arrays:FILE.npy", is_path=True),
     "frey": Kind("arrays", "frey:FILE.npy", is_path=True),
     "voc_segmentation": Kind("voc_segmentation", "voc_segmentation:DIR", is_path=True, marker="ImageSets"),
     "coco_segmentation": Kind("coco_segmentation", "coco_segmentation:DIR", is_path=True, marker="annotations"),
-    "tfds_segmentation": Kind("tfds_segmentation", "tfds_segmentation:NAME", slices=", or a slice such as train[90%:]"),
+    "tfds_segmentation": Kind("tfds_segmentation", "tfds_segmentation:NAME", slices=_SLICE),
     "camvid": Kind("camvid", "camvid:DIR", is_path=True, marker="trainannot"),
     "masks": Kind("masks", "masks:DIR", is_path=True, marker="classes.txt"),
     "voc": Kind("voc", "voc:DIR", is_path=True, marker="Annotations"),
     "coco": Kind("coco", "coco:DIR", is_path=True, marker="annotations"),
-    "tfds_detection": Kind("tfds_detection", "tfds_detection:NAME", slices=", or a slice such as train[90%:]"),
+    "tfds_detection": Kind("tfds_detection", "tfds_detection:NAME", slices=_SLICE),
 }
 
 
@@ -230,13 +233,21 @@ def make_source(name: str, split: str = "train", *, data_dir: str = "") -> Sourc
     Args:
       name: `digits`, `synthetic[_masks][:CLASSES[:EXAMPLES]]`, `tfds:NAME[/CONFIG][:VERSION]`, or a form of KINDS
         with a DIR, such as `folder:DIR`, whose DIR may be an address, gs://BUCKET/DIR.
-      split: `train` or `test`; or what DIR has; for TFDS any of its splits, or an expression such as `train[:90%]`.
+      split: `train` or `test`; or what DIR has, or a slice of it such as `train[:90%]`; for TFDS any of its splits, or
+        an expression of slices.
       data_dir: folder of TFDS data sets ('': TFDS_DATA_DIR, or ~/tensorflow_datasets).
 
     Raises:
       UserError: no such data set or split, or it is not prepared, or is no set of labelled 8-bit images.
     """
-    return _module(name).open_split(name, split, data_dir)
+    module = _module(name)
+    if not KINDS[kind_of(name)].sliced:
+        return module.open_split(name, split, data_dir)
+    from jaxcnn.data.sources.slices import sliced, split_and_bounds
+
+    whole, bounds = split_and_bounds(split)
+    source = module.open_split(name, whole, data_dir)
+    return sliced(source, split, bounds) if bounds else source
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:
