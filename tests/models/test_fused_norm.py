@@ -13,8 +13,8 @@ from tiny import Blobs, build, leaves, steps, tiny_config
 from jaxcnn.models.fused_norm import fused_norms
 from jaxcnn.models.resnet import MODELS, ResNet, Spec
 from jaxcnn.training import step
-from jaxcnn.training.hlo import Module, collectives_of
 from jaxcnn.training.gradients import fuses_norms
+from jaxcnn.training.hlo import Module, collectives_of
 
 
 def network(stride_in: str = "conv2", dtype: Any = jnp.float32) -> Any:
