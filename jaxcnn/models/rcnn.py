@@ -200,7 +200,7 @@ class FasterRCNN(OnTrunk):
         levels = self.levels(maps)
         outputs: dict[str, Any] = {name: (levels.get(name) or maps[name]).x for name in (*self.endpoints, *levels)}
 
-        cells = [self.cell(grid.stride) for _, grid in levels.values()]
+        cells = [self.first_cell_anchors(grid.stride) for _, grid in levels.values()]
         anchors = rpn.make_anchors(list(levels.values()), cells, canvas, masked)
         channels = self.fpn_channels if self.spec.pyramid else widen(512, self.width or 1)
         head = rpn.Head(len(cells[0]), channels, self.dtype, softmax=not self.spec.pyramid, name="rpn")
@@ -218,9 +218,9 @@ class FasterRCNN(OnTrunk):
                 anchors, targets["boxes"], targets["valid"], keys, image_sizes, samples=self.rpn_samples,
                 border=self.spec.border, inclusive=self.spec.inclusive,
             )  # fmt: skip
-            rois, valid, outputs["roi_labels"], outputs["box_targets"] = self.sampled(rois, valid, targets, keys)
+            rois, valid, outputs["roi_labels"], outputs["box_targets"] = self.sample_regions(rois, valid, targets, keys)
         outputs |= {"rois": rois, "roi_valid": valid}
-        outputs["box_logits"], outputs["box_deltas"] = self.head(self.regions(levels, rois), train)
+        outputs["box_logits"], outputs["box_deltas"] = self.box_head(self.pool_regions(levels, rois), train)
         if not train:
             outputs |= self.detect(rois, valid, outputs["box_logits"], outputs["box_deltas"], image_sizes)
         return outputs
@@ -232,7 +232,7 @@ class FasterRCNN(OnTrunk):
             return {(last := list(names)[-1]): maps[last]}
         return FPN(self.fpn_channels, self.dtype, name="fpn")({name: maps[name] for name in levels_of(names)})
 
-    def cell(self, stride: int) -> np.ndarray:
+    def first_cell_anchors(self, stride: int) -> np.ndarray:
         """Return the anchors of a level's first cell, (a, 4)."""
         scales = self.setting("anchor_scales")
         if self.spec.inclusive:
@@ -249,7 +249,7 @@ class FasterRCNN(OnTrunk):
             min_side=self.spec.rpn_min_side, inclusive=self.spec.inclusive,
         )  # fmt: skip
 
-    def sampled(
+    def sample_regions(
         self, rois: jax.Array, valid: jax.Array, targets: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[jax.Array, ...]:
         """Return a sample of the regions for training, which rows are sampled, their labels, and their targets.
@@ -278,7 +278,7 @@ class FasterRCNN(OnTrunk):
 
         return jax.vmap(of_image)(rois, valid, truth, labels, real, keys)
 
-    def regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
+    def pool_regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
         """Return the features of the regions (N, R, 4): (N, R, 7, 7, C)."""
         maps = [level for name, level in levels.items() if name != "p_pool"]  # Only the RPN sees the coarsest level.
         grids = [grid for _, grid in maps]
@@ -292,7 +292,7 @@ class FasterRCNN(OnTrunk):
             levels=assign_levels(rois, lowest, highest), sizes=own or None,
         )  # fmt: skip
 
-    def head(self, regions: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def box_head(self, regions: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Return class scores (N, R, classes) and regressions (N, R, classes, 4) of regions (N, R, 7, 7, C)."""
         count = regions.shape[:2]
         # Layers are sharded by rows, so each region becomes a row.
