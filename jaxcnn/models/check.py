@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 from flax.traverse_util import flatten_dict
 
@@ -79,7 +80,9 @@ def _trace(model: nn.Module, who: str, image_shape: Sequence[int], train: bool) 
         variables = model.init(rngs | {"params": jax.random.key(0)}, images, train=train)
         mutable = ["batch_stats"] if train else []
         with nn.intercept_methods(watch):
-            outputs, _ = model.apply(variables, images, train=train, mutable=mutable, rngs=rngs if train else {})
+            outputs, _ = model.apply(
+                variables, images, train=train, mutable=mutable, rngs=rngs if train else {}, **options
+            )
         # Tracers are compared by identity here, before they become shapes. The first module to return an array is the
         # innermost; a wrapper returns it again. An array that no module returned is left to the rule of head/kernel.
         named: Any = outputs if isinstance(outputs, dict) else {}
@@ -90,6 +93,8 @@ def _trace(model: nn.Module, who: str, image_shape: Sequence[int], train: bool) 
         return variables, outputs
 
     mode, images = "training" if train else "evaluation", jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    detector = getattr(model, "task", "") == "detection"
+    options: dict[str, Any] = {"targets": _OBJECTS} if detector and train else {}
     try:
         variables, outputs = jax.eval_shape(run, images)
     except Exception as error:
@@ -135,14 +140,21 @@ def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
             )
 
 
-_DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # output of evaluation: shape of its rows
+_OBJECTS = {  # what a detector is trained on: room for one object in each of two images
+    "boxes": np.zeros((2, 1, 4), np.float32), "labels": np.zeros((2, 1), np.int32), "valid": np.zeros((2, 1), bool),
+    "example": np.arange(2, dtype=np.int32),
+}  # fmt: skip
+# Outputs of a detector, and the shape of a row of each.
+_ANCHORS = {"rpn_logits": (), "rpn_deltas": (4,), "rpn_matches": (), "rpn_targets": (4,)}  # in training
+_LEARNT = {"roi_labels": (), "box_targets": (4,)}  # in training, of the regions
+_DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # in evaluation
 
 
 def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
-    """Yield a fault unless a detector returns scores and regressions of its regions, and in evaluation detections."""
+    """Yield a fault unless a detector returns what its losses are made of, or in evaluation its detections."""
     found = outputs if isinstance(outputs, dict) else {}
-    due = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
-    groups = [due] if mode == "in training" else [due, _DETECTIONS]
+    regions = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
+    groups = [regions | _LEARNT, _ANCHORS] if mode == "in training" else [regions, _DETECTIONS]
     for group in groups:
         shapes = {name: getattr(found.get(name), "shape", ()) for name in group}
         counts = {shape[:2] for shape in shapes.values()}  # All outputs of a group have the same number of rows.

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_boxes import TinyBoxes
 
 from jaxcnn import UserError
 from jaxcnn.models import check_model, list_models
@@ -260,3 +261,21 @@ def test_images_that_a_network_does_not_take_are_named_with_its_error():
 def test_what_is_no_network_is_refused(value):
     with pytest.raises(UserError):
         check_model(value)
+
+
+class Incomplete(TinyBoxes):
+    """A detector whose regions are not trained."""
+
+    task: ClassVar[str] = "detection"
+    lacking: str = ""
+
+    @nn.compact
+    def __call__(self, images, sizes=None, targets=None, proposals=None, train=False):
+        outputs = super().__call__(images, sizes, targets, proposals, train)
+        return {name: x for name, x in outputs.items() if name != self.lacking}
+
+
+@pytest.mark.parametrize("lacking", ["rpn_targets", "roi_labels", "box_logits", "scores"])
+def test_a_detector_without_one_of_its_outputs_is_refused_with_the_names_of_all(lacking):
+    with pytest.raises(UserError, match=f'"{lacking}" \\(N, R'):
+        check_model(Incomplete(lacking=lacking), image_shape=(16, 20, 3))
