@@ -3,17 +3,23 @@
 Everything is counted from the networks' own programs, and nothing is computed.
 """
 
+import argparse
 import json
-import re
+from fnmatch import fnmatchcase
 
+from jaxcnn import UserError
 from jaxcnn.commands.options import Parser, count
+
+_SORTS = {"name": "", "parameters": "parameters", "macs": "macs", "activations": "activation_bytes"}  # key of a row
 
 
 def main(argv: list[str]) -> int:
     """List the models, or one model's layers, as `argv` says."""
     parser = Parser("jaxcnn models", description=__doc__)
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, layer by layer")
+    words = "one model, layer by layer; or a pattern in quotes, such as 'resnet*', for the list of those that match"
+    parser.add_argument("name", metavar="NAME", nargs="?", default="*", help=words)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--sort", choices=_SORTS, help="order of the list, the smallest first (default: name)")
     one = parser.add_argument_group("with NAME")
     one.add_argument("--batch", metavar="N", type=count, help="images in a batch, for the activations (default 1)")
     one.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute type (default bfloat16)")
@@ -22,12 +28,15 @@ def main(argv: list[str]) -> int:
     one.add_argument("--small-images", action="store_true", default=None, help="the form for 28 to 64 pixels")
     one.add_argument("--train", action="store_true", default=None, help="with GoogLeNet's auxiliary classifiers")
     arguments = parser.parse_args(argv)
-    given = {key: value for key, value in vars(arguments).items() if key not in ("name", "json") and value is not None}
-    if given and not arguments.name:
+    ours = ("name", "json", "sort")
+    given = {key: value for key, value in vars(arguments).items() if key not in ours and value is not None}
+    many = bool(set("*?[") & set(arguments.name))
+    if given and many:
         parser.error(f"--{next(iter(given)).replace('_', '-')} goes with NAME")
-
-    if not arguments.name:
-        _list(arguments.json)
+    if arguments.sort and not many:
+        parser.error("--sort goes with the list: leave NAME out, or give a pattern such as 'resnet*'")
+    if many:
+        _list(arguments)
         return 0
     from jaxcnn.papers.cost import describe
     from jaxcnn.papers.published import beside
@@ -42,24 +51,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _list(as_json: bool) -> None:
-    """Print all models by name: as JSON, a line each as soon as it is counted, or as a table."""
-    from jaxcnn.models import list_models
-    from jaxcnn.papers.cost import describe
+def _list(arguments: argparse.Namespace) -> None:
+    """Print the models that match the pattern, as JSON, a line each, or as a table."""
+    from jaxcnn.papers.counted import counted
+    from jaxcnn.papers.listing import listing
     from jaxcnn.papers.published import beside
-    from jaxcnn.papers.rendering import listing
 
-    # Numbers are compared as numbers, so that resnet18 comes before resnet101.
-    names = sorted(
-        list_models(), key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    )
-    rows = []
-    for name in names:
-        row = describe(name)
-        del row["layers"]
+    rows = [row for name, row in counted().items() if fnmatchcase(name, arguments.name.lower())]
+    if not rows:
+        raise UserError(f"there is no model '{arguments.name}': `jaxcnn models` lists all")
+    if key := _SORTS[arguments.sort or "name"]:
+        rows.sort(key=lambda row: row[key])
+    for row in rows:
         row["paper"] = beside(row)
-        rows.append(row)
-        if as_json:
-            print(json.dumps(row))
-    if not as_json:
-        print(listing(rows))
+    print("\n".join(map(json.dumps, rows)) if arguments.json else listing(rows))

@@ -2,18 +2,14 @@
 
 import csv
 import textwrap
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TextIO
 
 from jaxcnn.papers.cost import Layer, total
+from jaxcnn.papers.listing import paragraph, prefixed
 from jaxcnn.papers.published import RULE, Figure, agreement, papers
 from jaxcnn.text_table import text_table
 
-_LIST_NOTE = (
-    "MACs: multiply-accumulates for one image. MB: activations, the outputs of the layers that `jaxcnn models NAME` "
-    "lists, one image in bfloat16. Error: top-1/top-5 in %, as the paper has it."
-)
 _ONE_NOTE = (
     "MB: a layer's output for the batch, 10⁶ bytes. The sum is what a training step would keep if it kept each of "
     "these once; outputs of ReLUs, sums and joins are left out. MMACs: 10⁶, of convolutions and products, one image. "
@@ -154,45 +150,12 @@ def write_csv(tables: Iterable[Table], file: TextIO) -> None:
                     writer.writerow([table.name, label, _IN_FULL.get(name, name), *figures])
 
 
-def listing(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table of all models, and where the papers' figures stand."""
-
-    def published(row: dict[str, Any], quantity: str) -> str:
-        figure = row["paper"].get(quantity)
-        return f"{figure['printed']} {figure['agreement'] or ''}".strip() if figure else "–"
-
-    head, lines = ["network", "parameters", "paper", "MACs", "paper", "MB", "paper's error"], []
-    notes, sources = [_LIST_NOTE, _images_of(rows), f"Agreement: {RULE}."], defaultdict[str, list[str]](list)
-    for row in rows:
-        lines.append([
-            row["name"], f"{row['parameters']:,}", published(row, "parameters"), _prefixed(row["macs"]),
-            published(row, "macs"), f"{row['activation_bytes'] / 1e6:,.1f}", published(row, "error"),
-        ])  # fmt: skip
-        if row["aux_parameters"]:
-            notes.append(f"{row['name']}: + auxiliary heads {row['aux_parameters']:,} parameters, in training only.")
-        for quantity, figure in row["paper"].items():
-            sources[f"{quantity.replace('macs', 'MACs')}: {figure['source']}"].append(row["name"])
-    notes += [f"{source} — {', '.join(names)}." for source, names in sources.items()]
-    return "\n".join([text_table(head, lines, right={1, 3, 5}), "", *map(_note, notes)])
-
-
-def _images_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the note that says for which images and how many classes each model of the list is counted."""
-    groups = defaultdict[str, list[str]](list)
-    for row in rows:
-        classes = f" and {row['num_classes']} classes" if row["num_classes"] else ""
-        groups[f"{row['image_size']}²{classes}"].append(row["name"])
-    *others, most = sorted(groups, key=lambda size: len(groups[size]))
-    words = [f"{size} for {', '.join(groups[size])}" for size in others]
-    return f"Pixels: {'; '.join([*words, f'{most} for the others' if others else most])}."
-
-
 def layer_by_layer(row: dict[str, Any]) -> str:
     """Return one model of `cost.describe`: its sums, its layers, its endpoints."""
     size, layers = f"{row['image_size']}×{row['image_size']}×{row['channels']}", row["layers"]
     lines = [
         f"{row['name']}: images {size}, {row['num_classes']:,} classes, {row['dtype']}, batch {row['batch']:,}",
-        f"{row['parameters']:,} parameters, {_prefixed(row['macs'])}MACs an image, "
+        f"{row['parameters']:,} parameters, {prefixed(row['macs'])}MACs an image, "
         f"{row['activation_bytes'] / 1e6:,.1f} MB of activations",
     ]
     if row["aux_parameters"]:
@@ -208,13 +171,4 @@ def layer_by_layer(row: dict[str, Any]) -> str:
     ends = [[name, str(stride), f"{channels:,}"] for name, (stride, channels) in row["endpoints"].items()]
     tables = [text_table(["layer", "kind", "output", "parameters", "MMACs", "MB"], cells, right={3, 4, 5})]
     tables += [text_table(["endpoint", "stride", "channels"], ends, right={1, 2})] if ends else []
-    return "\n\n".join(["\n".join(lines), *tables, _note(_ONE_NOTE)])
-
-
-def _prefixed(number: int) -> str:
-    """Return "3.858 G" of 3,857,973,248."""
-    return f"{number / 1e9:,.3f} G" if number >= 1e9 else f"{number / 1e6:,.2f} M"
-
-
-def _note(words: str) -> str:
-    return textwrap.fill(words, 80, subsequent_indent="  ")
+    return "\n\n".join(["\n".join(lines), *tables, paragraph(_ONE_NOTE)])

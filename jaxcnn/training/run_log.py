@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,7 @@ class RunLog:
         self.formats = {f"train/{name}": form for name, form in formats.items()} | _RATES
         self.formats |= {f"eval/{name}": f"eval {form}" for name, form in formats.items()} | _COUNTS
         self.rates = ""  # what the bar shows until the next line of the log
+        self.first: tuple[int, float] | None = None  # the first step seen and when, after compilation
         if not writes:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
@@ -86,6 +88,7 @@ class RunLog:
 
     def advance(self, step: int, epoch: float, loss: float | None) -> None:
         """Move the bar; `loss` is that of the newest step whose loss has arrived."""
+        self.first = self.first or (step, time.monotonic())
         if self.bar:
             newest = "" if loss is None else f"loss {loss:.4f} "
             self.bar.update(self.task, completed=step, note=f"epoch {epoch:.2f} {newest}{self.rates}")
@@ -116,7 +119,16 @@ class RunLog:
             self.rates = words.replace("  ", " ").replace("data wait", "wait")  # all of it fits in 80 columns
             self.advance(step, epoch, values.get("train/loss"))
         else:
-            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {self._words(values)}")
+            left = self._left(step) if any(name.startswith("train/") for name in values) else ""
+            self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {self._words(values)}{left}")
+
+    def _left(self, step: int) -> str:
+        """Return words for the time to the last step, by that of all steps so far, evaluations included."""
+        first, began = self.first or (step, 0.0)
+        if not first < step < self.total:
+            return ""
+        seconds = (time.monotonic() - began) / (step - first) * (self.total - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
 
     def _words(self, values: dict[str, float]) -> str:
         return "  ".join(form.format(values[name]) for name, form in self.formats.items() if name in values)

@@ -63,6 +63,19 @@ def test_without_a_terminal_it_says_plain_lines_on_stderr_and_nothing_else(tmp_p
     assert all(c == "\n" or c.isprintable() for c in err)
 
 
+def test_plain_lines_of_training_say_the_time_that_is_left(tmp_path, capsys):
+    log = RunLog(tmp_path, HEADLINE, "top1", 100, 1000)
+    with mock.patch("time.monotonic", side_effect=[50.0, 60.0]):  # of steps 101 and 121: half a second a step
+        log.advance(101, 20.2, None)
+        log.metrics(121, 24.2, LINE)
+    log.metrics(121, 2.4, SCORES)
+    log.metrics(1000, 2.4, LINE)
+    log.close()
+    first, scores, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("  1,234 images/s  data wait 1.0%  0:07:20 left")
+    assert "left" not in scores + last
+
+
 @contextmanager
 def terminal() -> Iterator[list[str]]:
     """stderr is a terminal 100 columns wide; afterwards the list holds what it showed."""
