@@ -52,6 +52,8 @@ def main(argv: list[str]) -> int:
             for name in ("detections", "curves"):
                 if getattr(arguments, name) and not run.task.detects:
                     raise UserError(f"--{name} needs a detector, and {run.source} detects no boxes: leave it out")
+            if arguments.confusion and not run.task.draws_mistakes:
+                raise UserError(f"--confusion draws classes of images, and {run.source} gives none: leave it out")
             if arguments.reference and not run.task.features:
                 raise UserError(f"{run.source} has no features to compare: set --config.task.features=DIR, of a GAN")
             evaluation = run.evaluation(**options)

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     if arguments.features:
         return _write_features(network, arguments)
     drawn, shown = [], 0
+    if arguments.masks and network.config.task.name != "segmentation":
+        raise UserError(f"--masks writes a class for each pixel, and {network.source} gives none: leave it out")
     for prediction in network.predictions(arguments.images):
         _print(prediction, arguments.json)
         if arguments.masks and not prediction.error:
@@ -118,8 +120,6 @@ def _write_mask(prediction: Any, folder: Path) -> None:
     from jaxcnn.data.images.label_maps import write_index_png
     from jaxcnn.figures.overlays import class_colours
 
-    if "label_map" not in prediction.outputs:
-        raise UserError("--masks writes a class for each pixel: it goes with runs of segmentation alone")
     png = write_index_png(prediction.outputs["label_map"], class_colours())
     write_atomically(_mask_of(Path(prediction.name), folder), png)
 

@@ -173,9 +173,10 @@ def draw_boxes(
         words = shorten(names[int(labels[i])], 18) + ("" if scores is None else f" {scores[i]:.0%}")
         ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
         dark = np.dot(colour, (0.299, 0.587, 0.114)) < 0.6
+        inside = y1 < 0.05 * abs(axes.viewLim.height)  # above the image nothing is drawn
         axes.text(
-            x1, y1, words, fontsize=6, va="bottom", color="white" if dark else "black", bbox=ground,
-            parse_math=False, clip_on=True,
+            x1, y1, words, fontsize=6, va="top" if inside else "bottom", bbox=ground,
+            color="white" if dark else "black", parse_math=False, clip_on=True,
         )  # fmt: skip
 
 

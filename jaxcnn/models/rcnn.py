@@ -239,6 +239,13 @@ class FasterRCNN(OnTrunk):
             return paper_anchors(scales, RATIOS, stride)
         return cell_anchors([scale * stride for scale in scales], RATIOS)
 
+    def trains_anchors(self, size: tuple[int, int]) -> bool:
+        """Return whether an image of (height, width) has room for an anchor that trains: one within its borders."""
+        stride = list(self.trunk().endpoints.values())[-1][0]
+        corners = self.first_cell_anchors(stride)
+        sides = corners[:, 2:] - corners[:, :2] + self.spec.inclusive  # (a, 2), widths and heights
+        return self.spec.border or bool((sides <= np.array(size[::-1])).all(1).any())
+
     def propose(
         self, anchors: rpn.Anchors, logits: jax.Array, deltas: jax.Array, sizes: jax.Array, train: bool
     ) -> tuple[jax.Array, jax.Array]:

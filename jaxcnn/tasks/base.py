@@ -286,6 +286,11 @@ class Task:
         """Return a matplotlib figure of the precision-recall curve of each class."""
         raise self._lacks("precision-recall curves: leave --curves out")
 
+    @property
+    def draws_mistakes(self) -> bool:
+        """Return whether the task has a picture of mistakes."""
+        return type(self).draw_mistakes is not Task.draw_mistakes
+
     def draw_mistakes(
         self, rows: Rows, names: Sequence[str], images_of: Callable[[Sequence[int]], Sequence[np.ndarray]]
     ) -> Any:

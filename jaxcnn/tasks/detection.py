@@ -4,6 +4,7 @@ A batch has the objects of each image, padded to `task.max_boxes`, in pixels of 
 Evaluation moves the detections to pixels of the stored image, collects them, and compares them with the annotations.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -52,7 +53,19 @@ class Detection(Task):
     def prepare(self, data: Any) -> None:
         """Keep the names of the classes, and the annotations with which detections are compared."""
         self.source = getattr(data, "eval", None)
+        self._check_anchors(data.buckets)
         self.class_names = tuple(data.input.get("class_names", ()))
+
+    def _check_anchors(self, canvases: Sequence[tuple[int, int]]) -> None:
+        """Warn where the RPN cannot learn, as every anchor crosses the border of every image."""
+        model: Any = create_model(self.config.model.name, **self.config.model.overrides)
+        fits = getattr(model, "trains_anchors", None)
+        if fits and not any(map(fits, canvases)) and jax.process_index() == 0:
+            print(
+                f"warning    no anchor of {self.config.model.name} lies within images of {max(canvases)} pixels, "
+                "so its RPN does not train: set config.data.min_size or config.model.overrides.anchor_scales",
+                file=sys.stderr,
+            )
 
     def targets(self, data: Images) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of the objects, which fill the first of M rows, and of the sizes of the image.

@@ -160,7 +160,7 @@ def test_other_tasks_refuse_the_options_of_boxes(workdir, tmp_path, capsys):
         assert run("evaluate", "--workdir", workdir, option, tmp_path / file) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"{option} is of boxes" in err
+        assert option in err
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
     assert run("predict", "--workdir", workdir, tmp_path / "x.png", "--threshold", "0.3") == 2
     assert "task Classification has no scores of boxes: leave --threshold out" in capsys.readouterr().err

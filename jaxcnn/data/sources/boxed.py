@@ -149,7 +149,15 @@ def make_boxed(
       classes: names of the classes without the background.
       category_ids: the data set's own numbers of these classes.
       kind, more: a subclass of `Boxed`, and its further fields.
+
+    Raises:
+      UserError: there are no images, or two classes have one name.
     """
+    where = f"{name}, split '{split}',"
+    if not images:
+        raise UserError(f"{where} lists no images: take another split, or get the data set again")
+    if twice := [word for word in classes if list(classes).count(word) > 1]:
+        raise UserError(f"{where} has two classes called '{printable(twice[0])}': rename one in its annotations")
     annotations = [row for image in images for row in image.objects]
     objects = {
         "boxes": np.array([row.box for row in annotations], np.float32).reshape(-1, 4),
@@ -182,15 +190,18 @@ def clipped(
     """Return a box clipped to its image, None if the box has no area.
 
     Raises:
-      UserError: the box lies outside of the image, or has a coordinate that is not finite.
+      UserError: the box lies outside of the image, has its corners in the wrong order, or a coordinate that is not
+        finite.
     """
     (x1, y1, x2, y2), (height, width) = box, size
     if not all(np.isfinite(box)):
         raise UserError(f"{where} has a box that is not four finite numbers: correct it, or remove it")
-    if x2 <= x1 or y2 <= y1:
+    edges = ", ".join(f"{edge:g}" for edge in box)
+    if x2 < x1 or y2 < y1:
+        raise UserError(f"{where} has a box {edges} with its corners in the wrong order: correct it, or remove it")
+    if x2 == x1 or y2 == y1:
         return None
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        edges = ", ".join(f"{edge:g}" for edge in box)
         raise UserError(
             f"{where} has a box {edges} outside of its image of {height}×{width} pixels: correct it, or remove it"
         )

@@ -7,6 +7,7 @@ are the file's categories by rising id. Ids have gaps and labels do not: the sou
 ids. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
     categories = {row["id"]: row["name"] for row in sorted(data["categories"], key=lambda row: row["id"])}
     labels = {number: label for label, number in enumerate(categories, start=1)}
     pictures = {row["id"]: _picture(path, folder, row) for row in data["images"]}
+    there = {entry.name for entry in os.scandir(root / folder)} if (root / folder).is_dir() else set()
+    if lacking := [picture.file for picture in pictures.values() if Path(picture.file).name not in there]:
+        raise UserError(f"there is no {root / lacking[0]}, which {path} lists: get the images, or remove the entry")
     dropped = 0
     for row in data["annotations"]:
         where = f"{path}, annotation {row['id']}"
@@ -124,13 +128,14 @@ def _is_box(value: Any) -> bool:
 
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {  # {list: {key of its rows: check of the value}}
     "images": {"id": _is_whole, "file_name": lambda v: isinstance(v, str), "height": _is_whole, "width": _is_whole},
-    "categories": {"id": _is_whole, "name": lambda v: isinstance(v, str)},
+    "categories": {"id": lambda v: _is_whole(v) and v >= 0, "name": lambda v: isinstance(v, str)},
     "annotations": {
         "id": _is_whole,
         "image_id": _is_whole,
         "category_id": _is_whole,
         "bbox": _is_box,
-        "area": lambda v: v is None or _is_number(v),
+        "area": lambda v: v is None or (_is_number(v) and v >= 0),
+        "iscrowd": lambda v: v is None or v in (0, 1),
     },
 }
 

@@ -130,7 +130,7 @@ def _columns(objects: Mapping[str, Any], size: tuple[int, int], first: float, cl
         raise ValueError(f"an object has label {labels.max()}, not 0 … {classes - 1}")
     shares = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
     corners = np.round(shares * [width, height, width, height], 3)  # (n, 4)
-    flat = (corners[:, 2:] <= corners[:, :2]).any(1)
+    flat = (corners[:, 2:] == corners[:, :2]).any(1)
     boxes = corners - [first, first, 0, 0]
     none = np.zeros(len(labels), bool)
     flags = [np.asarray(objects.get(key, none), bool) for key in ("is_difficult", "is_crowd")]

@@ -86,6 +86,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>'
     [
         (xml(thing("unicorn", 1, 1, 9, 9)), r"a\.xml has an object of class 'unicorn'.*classes\.txt"),
         (xml(thing("dog", 40, 1, 50, 9)), r"a\.xml has a box 39, 0, 50, 9 outside of its image of 20×30 pixels: "),
+        (xml(thing("dog", 20, 1, 10, 9)), r"a\.xml has a box 19, 0, 10, 9 with its corners in the wrong order: "),
         (xml(thing("dog", "nan", 1, 50, 9)), r"a\.xml has a box that is not four finite numbers: "),
         (xml(thing("dog", "one", 1, 50, 9)), r"a\.xml \(its bndbox/xmin is 'one', which is no number\)"),
         (xml("<object><name>dog</name></object>"), r"a\.xml \(<object> has no bndbox/xmin\)"),
@@ -174,6 +175,11 @@ def test_cocos_labels_have_no_gaps_and_its_boxes_have_corners(tmp_path):
             "annotation 1 has a box 40, 2, 43, 6 outside of its",
         ),
         (lambda d: d["annotations"][0].update(area="large"), "entry 0 of annotations has area 'large'"),
+        (lambda d: d["annotations"][0].update(area=-1), "entry 0 of annotations has area -1"),
+        (lambda d: d["annotations"][0].update(iscrowd="no"), "entry 0 of annotations has iscrowd 'no'"),
+        (lambda d: d["annotations"][0].update(bbox=[9, 2, -3, 4]), "annotation 1 has a box .* in the wrong order"),
+        (lambda d: d["categories"][0].update(id=-1), "entry 0 of categories has id -1"),
+        (lambda d: d["images"][0].update(file_name="8.jpg"), r"there is no .*8\.jpg, which .* lists"),
         (lambda d: d["images"][0].update(file_name="../7.jpg"), "has an image '../7.jpg', which is no name of a file"),
         (lambda d: d["images"][0].update(width=0), "image 7, says that its image has 20×0 pixels"),
         (lambda d: d["images"][0].update(id=3), "two entries of images have one id"),
@@ -187,6 +193,15 @@ def test_what_is_wrong_with_cocos_file_is_said_in_one_line(tmp_path, change, mes
         make_source(coco(tmp_path, data), "val")
     assert "instances_val2017.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_two_classes_of_one_name_and_a_split_without_images_are_refused(tmp_path):
+    data = annotations()
+    data["categories"][1]["name"] = "dog"
+    with pytest.raises(UserError, match="split 'val', has two classes called 'dog'"):
+        make_source(coco(tmp_path, data), "val")
+    with pytest.raises(UserError, match="split 'val', lists no images"):
+        make_source(coco(tmp_path, annotations() | {"images": [], "annotations": []}), "val")
 
 
 def test_a_folder_without_cocos_annotations_is_none(tmp_path):
