@@ -23,7 +23,9 @@ _DRAWN = 36  # images in a picture
 def main(argv: list[str]) -> int:
     """Predict as `argv` says; an unreadable image is reported, the rest go on, and the exit code is 2."""
     parser = Parser("jaxcnn predict", description=__doc__, epilog=OVERRIDES)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=location, help="JPEG, PNG, WebP … files")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", type=location, help="JPEG, PNG, WebP … files, or folders of them"
+    )
     parser.add_argument("--workdir", metavar="DIR", type=place, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", help="which one of the run (default: last)")
     parser.add_argument("--model", metavar="NAME", help="network of --weights, such as resnet50_tv")
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> int:
     words = "--features: features float32 (N, C), NaN of a broken image; names and errors (N,)"
     parser.add_argument("--out", metavar="NPZ", type=_npz, help=words)
     arguments, overrides = parse(parser, argv)
+    arguments.images = [image for path in arguments.images for image in _files(path)]
     _check(arguments, overrides)
 
     set_up_jax()
@@ -67,6 +70,20 @@ def main(argv: list[str]) -> int:
                 save(draw(network, drawn), out)
                 print(f"{what}: {out}{first}", file=sys.stderr)
     return 0 if shown == len(arguments.images) else 2
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the images of a folder, sorted by name, without those of the folders in it; anything else as it is."""
+    if not path.is_dir():
+        return [path]
+    from jaxcnn.data.sources.folder import EXTENSIONS
+
+    # Hidden files are none of the user's: macOS leaves one beside each image.
+    images = (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
+    found = sorted(file for file in images if file.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise UserError(f"{path} has no image ({' '.join(EXTENSIONS)}): give another folder, or files")
+    return found
 
 
 def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -54,6 +54,23 @@ def test_each_image_gets_five_classes_of_falling_probability(workdir, digit, cap
         assert 0 < sum(probabilities) <= 1 + 1e-6
 
 
+def test_a_folder_stands_for_its_images_by_name(workdir, digit, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.png", "a.PNG", ".hidden.png", "deeper/c.png"):
+        (folder / name).write_bytes(Path(digit(0)).read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    assert cli.main(["predict", "--workdir", str(workdir), "--json", digit(1), str(folder)]) == 0
+    found = [o["image"] for o in objects(capsys.readouterr().out)]
+    assert found == [digit(1), str(folder / "a.PNG"), str(folder / "b.png")]
+
+
+def test_a_folder_without_images_is_refused(workdir, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["predict", "--workdir", str(workdir), str(tmp_path / "empty")]) == 2
+    assert "empty has no image (.jpg" in capsys.readouterr().err
+
+
 def test_python_says_what_the_command_says_of_files_and_of_their_pixels(workdir, digit, capsys):
     paths = [digit(i) for i in range(3)]
     assert cli.main(["predict", "--workdir", str(workdir), "--json", *paths]) == 0
