@@ -15,6 +15,7 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results" / "bccd"
 RECORD, NAME = RESULTS / "faster_rcnn", "bccd-faster_rcnn"
 SHOWN = range(0, 72, 8)  # nine of the test images
+CANVASES = ((256, 320), (256, 448), (384, 512))  # for images of 240×320 pixels
 
 HEAD = """    python experiments/bccd/report.py runs
 
@@ -28,6 +29,11 @@ PUBLISHED = """
 Published on this data set, mAP at 0.5: 85.4 (Joshi et al. 2022), 92.4 (YOLOv8n) and 94.7 (NBCDC-YOLOv8). Those are
 other protocols: other splits, images of full size and more, and weights of larger data sets to start from. Here a
 network of {parameters:,} parameters started from random weights, on images of half the size.
+"""
+PADDING = """
+The same weights on larger canvases: what torchvision's form makes of its padding, in which the run was trained, and
+`mask_padding=True`, where nothing depends on the canvas.
+
 """
 PICTURES = """
 ![loss and errors of the run](curves.png)
@@ -67,6 +73,30 @@ def record(runs: Path) -> None:
     titles = [Path(test.file(i)).stem for i in SHOWN]
     cards = box_cards(images, titles, {"truth": truth, "detections": found}, run.input["class_names"])
     cards.savefig(RESULTS / "predictions.jpg", dpi=80)
+    measure_padding(runs / NAME)
+
+
+def measure_padding(run: Path) -> None:
+    """Score the test images on several canvases, with the padding masked and as torchvision has it."""
+    import jaxcnn
+
+    rows = []
+    for masked in (False, True):
+        opened = jaxcnn.open_run(run, overrides={"model.overrides.mask_padding": masked})
+        for canvas in CANVASES:
+            found = opened.evaluate({"data.eval_split": "test", "data.buckets": (canvas,)})
+            rows.append({"masked": masked, "canvas": canvas, **{key: found[f"eval/{key}"] for key in ("map50", "map")}})
+    (RECORD / "padding.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def padding() -> str:
+    """Return the table about padding."""
+    lines = [["canvas", "padding", "mAP at 0.5 %", "COCO's AP %"], ["--", "--", "--:", "--:"]]
+    for row in json.loads((RECORD / "padding.json").read_text()):
+        words = "masked" if row["masked"] else "zeros, as torchvision"
+        scores = [f"{100 * row[key]:.3f}" for key in ("map50", "map")]
+        lines.append(["{}×{}".format(*row["canvas"]), words, *scores])
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
 def page() -> str:
@@ -81,7 +111,7 @@ def page() -> str:
         f"\n{result['step']:,} steps in {result['wall_time_s'] / 60:.0f} minutes on two shared Xeon cores with AMX,\n"
         f"busy with other work besides. Commit {result['commit']}.\n"
     )
-    return HEAD + "\n" + table + PUBLISHED.format(**result) + where + PICTURES
+    return HEAD + "\n" + table + PUBLISHED.format(**result) + where + PADDING + padding() + PICTURES
 
 
 if __name__ == "__main__":
