@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxcnn import UserError
 from jaxcnn.config import OPEN, Config, base_config, group_of
 from jaxcnn.data.sources import KINDS, Source, kind_of, labelled_splits, make_source
+from jaxcnn.data.sources.boxed import Boxed
 from jaxcnn.data.sources.slices import sliced
 from jaxcnn.models import create_model
 
@@ -234,7 +235,7 @@ def _normalised(network: Any) -> bool:
 def _shorter_side(source: Source) -> int:
     """Return the median of the images' shorter sides, of a sample of them, in pixels."""
     if len(source) > _LOOKED_AT and None in source.image_shape:
-        if hasattr(source, "pixels"):  # boxes: the sizes are known
+        if isinstance(source, Boxed):  # whose sizes are annotated
             return _median(source.pixels.min(1).tolist())
         source = sliced(source, "a sample", ("", str(_LOOKED_AT)))
     return _median(source.sizes(skip=True).min(1).tolist())

@@ -104,4 +104,5 @@ def test_the_compute_type_reaches_the_convolutions_and_scores_are_float32():
     convolutions = [e for e in program.eqns if e.primitive.name == "conv_general_dilated"]
     assert len(convolutions) == 8 + 2
     assert {str(v.aval.dtype) for e in convolutions for v in (*e.invars, *e.outvars)} == {"bfloat16"}  # type: ignore[attr-defined]
-    assert program.out_avals[0].dtype == jnp.float32
+    logits: Any = program.out_avals[0]
+    assert logits.dtype == jnp.float32

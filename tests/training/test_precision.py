@@ -33,6 +33,11 @@ def operands(jaxpr: Any) -> list[tuple[Any, ...]]:
     return [tuple(v.aval.dtype.name for v in e.invars) for e in equations(jaxpr) if e.primitive.name in PRODUCTS]
 
 
+def results(jaxpr: Any) -> list[Any]:
+    """Shapes and types of what a jaxpr returns."""
+    return [v.aval for v in jaxpr.jaxpr.outvars]
+
+
 def traced(dtype: str, name: str = "resnet20", side: int = 8, **values: Any) -> tuple[Any, Any]:
     """A network's program and the jaxpr of its training step."""
     config = tiny_config(dtype=dtype, ema__decay=0.9, optimizer__weight_decay=1e-4, optimizer__clip_norm=1.0, **values)
@@ -85,7 +90,7 @@ def assert_float32(program: Any, jaxpr: Any) -> None:
     assert set(floats) == {np.dtype(np.float32)}
     integers = {x.dtype for x in jax.tree.leaves(program.state)} - set(floats)
     assert integers <= {np.dtype(np.int32), np.dtype(np.uint32)}
-    assert {v.aval.dtype for v in jaxpr.jaxpr.outvars} <= {np.dtype(np.float32), *integers}
+    assert {x.dtype for x in results(jaxpr)} <= {np.dtype(np.float32), *integers}
 
 
 def test_gradients_meet_the_optimizer_in_float32(half):
@@ -103,7 +108,7 @@ def test_evaluation_computes_in_bfloat16_and_sums_in_float32(half):
     jaxpr = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert operands(jaxpr) == [("bfloat16", "bfloat16")] * FORWARD
     sums, counts = {np.dtype(np.float32)}, {np.dtype(np.int32)}
-    assert {v.aval.dtype for v in jaxpr.jaxpr.outvars} == sums | counts
+    assert {x.dtype for x in results(jaxpr)} == sums | counts
 
 
 def test_logits_are_float32_and_are_not_rounded_to_16_bits_on_the_way():
@@ -127,7 +132,7 @@ def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_a
     assert_float32(program, jaxpr)
     evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert {x.dtype for x in results(evaluated)} == {np.dtype(np.float32), np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_every_product_of_a_segmentation_network_has_bfloat16_operands_and_its_l
     assert_float32(program, jaxpr)
     evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert {v.aval.dtype for v in evaluated.jaxpr.outvars} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert {x.dtype for x in results(evaluated)} == {np.dtype(np.float32), np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(("name", "side"), [("gan_mlp", 8), ("dcgan32", 32)])
@@ -176,4 +181,4 @@ def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_
     assert_float32(program, jaxpr)
     evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
     assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert "bfloat16" not in {v.aval.dtype.name for v in evaluated.jaxpr.outvars}
+    assert "bfloat16" not in {x.dtype.name for x in results(evaluated)}

@@ -1,6 +1,7 @@
 """Slices of folders and packs: which examples they have, that parts fit together, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_every_run_of_examples_has_its_share_of_every_slice(size, percent):
     source = open_split(f"synthetic:2:{size}", "train")
     if not 0 < (size * percent * 2 + 100) // 200 < size:
         return
-    low, high = (set(sliced(source, "t", bounds).members) for bounds in (("", f"{percent}%"), (f"{percent}%", "")))
+    parts: list[Any] = [sliced(source, "t", bounds) for bounds in (("", f"{percent}%"), (f"{percent}%", ""))]
+    low, high = (set(part.members) for part in parts)
     assert sorted(low | high) == list(range(len(source)))
     assert not low & high
     first = sum(member < size // 2 for member in low)
