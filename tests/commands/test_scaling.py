@@ -257,7 +257,7 @@ def test_every_study_asks_for_sound_programs(request):
     from jaxcnn.scaling.study import read_study, requests_of
 
     studies = sorted((request.config.rootpath / "experiments/scaling").glob("*.toml"))
-    assert len(studies) == 9
+    assert len(studies) == 10
     for path in studies:
         study = read_study(path)
         asked = [request for grid in study.grids for request in requests_of(grid)]
