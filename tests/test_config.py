@@ -43,7 +43,7 @@ MAY_DIFFER = {
     *("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_last"),
     *("data.dir", "data.workers", "data.prefetch", "data.timeout", "data.on_error"),
     *("data.resident", "data.steps_per_call"),
-    *("mesh.data", "mesh.model", "mesh.placement", "remat"),
+    *("mesh.data", "mesh.model", "mesh.placement", "norm.fused", "remat"),
 }
 # Other programs lie beside the experiments: those have a get_config().
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -119,6 +119,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "mesh.model": ([1, 8], [0, -2]),
     "mesh.placement": (["replicated", "zero1", "fsdp"], ["zero2", ""]),
     "norm.scope": (["global", "group", "shard"], ["local", ""]),
+    "norm.fused": (["auto", "off"], ["on", ""]),
     "norm.group": ([3], [1, 0]),
     "remat": (["block"], ["all", ""]),
 }

@@ -32,7 +32,7 @@ def test_without_a_word_every_key_of_every_task_is_listed(capsys):
         ("config.optimizer.name", ["optimizer.name"]),
         ("learning_rate", ["optimizer.learning_rate"]),
         ("name", ["task.name", "model.name", "data.name", "optimizer.name"]),
-        ("norm", ["norm.scope", "norm.group"]),
+        ("norm", ["norm.scope", "norm.fused", "norm.group"]),
         ("model.overrides.dropout", ["model.overrides"]),
         ("bias_multiplier", ["task.bias_multiplier"] * 2),
     ],

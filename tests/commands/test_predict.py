@@ -135,7 +135,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, digit, capsys):
 
 def test_json_has_a_line_for_every_image_in_order_whatever_the_chunk(workdir, digit, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.png").touch()
-    broken = [str(tmp_path / "empty.png"), str(tmp_path), str(tmp_path / "missing.png")]
+    (tmp_path / "words.png").write_text("no image")
+    broken = [str(tmp_path / name) for name in ("empty.png", "words.png", "missing.png")]
     paths = [digit(0), broken[0], digit(1), digit(2), *broken, digit(3), digit(0), broken[1]]
 
     def run(chunk: int) -> list[dict[str, Any]]:

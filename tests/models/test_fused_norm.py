@@ -142,15 +142,17 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch):
     data = Blobs(16, image_shape=(32, 32, 3))
     config = tiny_config(mesh__data=8, optimizer__name="sgd", **CHANGES[name])
-    plain, first = steps(build(config, network(), data), 2, data)
+    plain, first = steps(build(config, network(), data), 1, data)
     monkeypatch.setattr(step, "fuses_norms", lambda *_: True)
     program = build(config, network(), data)
-    fused, second = steps(program, 2, data)
+    fused, second = steps(program, 1, data)
     np.testing.assert_allclose(second, first, rtol=1e-5)
     for (path, x), y in zip(leaves(fused).items(), leaves(plain).values(), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 + 2e-4 * np.abs(y).max(), err_msg=path)
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 + 1e-3 * np.abs(y).max(), err_msg=path)
     if name == "global":
-        # What crosses the wire are channels' vectors and, once, the gradients: no Gram matrix (64×64 here at least).
+        # The gradients cross the wire, and eight numbers a channel of each norm at most: no Gram matrix.
         compiled = program.lower(program.largest_batch).compile()
-        found = collectives_of(Module(compiled.as_text()), 8)
-        assert sum(one.bytes >= 4 * 64 * 64 for one in found) <= 1
+        sent = sum(one.number * one.bytes for one in collectives_of(Module(compiled.as_text()), 8))
+        parameters = sum(x.size for x in jax.tree.leaves(program.state.params))
+        channels = sum(x.size for x in jax.tree.leaves(program.state.batch_stats)) // 2
+        assert 4 * parameters <= sent <= 4 * (parameters + 8 * channels) + 1024
