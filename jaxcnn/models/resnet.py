@@ -252,7 +252,8 @@ class ResNet(Network):
                 images, (kernel * sign).astype(self.dtype), (2, 2), ((3, 3), (3, 3)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )  # fmt: skip
-            x, mean, var = norm_relu_pool(y, scale * sign, bias, self.norm_epsilon, statistics_axis())
+            normalize: Any = norm_relu_pool
+            x, mean, var = normalize(y, scale * sign, bias, self.norm_epsilon, statistics_axis())
             inverse = jax.lax.rsqrt(var + self.norm_epsilon)
             found["stem"] = nn.relu((y - mean) * (inverse * scale * sign) + bias).astype(self.dtype)
             return x, mean * sign, var
