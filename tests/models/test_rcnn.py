@@ -208,7 +208,7 @@ def objects(count: int) -> dict[str, np.ndarray]:
     return {"boxes": boxes, "labels": labels, "valid": valid, "example": np.array([7, 9], np.int32)}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["vgg", "pyramid", pytest.param("one_map", marks=pytest.mark.slow)])
 def test_nothing_depends_on_the_canvas_where_padding_is_masked(name):
     model, rng = small(name), np.random.default_rng(0)
     image, sizes = rng.standard_normal((2, 70, 90, 3)).astype(np.float32), np.array([[70, 90]] * 2, np.int32)
