@@ -30,7 +30,7 @@ _ABSENT = "–"
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run say.
+    """A run as its files describe it.
 
     Attributes:
       config: dotted key -> value.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}  # of contact sheets
+# Formats of contact sheets, by the ending of the file.
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 
 
 def source_name(name: str, data_dir: str) -> str:

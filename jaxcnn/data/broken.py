@@ -15,7 +15,7 @@ class Broken:
     def __init__(self, train: Source, evaluation: Source):
         self.train, self.evaluation = train, evaluation
         self.examples: dict[int, set[int]] = defaultdict(set)  # epoch, or `EVALUATION`: its broken examples
-        self.said = set[int]()  # those of the evaluation that a line has named
+        self.said = set[int]()  # broken examples of the evaluation that are reported already
 
     def complaints(self, epoch: float) -> list[str]:
         """Return a line for each epoch before `epoch` with broken examples, and one for the evaluation.

@@ -14,7 +14,7 @@ from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
 from jaxcnn.data.sources import BadExample, Source
 
 Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
-Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # of one example's targets: (shape, type)
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # {target: (shape, type)} of one example
 
 PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
 MADE = frozenset(["valid", "sizes", "original_sizes"])  # targets that a `Reader` makes, as no source has them

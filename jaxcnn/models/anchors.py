@@ -57,23 +57,3 @@ def spread(cell: np.ndarray, grid: tuple[int, int], stride: tuple[int, int]) -> 
     y, x = jnp.meshgrid(down, right, indexing="ij")  # (H, W)
     moved = jnp.stack([x, y, x, y], -1)[:, :, None] + cell  # (H, W, a, 4)
     return moved.reshape(-1, 4)
-
-
-def pyramid_anchors(
-    canvas: tuple[int, int],
-    grids: Sequence[tuple[int, int]],
-    sizes: Sequence[Sequence[float]],
-    ratios: Sequence[Sequence[float]],
-) -> list[jax.Array]:
-    """Return the anchors of each level of a pyramid, (H · W · A, 4), as torchvision places them.
-
-    Args:
-      canvas: height and width in pixels of the images with their padding.
-      grids: rows and columns of each level's map. The stride is canvas // grid, in whole pixels even where that leaves
-        a remainder.
-      sizes, ratios: of the anchors of each level, see `cell_anchors`.
-    """
-    return [
-        spread(cell_anchors(size, ratio), (rows, columns), (canvas[0] // rows, canvas[1] // columns))
-        for (rows, columns), size, ratio in zip(grids, sizes, ratios, strict=True)
-    ]

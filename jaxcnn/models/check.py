@@ -140,7 +140,7 @@ def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
             )
 
 
-_OBJECTS = {  # what a detector is trained on: room for one object in each of two images
+_OBJECTS = {  # targets of a detector: room for one object in each of two images
     "boxes": np.zeros((2, 1, 4), np.float32), "labels": np.zeros((2, 1), np.int32), "valid": np.zeros((2, 1), bool),
     "example": np.arange(2, dtype=np.int32),
 }  # fmt: skip

@@ -67,7 +67,7 @@ ENLARGING = ("fixed", "learnt", "all_learnt")
 
 
 class Segmenter(OnTrunk):
-    """What the networks have in common: they are for segmentation, and have the endpoints of their trunk."""
+    """Base of the networks for segmentation, whose endpoints are those of their trunk."""
 
     task: ClassVar[str] = "segmentation"
     spec: Any

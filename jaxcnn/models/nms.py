@@ -90,8 +90,8 @@ def _greedy(overlap: jax.Array, candidates: jax.Array) -> jax.Array:
     """
     earlier = jnp.tril(overlap, -1)  # (B, B): whether the box of the row overlaps with the earlier one of the column
 
-    # A box is final once all earlier boxes that it overlaps with are, so each round makes the next link of every chain
-    # of such boxes final. A choice that a round does not change is the greedy one: no other is consistent.
+    # A box is settled once all earlier boxes that overlap it are, so each round settles at least one more box of every
+    # chain of overlapping boxes. A round that changes nothing has found the greedy choice: no other is consistent.
     def again(state: Any) -> Any:
         keep, _ = state
         new = candidates & ~(earlier & keep).any(1)

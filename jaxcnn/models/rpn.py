@@ -136,7 +136,7 @@ def propose(
             chosen.append(start + best)
             groups.append(jnp.full(len(best), level))
             start += count
-        index = jnp.concatenate(chosen)  # of the best anchors of all levels, into (A,)
+        index = jnp.concatenate(chosen)  # places in (A,) of the best anchors of all levels
         boxes = box.clip(box.decode(anchors.boxes[index], deltas[index], inclusive=inclusive), size, inclusive)
         valid = inside[index] & box.large_enough(boxes, min_side, inclusive)
         keep, present = nms(

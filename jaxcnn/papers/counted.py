@@ -1,4 +1,4 @@
-"""What every network of the registry costs, counted beforehand: tracing all of them takes most of a minute.
+"""Read the costs of all networks from a file: tracing every network of the registry takes most of a minute.
 
 costs.json ships with the package. `python -m jaxcnn.papers.counted` writes it again, after a network was added or
 changed; a test compares it with the networks' programs. Reading it imports no JAX.

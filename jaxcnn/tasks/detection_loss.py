@@ -108,5 +108,4 @@ def smooth_l1(values: jax.Array, targets: jax.Array, counted: jax.Array, beta: f
     """
     # Zeros replace x before the square: if they replaced the loss, the gradient would still be NaN where x is.
     error = jnp.where(counted[..., None], values - targets, 0)
-    size = jnp.abs(error)
-    return jnp.where(size < beta, 0.5 * error**2 / beta, size - 0.5 * beta).sum(-1)
+    return (optax.huber_loss(error, delta=beta) / beta).sum(-1)

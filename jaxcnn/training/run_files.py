@@ -11,7 +11,7 @@ _MOST = 2**30  # bytes of a metrics.jsonl
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
+    """Return the lines of a metrics.jsonl; a last line that a crash truncated is left out.
 
     Raises:
       UserError: another line is damaged.

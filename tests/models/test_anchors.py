@@ -1,10 +1,13 @@
 """Anchors against torchvision's and py-faster-rcnn's."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import golden
 
-from jaxcnn.models.anchors import cell_anchors, paper_anchors, pyramid_anchors, spread
+from jaxcnn.models.anchors import cell_anchors, paper_anchors, spread
+from jaxcnn.models.grid import Grid, Map
+from jaxcnn.models.rpn import make_anchors
 
 DATA = golden("detection_ops.npz")
 
@@ -18,7 +21,9 @@ def test_the_anchors_of_a_pyramid_are_torchvisions(case):
         np.testing.assert_array_equal(cell_anchors(size, ratio), cell)
     grids = [(int(rows), int(columns)) for rows, columns in data["grids"]]
     height, width = (int(side) for side in data["image_hw"])
-    anchors = np.concatenate(pyramid_anchors((height, width), grids, data["sizes"], data["ratios"]))
+    cells = [cell_anchors(size, ratio) for size, ratio in zip(data["sizes"], data["ratios"], strict=True)]
+    levels = [Map(jnp.zeros((1, *grid, 1)), Grid()) for grid in grids]
+    anchors = np.asarray(make_anchors(levels, cells, (height, width), exact=False).boxes)
     assert len(anchors) == DATA[f"anchors/{case}/count"]
     np.testing.assert_array_equal(anchors[::17], data["every_17th"])
     np.testing.assert_array_equal(anchors.sum(0, np.float64), DATA[f"anchors/{case}/sum"])

@@ -4,18 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden import golden
-from jax import lax
 from nets import quick
 
 from jaxcnn.models import boxes as box
-from jaxcnn.models.anchors import pyramid_anchors
+from jaxcnn.models import rpn
+from jaxcnn.models.anchors import cell_anchors
+from jaxcnn.models.grid import Grid, Map
 from jaxcnn.models.matching import BACKGROUND, IGNORED, match
 from jaxcnn.models.nms import nms
 
 DATA = golden("detection_ops.npz")
 GRIDS = [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
-LEVELS = pyramid_anchors((128, 192), GRIDS, [[side] for side in (32, 64, 128, 256, 512)], [[0.5, 1, 2]] * 5)
-ANCHORS = np.concatenate(LEVELS)
+PYRAMID = rpn.make_anchors(
+    [Map(jnp.zeros((1, *grid, 1)), Grid()) for grid in GRIDS],
+    [cell_anchors([side], [0.5, 1, 2]) for side in (32, 64, 128, 256, 512)],
+    (128, 192),
+    exact=False,
+)
+ANCHORS = np.asarray(PYRAMID.boxes)
 
 
 def stage(name, *keys):
@@ -35,25 +41,14 @@ def smooth_l1(x, beta=1 / 9):
 
 def test_proposals_are_torchvisions():
     @quick
-    @jax.vmap
-    def proposals(logits, deltas, size):
-        chosen, groups, start = [], [], 0
-        for level, anchors in enumerate(LEVELS):
-            count = min(300, len(anchors))
-            chosen.append(start + lax.top_k(logits[start : start + len(anchors)], count)[1])
-            groups.append(jnp.full(count, level))
-            start += len(anchors)
-        index = jnp.concatenate(chosen)
-        boxes = box.clip(box.decode(jnp.asarray(ANCHORS)[index], deltas[index]), size)
-        scores, groups = jax.nn.sigmoid(logits[index]), jnp.concatenate(groups)
-        keep, valid = nms(boxes, scores, 0.7, count=150, groups=groups, valid=box.large_enough(boxes, 1e-3))
-        return boxes[keep], scores[keep], valid
+    def proposals(logits, deltas, sizes):
+        limits = {"pre_nms": 300, "post_nms": 150, "threshold": 0.7, "min_side": 1e-3}
+        return rpn.propose(PYRAMID, logits, deltas, sizes, **limits)
 
-    boxes, scores, valid = proposals(*rpn_outputs("stage_proposals", 2), DATA["stage_proposals/image_sizes"])
+    boxes, valid = proposals(*rpn_outputs("stage_proposals", 2), DATA["stage_proposals/image_sizes"])
     assert valid.all()
     for i in (0, 1):
         np.testing.assert_allclose(boxes[i], DATA[f"stage_proposals/boxes{i}"], rtol=1e-6, atol=1e-4)
-        np.testing.assert_allclose(scores[i], DATA[f"stage_proposals/scores{i}"], atol=1e-6)
 
 
 def test_detections_are_torchvisions():
@@ -90,11 +85,9 @@ def test_the_loss_of_the_rpn_is_torchvisions():
     truth[valid] = np.concatenate(stage("stage_rpn_loss", "gt0", "gt1", "gt2"))
 
     @quick
-    @jax.vmap
     def targets(truth, valid):
-        rule = {"positive": 0.7, "negative": (0.0, 0.3), "low_quality": True}
-        matches = match(truth, jnp.asarray(ANCHORS), valid=valid, **rule)
-        return matches, box.encode(jnp.asarray(ANCHORS), truth[jnp.maximum(matches, 0)])
+        keys, sizes = jax.random.split(jax.random.key(0), 3), jnp.full((3, 2), 1000)
+        return rpn.assign_targets(PYRAMID, truth, valid, keys, sizes, samples=10**6, border=True)
 
     matches, wanted = (np.asarray(x) for x in targets(truth, valid))
     positive, used = matches >= 0, matches != IGNORED

@@ -82,6 +82,17 @@ def test_the_state_goes_in_and_comes_out_in_float32_and_so_does_the_loss(half):
     assert_float32(*half)
 
 
+def assert_16_bits(program: Any) -> Any:
+    """Every product of both steps has operands of 16 bits, and their results are wider; return evaluation's jaxpr."""
+    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
+    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
+    assert_float32(program, jaxpr)
+    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
+    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
+    assert "bfloat16" not in {x.dtype.name for x in results(evaluated)}
+    return evaluated
+
+
 def assert_float32(program: Any, jaxpr: Any) -> None:
     new, loss = jax.eval_shape(program.train_step, program.state, program.largest_batch)
     assert loss.dtype == jnp.float32
@@ -127,12 +138,7 @@ def test_every_product_of_a_vae_has_bfloat16_operands_and_its_losses_and_state_a
     config = tiny_config(task__name="vae", dtype="bfloat16", task__samples=2, task__objective="iwae")
     data = Pixels(image_shape=(28, 28, 1))
     program = build(config, create_model(name, dtype=jnp.bfloat16, hidden=(8,), latent=2), data)
-    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
-    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
-    assert_float32(program, jaxpr)
-    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
-    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert {x.dtype for x in results(evaluated)} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert {x.dtype for x in results(assert_16_bits(program))} == {np.dtype(np.float32), np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(
@@ -145,12 +151,7 @@ def test_every_product_of_a_segmentation_network_has_bfloat16_operands_and_its_l
     model: Any = create_model(name, 6, jnp.bfloat16, **overrides)
     config = tiny_config(task__name="segmentation", dtype="bfloat16")
     program = build(config, model, Patches(image_shape=(32, 32, 3)))
-    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
-    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
-    assert_float32(program, jaxpr)
-    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
-    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert {x.dtype for x in results(evaluated)} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert {x.dtype for x in results(assert_16_bits(program))} == {np.dtype(np.float32), np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(("name", "side"), [("gan_mlp", 8), ("dcgan32", 32)])
@@ -176,9 +177,4 @@ def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_
     model: Any = create_model(name, 6, jnp.bfloat16, **few, **overrides)
     config = tiny_config(task__name="detection", dtype="bfloat16", task__max_boxes=3)
     program = build(config, model, Blobs(image_shape=(64, 64, 3)))
-    jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.largest_batch)
-    assert set(operands(jaxpr)) == {("bfloat16", "bfloat16")}
-    assert_float32(program, jaxpr)
-    evaluated = jax.make_jaxpr(program.eval_step)(program.variables, program.largest_batch)
-    assert set(operands(evaluated)) == {("bfloat16", "bfloat16")}
-    assert "bfloat16" not in {x.dtype.name for x in results(evaluated)}
+    assert_16_bits(program)

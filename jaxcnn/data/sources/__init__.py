@@ -293,7 +293,8 @@ def describe_sources(data_dir: str = "") -> list[dict[str, Any]]:
         rows.append(row)
         try:
             row["splits"] = split_sizes(name, data_dir)
-            one = "[:1]" if KINDS[kind_of(name)].slices else ""  # of a data set with boxes, opening reads each example
+            # Opening a data set with boxes reads all its examples, so a slice of one is opened.
+            one = "[:1]" if KINDS[kind_of(name)].slices else ""
             source = make_source(name, next(iter(row["splits"])) + one, data_dir=data_dir)
             row |= {"image_shape": source.image_shape, "num_classes": source.num_classes}
         except UserError as error:

@@ -65,7 +65,7 @@ def _place(bound: str, size: int, split: str) -> int:
 @dataclass(frozen=True, eq=False, repr=False)
 class _Sliced(Source):
     source: Source
-    members: np.ndarray  # of its examples, int64 (size,), rising
+    members: np.ndarray  # numbers of its examples, int64 (size,), in rising order
 
     def read(self, index: SupportsIndex) -> dict[str, Any]:
         return self.source.read(self._of(index.__index__()))

@@ -87,7 +87,7 @@ class _Records(Boxed):
 def _builder(name: str, data_dir: str) -> Any:
     builder = tfds.builder_of(name, data_dir)
     features = builder.info.features
-    inner = getattr(features[OBJECTS], "feature", {}) if OBJECTS in features else {}  # of the sequence
+    inner = getattr(features[OBJECTS], "feature", {}) if OBJECTS in features else {}  # features of one object
     if "image" not in features or not {"bbox", "label"} <= {*inner}:
         raise UserError(
             f"{name} has features {', '.join(sorted(features))}, not 'image' and '{OBJECTS}' with 'bbox' and 'label': "
