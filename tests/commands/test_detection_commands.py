@@ -11,7 +11,7 @@ import pytest
 from box_files import Thing, write_voc_boxes
 from PIL import Image
 from tiny_boxes import NAMES, Blocks
-from tiny_experiment import experiment_text
+from tiny_experiment import experiment_text, train_tiny
 
 from jaxcnn import cli, models
 from jaxcnn.data.images.decode import size_of
@@ -47,11 +47,7 @@ def trained(tmp_path_factory):
         global_batch_size=8, eval_every=80, checkpoint_every=80, optimizer__learning_rate=0.03, data__eval_split="val",
         data__augment="flip",
     )  # fmt: skip
-    (folder / "tiny.py").write_text(text)
-    with mock.patch.dict(models._REGISTRY):
-        assert cli.main(["train", "--config", str(folder / "tiny.py"), "--workdir", str(folder / "run")]) == 0
-        network = models._REGISTRY["tiny"]
-    return folder, network
+    return folder, train_tiny(folder, text)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from label_files import scene, write_masks
-from tiny_experiment import experiment_text
+from tiny_experiment import experiment_text, train_tiny
 
 from jaxcnn import cli, models
 from jaxcnn.data.images.decode import decode, size_of
@@ -30,11 +30,7 @@ def trained(tmp_path_factory):
         global_batch_size=8, eval_every=30, checkpoint_every=30, optimizer__learning_rate=0.05, data__augment="flip",
         task__class_weights="median_frequency",
     )  # fmt: skip
-    (folder / "tiny.py").write_text(text)
-    with mock.patch.dict(models._REGISTRY):
-        assert cli.main(["train", "--config", str(folder / "tiny.py"), "--workdir", str(folder / "run")]) == 0
-        network = models._REGISTRY["tiny"]
-    return folder, network
+    return folder, train_tiny(folder, text)
 
 
 @pytest.fixture

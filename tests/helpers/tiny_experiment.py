@@ -4,6 +4,10 @@ An experiment file is Python and is executed: it brings the network along, and p
 """
 
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from jaxcnn import cli, models
 
 _HELPERS = Path(__file__).parent
 _TEXT = f"""
@@ -32,3 +36,11 @@ def experiment_text(task: str = "classification", network: str = "tiny:Tiny", /,
     module, _, name = network.partition(":")
     text = _TEXT.replace("MODULE", module).replace("CLASS", name).replace("TASK", task)
     return text.replace("SETTINGS", "\n".join(lines))
+
+
+def train_tiny(folder: Path, text: str) -> Any:
+    """Train an experiment file into `folder`/run, and return its network; the registry is left as it was."""
+    (folder / "tiny.py").write_text(text)
+    with mock.patch.dict(models._REGISTRY):
+        assert cli.main(["train", "--config", str(folder / "tiny.py"), "--workdir", str(folder / "run")]) == 0
+        return models._REGISTRY["tiny"]

@@ -11,6 +11,7 @@ from tiny import assert_same, leaves
 
 import jaxcnn
 from jaxcnn.config import base_config
+from jaxcnn.data.batches import on_devices
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import create_model
 from jaxcnn.tasks import create_task
@@ -97,6 +98,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(blocks, tmp_path):
     assert_same(stopped, never)
     assert json.loads((tmp_path / "never/result.json").read_text())["eval/map50"] == result["eval/map50"]
     assert result["eval/examples"] == 10
+
+
+def test_nothing_is_compiled_once_the_canvases_are_known(blocks):
+    data = Dataset(config := config_of("vgg", blocks), targets=create_task(config).targets)
+    model = create_model(config.model.name, data.num_classes, np.float32, **config.model.overrides)
+    program = build_program(config, model, data, make_mesh(1))
+    step, evaluate = program.compile_training(), program.compile_evaluation()
+    state, compiled = program.init(), []
+    jax.block_until_ready(state)
+
+    def note(event: str, *_: Any, **__: Any) -> None:
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        for batch in on_devices(data.train_batches(0, 3), program.mesh):
+            state, _ = step(state, batch)
+        for batch in on_devices(data.eval_batches(), program.mesh):
+            jax.block_until_ready(evaluate(state.variables, batch))
+        assert not [event for event in compiled if "backend_compile" in event]
+        jax.jit(lambda x: x + 1)(np.zeros(3))
+        assert [event for event in compiled if "backend_compile" in event], "the events are those of compilations"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.mark.slow
