@@ -91,22 +91,25 @@ def measure_padding(run: Path) -> None:
 
 def padding() -> str:
     """Return the table about padding."""
-    lines = [["canvas", "padding", "mAP at 0.5 %", "COCO's AP %"], ["--", "--", "--:", "--:"]]
+    from jaxcnn.text_table import markdown_table
+
+    lines = [["canvas", "padding", "mAP at 0.5 %", "COCO's AP %"]]
     for row in json.loads((RECORD / "padding.json").read_text()):
         words = "masked" if row["masked"] else "zeros, as torchvision"
         scores = [f"{100 * row[key]:.3f}" for key in ("map50", "map")]
         lines.append(["{}×{}".format(*row["canvas"]), words, *scores])
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+    return markdown_table(lines)
 
 
 def page() -> str:
     """Return the page about the record."""
+    from jaxcnn.text_table import markdown_table
+
     test, result = (json.loads((RECORD / file).read_text()) for file in ("test.json", "result.json"))
     names = {"map50": "mAP at 0.5", "map50_11pt": "by 11 points", "map": "COCO's AP", "coco/ap75": "at 0.75"}
     names |= {key.removeprefix("eval/"): key.removeprefix("eval/ap/") for key in test if key.startswith("eval/ap/")}
-    lines = [[f"{name} %" for name in names.values()], ["--:"] * len(names)]
-    lines.append([f"{100 * test[f'eval/{key}']:.1f}" for key in names])
-    table = "".join(f"| {' | '.join(row)} |\n" for row in lines)
+    scores = [f"{100 * test[f'eval/{key}']:.1f}" for key in names]
+    table = markdown_table([[f"{name} %" for name in names.values()], scores])
     where = (
         f"\n{result['step']:,} steps in {result['wall_time_s'] / 60:.0f} minutes on two shared Xeon cores with AMX,\n"
         f"busy with other work besides. Commit {result['commit']}.\n"

@@ -215,6 +215,14 @@ class Task:
         """Return what a prediction keeps of the model's outputs, (N, …) arrays."""
         raise self._lacks("predictions: define `predict`")
 
+    def on_image(self, prediction: dict[str, np.ndarray], crop: Any) -> dict[str, np.ndarray]:
+        """Return one image's prediction in pixels of the image itself.
+
+        Args:
+          crop: a `data.images.decode.Crop` of the image within the network's canvas, brought to the image's own size.
+        """
+        return prediction
+
     def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
         """Return one image's prediction as a JSON object, and as the words of a line."""
         raise self._lacks("words for a prediction: define `describe`")

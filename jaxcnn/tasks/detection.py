@@ -216,6 +216,11 @@ class Detection(Task):
     def _shown(self) -> float:
         return SHOWN if self.threshold is None else self.threshold
 
+    def on_image(self, prediction: dict[str, np.ndarray], crop: Any) -> dict[str, np.ndarray]:
+        """Return the prediction with boxes in pixels of the image itself."""
+        boxes, _ = crop.boxes(prediction["boxes"])
+        return prediction | {"boxes": boxes}
+
     def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
         """Return the boxes of an image, {"boxes": [{"class", "index", "score", "box"}, …]}, best first, and a line.
 

@@ -144,6 +144,10 @@ class Segmentation(Task):
         likeliest = logits.argmax(-1)
         return {"label_map": likeliest.astype(jnp.uint8), "probability": jax.nn.softmax(logits).max(-1)}
 
+    def on_image(self, prediction: dict[str, np.ndarray], crop: Any) -> dict[str, np.ndarray]:
+        """Return maps (H, W) of an image's own size: each pixel has the value of the nearest one that was seen."""
+        return {name: crop.label_map(x) for name, x in prediction.items()}
+
     def describe(self, prediction: dict[str, np.ndarray], names: Sequence[str]) -> tuple[dict[str, Any], str]:
         """Return the size of an image, the pixels of each class, most first, and the mean probability; and a line."""
         labels = prediction["label_map"]

@@ -10,7 +10,6 @@ from jaxcnn import UserError
 from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
 from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
 from jaxcnn.safe_files import read_bytes
-from jaxcnn.tasks.detection import to_stored
 
 
 class Prediction(NamedTuple):
@@ -34,14 +33,11 @@ class Prediction(NamedTuple):
     error: str = ""
 
 
-MAPS = ("label_map", "probability")  # outputs (H, W), a value for each pixel
-
-
 def predict_padded(network: Any, images: Iterable[Any]) -> Iterator[Prediction]:
     """Yield a prediction of each image at its own size, in their order; one that fails has an `error`.
 
     Images share canvases, so that few programs are compiled however many sizes there are, and one image at a time is in
-    memory. Maps are cropped to the image, and resized to its own size if "min_size" has changed that; boxes are moved.
+    memory. The task brings what the network gives to the image, if "min_size" or padding has changed its size.
 
     Args:
       network: the `TrainedModel`, whose images are padded.
@@ -89,9 +85,4 @@ def _predicted(network: Any, found: Prediction, canvases: list[tuple[int, int]])
     if not all(np.isfinite(value).all() for value in values.values()):
         error = f"the network's output for {found.name} is not finite: check its weights"
         return found._replace(error=error)
-    # Each pixel of the image is given what the nearest pixel of the row has; the row's padding is passed over.
-    to_own = Crop(Box(0, 0, *seen), own)
-    moved = {key: to_own.label_map(value) for key, value in values.items() if key in MAPS}
-    if "boxes" in values:
-        moved["boxes"] = to_stored(values["boxes"], np.array(seen), np.array(own))
-    return found._replace(outputs=values | moved)
+    return found._replace(outputs=network.task.on_image(values, Crop(Box(0, 0, *seen), own)))
