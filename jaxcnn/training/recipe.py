@@ -5,6 +5,7 @@ similar size (digits, fashion_mnist_jpeg, imagenet, camvid, bccd).
 """
 
 import math
+import statistics
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -193,7 +194,7 @@ def _segmentation(source: Source, network: Any) -> Iterator[Choice]:
 
 def _detection(source: Any, network: Any) -> Iterator[Choice]:
     size, shorter = len(source), getattr(network, "image_size", None) or 600
-    if network.spec.frozen_norm:
+    if getattr(getattr(network, "spec", None), "frozen_norm", False):  # a network of the user's own has no spec
         yield Choice(f"{OPEN}.frozen_norm", False, "from scratch, BatchNorm has to train")
     side = min(_shorter_side(source), shorter)
     yield Choice("data.min_size", side, f"shorter side: as stored, {shorter} at most")
@@ -236,10 +237,6 @@ def _shorter_side(source: Source) -> int:
     """Return the median of the images' shorter sides, of a sample of them, in pixels."""
     if len(source) > _LOOKED_AT and None in source.image_shape:
         if isinstance(source, Boxed):  # whose sizes are annotated
-            return _median(source.pixels.min(1).tolist())
+            return statistics.median_high(source.pixels.min(1).tolist())
         source = sliced(source, "a sample", ("", str(_LOOKED_AT)))
-    return _median(source.sizes(skip=True).min(1).tolist())
-
-
-def _median(values: list[int]) -> int:
-    return sorted(values)[len(values) // 2]
+    return statistics.median_high(source.sizes(skip=True).min(1).tolist())
