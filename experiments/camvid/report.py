@@ -64,6 +64,8 @@ def record(runs: Path) -> None:
 
 def page() -> str:
     """Return the page about the records that there are."""
+    from jaxcnn.text_table import markdown_table
+
     names = [name for name in NETS if (RESULTS / name / "test.json").exists()]
     test, result = (
         {n: json.loads((RESULTS / n / file).read_text()) for n in names} for file in ("test.json", "result.json")
@@ -84,7 +86,17 @@ def page() -> str:
     pictures = (
         "\n![loss and errors of the runs](curves.png)\n\n![eight test images, truth and predictions](predictions.jpg)\n"
     )
-    return HEAD + "\n" + table(rows) + PUBLISHED + order(test) + where + "\n" + table(by_class) + pictures
+    return (
+        HEAD
+        + "\n"
+        + markdown_table(rows)
+        + PUBLISHED
+        + order(test)
+        + where
+        + "\n"
+        + markdown_table(by_class)
+        + pictures
+    )
 
 
 def order(test: dict[str, Any]) -> str:
@@ -94,12 +106,6 @@ def order(test: dict[str, Any]) -> str:
     holds = "holds" if scores == sorted(scores) else "does not hold"
     words = " < ".join(NETS[name] for name in nets)
     return f"\nThe paper's order, {words} by mean IoU, {holds} here, of one run each.\n"
-
-
-def table(rows: list[list[str]]) -> str:
-    """Return rows as a table of Markdown, the first above a line."""
-    lines = [rows[0], ["---"] + ["--:"] * (len(rows[0]) - 1), *rows[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
 if __name__ == "__main__":

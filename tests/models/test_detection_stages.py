@@ -45,10 +45,16 @@ def test_proposals_are_torchvisions():
         limits = {"pre_nms": 300, "post_nms": 150, "threshold": 0.7, "min_side": 1e-3}
         return rpn.propose(PYRAMID, logits, deltas, sizes, **limits)
 
-    boxes, valid = proposals(*rpn_outputs("stage_proposals", 2), DATA["stage_proposals/image_sizes"])
+    (logits, deltas), sizes = rpn_outputs("stage_proposals", 2), DATA["stage_proposals/image_sizes"]
+    boxes, valid = proposals(logits, deltas, sizes)
     assert valid.all()
+    every = np.asarray(box.clip(box.decode(ANCHORS, deltas), sizes))  # (2, A, 4)
     for i in (0, 1):
         np.testing.assert_allclose(boxes[i], DATA[f"stage_proposals/boxes{i}"], rtol=1e-6, atol=1e-4)
+        # A proposal's score is the highest of the anchors that regress to its box: it has suppressed the others.
+        same = np.abs(every[i] - np.asarray(boxes[i])[:, None]).max(-1) < 1e-3  # (150, A)
+        scores = np.where(same, 1 / (1 + np.exp(-logits[i])), 0).max(1)
+        np.testing.assert_allclose(scores, DATA[f"stage_proposals/scores{i}"], atol=1e-6)
 
 
 def test_detections_are_torchvisions():
