@@ -48,7 +48,7 @@ def test_proposals_are_torchvisions():
     (logits, deltas), sizes = rpn_outputs("stage_proposals", 2), DATA["stage_proposals/image_sizes"]
     boxes, valid = proposals(logits, deltas, sizes)
     assert valid.all()
-    every = np.asarray(box.clip(box.decode(ANCHORS, deltas), sizes))  # (2, A, 4)
+    every = np.asarray(box.clip(box.decode(jnp.asarray(ANCHORS), jnp.asarray(deltas)), sizes))  # (2, A, 4)
     for i in (0, 1):
         np.testing.assert_allclose(boxes[i], DATA[f"stage_proposals/boxes{i}"], rtol=1e-6, atol=1e-4)
         # A proposal's score is the highest of the anchors that regress to its box: it has suppressed the others.
