@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.models import alexnet, fcn, googlenet, rcnn, resnet, vgg
+from jaxcnn.models import alexnet, faster_rcnn, fcn, googlenet, resnet, vgg
 
 Modules = Iterator[tuple[str, str]]  # ours, torch's
 Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
@@ -88,7 +88,7 @@ def _fcn(spec: fcn.Spec | fcn.SpecTv) -> Modules:
         yield f"score_pool{stage}/head", f"score_pool{stage}"
 
 
-def _rcnn(spec: rcnn.Spec) -> Modules:
+def _rcnn(spec: faster_rcnn.Spec) -> Modules:
     """Yield the names of a detector's layers: backbone, pyramid, RPN and box head."""
     for ours, theirs in _resnet(resnet.SPECS[spec.backbone]):
         if ours != "head":
@@ -104,7 +104,7 @@ def _rcnn(spec: rcnn.Spec) -> Modules:
 
 _FAMILIES: Any = (
     (alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet),
-    (fcn.SPECS, _fcn), (rcnn.SPECS, _rcnn),
+    (fcn.SPECS, _fcn), (faster_rcnn.SPECS, _rcnn),
 )  # fmt: skip
 
 
