@@ -16,7 +16,7 @@ from jaxcnn.safe_files import make_writable
 
 _SHARED = '1 / (1 / data only + 1 / device only), "shared" above.'
 _PROFILED = 5  # steps
-_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-python-headless", "pillow")
+_PACKAGES = ("jax", "jaxlib", "flax", "grain", "numpy", "simplejpeg", "opencv-contrib-python-headless", "pillow")
 _ROWS = {  # what is measured: its title and its form
     "data_only": ("data only", "{:,.0f}"),
     "device_only": ("device only", "{:,.0f}"),
