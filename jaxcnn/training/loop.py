@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from functools import partial
@@ -85,7 +85,7 @@ def train(
         log.say(run_log.compiled_line(train_step, time.monotonic() - compiling))
 
         def save(step: int, scores: dict[str, float], due: bool = False) -> None:
-            stop_if_not_finite(state, checkpoints)
+            stop_if_not_finite(state, checkpoints, program.task.players)
             if step and (scores or step not in checkpoints.steps):  # scores of an evaluation that was due are new
                 info = {
                     "step": step, "position": data.position | {"next_step": step}, "spent": clock.totals(),
@@ -122,13 +122,13 @@ def train(
                         flying.append(loss)
                         arrived = float(jax.device_get(flying.popleft())) if len(flying) > AHEAD else None
                         if arrived is not None and not math.isfinite(arrived):
-                            stop_if_not_finite(state, checkpoints)
+                            stop_if_not_finite(state, checkpoints, program.task.players)
                         log.advance(step, epoch_of(step), arrived)
                         # Log: here the host waits for the device to have done all it was given.
                         if cadence.due("log", step):
                             values = means("train", state.metrics)
                             clock.stop(state)
-                            stop_if_not_finite(state, checkpoints)
+                            stop_if_not_finite(state, checkpoints, program.task.players)
                             checkpoints.check()
                             state = state.replace(metrics=jax.tree.map(on_mesh, zeros_like(program.metrics)))
                             values |= clock.lap((step - logged) * config.global_batch_size)
@@ -141,7 +141,7 @@ def train(
                     scores: dict[str, float] = {}
                     if due:
                         clock.stop(state)
-                        stop_if_not_finite(state, checkpoints)
+                        stop_if_not_finite(state, checkpoints, program.task.players)
                         scores = evaluate(
                             eval_step, state.variables, evaluation(),
                             task=program.task, mesh=program.mesh, examples=data.eval_examples,
@@ -228,17 +228,18 @@ def streamed(data: Data, mesh: Mesh, start: int, stop: int) -> Generator[tuple[i
             yield 1, batch
 
 
-def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints) -> None:
+def stop_if_not_finite(state: TrainState, checkpoints: Checkpoints, players: Sequence[str]) -> None:
     """Raise a UserError if loss, gradient or weights of some step were not finite; called before anything is saved."""
     fault = jax.device_get(state.fault)
     if fault["step"] < 0:
         return
     checkpoints.wait()
     good = f"{checkpoints.folder / str(checkpoints.steps[-1])}" if checkpoints.steps else "none yet"
-    loss, norm = float(fault["loss"]), float(fault["grad_norm"])
+    loss, norm, player = float(fault["loss"]), float(fault["grad_norm"]), players[int(fault["player"])]
+    whose = f" of the {player}" if player else ""
     after = ", the weights after it are not finite" if math.isfinite(loss) and math.isfinite(norm) else ""
     raise UserError(
-        f"stopped at step {int(fault['step']) + 1}: the loss is {loss} and the gradient's norm {norm}{after}. "
+        f"stopped at step {int(fault['step']) + 1}: the loss{whose} is {loss} and the gradient's norm {norm}{after}. "
         f"Last good checkpoint: {good}. Lower config.optimizer.learning_rate, add warm-up or set "
         "config.optimizer.clip_norm, in a new --workdir; config.init_from starts it from a checkpoint"
     )

@@ -27,8 +27,9 @@ class TrainState(struct.PyTreeNode):
       opt_state: Optax's.
       ema: moving average of {"params", "batch_stats"}, or {} where it is off.
       metrics: {name: (sum, weight)} since the last line of the log, which then does not depend on where a run was cut.
+      fault: {"step", "player", "loss", "grad_norm"} of the first update whose loss, gradient or weights were not finite,
+        as `no_fault` begins it. A state with a fault is never saved, so no checkpoint holds it.
       constants: the task's arrays that no step changes; they are not saved.
-      fault: {"step", "loss", "grad_norm"} of the first step whose loss or gradient was not finite; -1 while none was.
     """
 
     step: jax.Array
@@ -38,7 +39,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ema: Any
     metrics: dict[str, tuple[jax.Array, jax.Array]]
-    fault: dict[str, jax.Array]
+    fault: dict[str, jax.Array] = struct.field(default_factory=dict)
     constants: Any = struct.field(default_factory=dict)
 
     @property
@@ -49,9 +50,8 @@ class TrainState(struct.PyTreeNode):
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "constants"
-        }
+        names = {field.name for field in dataclasses.fields(self)} - {"constants", "fault"}
+        return {name: getattr(self, name) for name in sorted(names)}
 
 
 def select(tree: Any, keep: Callable[[str], bool]) -> Any:
@@ -70,6 +70,12 @@ def overlay(top: Any, tree: Any) -> Any:
 def zeros_like(shapes: Any) -> Any:
     """Return empty sums of these shapes, in NumPy. Every leaf is an array of its own, for donation takes each once."""
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def no_fault() -> dict[str, np.ndarray]:
+    """Return `TrainState.fault` of a sound state: its step is -1; the player is its index in `task.players`."""
+    step, player, number = np.array(-1, np.int32), np.array(0, np.int32), np.array(0, np.float32)
+    return {"step": step, "player": player, "loss": number, "grad_norm": number.copy()}
 
 
 def init_variables(model: nn.Module, seed: int, image_shape: Sequence[int]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def init_state(
         opt_state=init_optimizer(variables["params"]),
         ema=jax.tree.map(jnp.copy, select(variables, averaged)) if averaged else {},
         metrics=jax.tree.map(jnp.asarray, zeros_like(metrics)),
-        fault={"step": jnp.full((), -1, jnp.int32), "loss": jnp.zeros(()), "grad_norm": jnp.zeros(())},
+        fault=jax.tree.map(jnp.asarray, no_fault()),
     )
 
 

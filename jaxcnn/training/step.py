@@ -138,7 +138,9 @@ class StepParts:
             batch_stats=result.batch_stats,
             opt_state=state.opt_state | {player: after} if player else after,
             metrics=state.metrics | {name: _added(state.metrics.get(name), pair) for name, pair in sums.items()},
-            fault=_first_fault(state, result.loss, grad_norm, (params, result.batch_stats)),
+            fault=_first_fault(
+                state, self.task.players.index(player), result.loss, grad_norm, (params, result.batch_stats)
+            ),
         )
 
     def _placed(self, tree: Any, shardings: Callable[[Layout], Any]) -> Any:
@@ -221,9 +223,11 @@ def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
     return optax.incremental_update(new, ema, 1 - d)
 
 
-def _first_fault(state: TrainState, loss: jax.Array, grad_norm: jax.Array, variables: Any) -> dict[str, jax.Array]:
-    """Remember the first step that was not finite, on the device: the loop reads it before it saves `variables`."""
-    new = {"step": state.step, "loss": loss, "grad_norm": grad_norm}
+def _first_fault(
+    state: TrainState, player: int, loss: jax.Array, grad_norm: jax.Array, variables: Any
+) -> dict[str, jax.Array]:
+    """Remember the first update that was not finite, on the device: the loop reads it before it saves `variables`."""
+    new = {"step": state.step, "player": jnp.int32(player), "loss": loss, "grad_norm": grad_norm}
     sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.sum(variables))
     keep = (state.fault["step"] >= 0) | sound
     return jax.tree.map(lambda old, x: jnp.where(keep, old, x), state.fault, new)

@@ -300,9 +300,12 @@ def test_a_file_that_is_not_inceptions_is_refused_by_name(tmp_path):
         build(gan_config(task__features=str(file)), MLP, Pixels())
 
 
-def test_a_player_that_is_no_number_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match="stopped at step 2: the loss is nan"):
-        fit(gan_config(), tmp_path, Pixels(damaged=(1,)), MLP)
+def test_the_player_that_is_no_number_stops_the_run_and_is_named(tmp_path):
+    with pytest.raises(UserError, match="stopped at step 2: the loss of the discriminator is nan"):
+        fit(gan_config(), tmp_path / "images", Pixels(damaged=(1,)), MLP)
+    steep = gan_config(optimizer__learning_rate=1e3, optimizer__multipliers="generator=1e38")
+    with pytest.raises(UserError, match=r"stopped at step 1: the loss of the generator .*, the weights after it"):
+        fit(steep, tmp_path / "rate", Pixels(), MLP)
 
 
 @pytest.mark.parametrize(
