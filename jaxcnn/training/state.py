@@ -27,8 +27,8 @@ class TrainState(struct.PyTreeNode):
       opt_state: Optax's.
       ema: moving average of {"params", "batch_stats"}, or {} where it is off.
       metrics: {name: (sum, weight)} since the last line of the log, which then does not depend on where a run was cut.
-      fault: {"step", "player", "loss", "grad_norm"} of the first update whose loss, gradient or weights were not finite,
-        as `no_fault` begins it. A state with a fault is never saved, so no checkpoint holds it.
+      fault: {"step", "player", "loss", "grad_norm"} of the first update whose loss, gradient or weights were not
+        finite; `no_fault` until then. A state with a fault is never saved, so checkpoints leave this out.
       constants: the task's arrays that no step changes; they are not saved.
     """
 
