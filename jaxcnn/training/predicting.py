@@ -9,6 +9,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
 from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
+from jaxcnn.locations import location
 from jaxcnn.safe_files import read_bytes
 
 
@@ -70,7 +71,7 @@ def _read(image: Any, index: int, channels: int) -> Prediction:
     is_path = isinstance(image, str | Path)
     name = str(image) if is_path else f"image {index}"
     try:
-        return Prediction(read_all(Path(image) if is_path else np.asarray(image), channels), name=name)
+        return Prediction(read_all(location(image, "image") if is_path else np.asarray(image), channels), name=name)
     except UserError as error:
         return Prediction(name=name, error=str(error))
 
