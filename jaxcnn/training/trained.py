@@ -30,7 +30,7 @@ from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.prepare import cifar
 from jaxcnn.data.sources import coco, voc_segmentation
 from jaxcnn.data.sources.imagenet import class_names
-from jaxcnn.locations import Address, place
+from jaxcnn.locations import Address, location, place
 from jaxcnn.models import list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import shown
@@ -50,7 +50,16 @@ from jaxcnn.training.program import Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.training.train import network_of
-from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, some, to_paths
+from jaxcnn.weights.files import (
+    check_finite,
+    checked_input,
+    exported,
+    from_paths,
+    network_of_file,
+    read_state_dict,
+    some,
+    to_paths,
+)
 from jaxcnn.weights.torchvision import (
     CIFAR_NAMES,
     DETECTION_NAMES,
@@ -93,18 +102,20 @@ class TrainedModel:
     averaged: tuple[int, ...] = ()
 
     @classmethod
-    def from_weights(cls, name: str, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
+    def from_weights(cls, name: str | None, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
         """Read the weights of network `name`, torchvision's or those that `jaxcnn weights export` wrote.
 
         Args:
+          name: None: as the file says, which `jaxcnn weights export` has written there.
           file: .safetensors or torch's .pth; nothing in it is executed.
           overrides: of the config, such as {"dtype": "bfloat16"}; by default the file's own, or ImageNet's in float32.
 
         Raises:
-          UserError: the file cannot be read, does not fit the network, or has values that are not finite.
+          UserError: the file cannot be read, does not say or fit the network, or has values that are not finite.
         """
-        file = Path(file)
+        file = location(file, "weights")
         arrays = read_state_dict(file)
+        name = network_of_file(file, name)
         if not any(key.startswith("params/") for key in arrays):  # Our own names have a slash, torch's have none.
             arrays, left = find_network(name, arrays)
             if left:
@@ -252,10 +263,10 @@ class TrainedModel:
         shape = tuple(self.input["image_shape"])
         is_path = isinstance(image, str | Path)
         name = str(image) if is_path else f"image {index}"
-        image = Path(image) if is_path else np.asarray(image)
-        if not is_path and image.shape == shape and image.dtype == np.uint8:
-            return Prediction(image, name=name)
         try:
+            image = location(image, "image") if is_path else np.asarray(image)
+            if not is_path and image.shape == shape and image.dtype == np.uint8:
+                return Prediction(image, name=name)
             return Prediction(read_image(image, shape, self.input.get("resize")), name=name)
         except UserError as error:
             return Prediction(name=name, error=str(error))
@@ -481,7 +492,7 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
 
     Else those of the published weights: the size, statistics and names of ImageNet, CIFAR-10 or VOC.
     """
-    values, given = exported(file, name, classes)
+    values, given = exported(file, classes)
     if not values:
         task, data, known = "classification", "tfds:imagenet2012", class_names()
         if name in CIFAR_NAMES:

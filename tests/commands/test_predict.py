@@ -194,7 +194,7 @@ def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
         ("", "no network: give --workdir DIR"),
         ("--workdir RUN --weights FILE --model resnet18", "not both"),
         ("--workdir RUN --model resnet18", "--model NAME goes with --weights"),
-        ("--weights FILE", "--weights FILE needs --model NAME"),
+        ("--weights FILE", "cannot read the weights"),
         ("--weights FILE --model resnet18 --checkpoint 3", "--checkpoint goes with --workdir"),
         ("--weights FILE --model resnet18 --config.seed=3", "--config.seed goes with --workdir"),
         ("--weights FILE --model resnet18", "cannot read the weights"),
