@@ -21,25 +21,33 @@ _TINT = 0.6  # share of a class's colour in a pixel
 
 
 def prediction_grid(
-    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str], out: Path | None = None
+    images: Sequence[np.ndarray] | np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probability: np.ndarray,
+    names: Sequence[str],
+    title: str = "",
+    out: Path | None = None,
 ) -> Figure:
     """Draw images with the class predicted, its probability, and the truth where it is another, six in a row.
 
     Args:
-      labels: true classes (N,).
-      probabilities: (N, classes).
+      images: sizes may differ.
+      labels, predicted: true and predicted classes (N,).
+      probability: of the predicted class (N,).
     """
     columns = min(len(images), 6)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
+    figure = Figure(figsize=(1.6 * columns, 1.9 * rows + 0.3 * bool(title)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
     for axes in np.ravel(figure.subplots(rows, columns, squeeze=False)):
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
         axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
-        guess = int(np.argmax(probabilities[i]))
-        title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
-        title += f"\nis {names[labels[i]]}" if wrong else ""
-        axes.set_title(title, fontsize=8, color=_WRONG if wrong else _RIGHT)
+        wrong = predicted[i] != labels[i]
+        words = f"{shorten(names[int(predicted[i])], 18)} {probability[i]:.0%}"
+        words += f"\nis {shorten(names[int(labels[i])], 20)}" if wrong else ""
+        axes.set_title(words, fontsize=8, color=_WRONG if wrong else _RIGHT, parse_math=False)
     return _written(figure, out)
 
 
