@@ -367,7 +367,7 @@ def _hint(name: str) -> str:
 
     if is_address(name) and "://" in name:
         return f"images on an object store are folder:{name}"
-    elif "://" in name:
+    if "://" in name:
         location(name, "data set")  # which refuses a web address
     kind, _, rest = name.partition(":")
     alone = {key: not k.form.startswith(f"{key}:") for key, k in KINDS.items()}  # whether the kind is a name by itself
