@@ -212,9 +212,21 @@ def _titles(drawn: list[Any]) -> list[str]:
 
 
 def _cards(network: Any, drawn: list[Any]) -> Any:
+    if "top5" in drawn[0].summary:
+        return _top5(network, drawn)
     outputs = {key: _together([prediction.outputs[key] for prediction in drawn]) for key in drawn[0].outputs}
     images = _together([prediction.image for prediction in drawn])
     return network.task.draw(images, outputs, network.input["class_names"], _titles(drawn))
+
+
+def _top5(network: Any, drawn: list[Any]) -> Any:
+    """Draw the whole photographs, and what the network has seen of them."""
+    from jaxcnn.figures.overlays import top5_cards
+    from jaxcnn.training.predicting import whole
+
+    images, boxes = zip(*(whole(network, Path(prediction.name)) for prediction in drawn), strict=True)
+    probabilities = np.stack([prediction.outputs["probabilities"] for prediction in drawn])
+    return top5_cards(images, _titles(drawn), probabilities, network.input["class_names"], boxes)
 
 
 def _together(arrays: list[np.ndarray]) -> Any:
