@@ -11,6 +11,7 @@ from jaxcnn import UserError
 
 # `Path` has made one slash of two.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
+_WEB = ("http", "https")  # schemes of pages, which cannot be listed or written
 
 
 class Address(PurePosixPath):
@@ -30,9 +31,9 @@ def place(text: str | PurePath, what: str = "a path") -> Path | Address:
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
-    """Return whether a user has written the address of an object store: a scheme other than file, and `://`."""
+    """Return whether a user has written the address of an object store: a scheme, but no file's or web page's, `://`."""
     scheme = _ADDRESS.match(written := os.fspath(text))
-    return bool(scheme) and scheme[1].lower() != "file" and "\0" not in written
+    return bool(scheme) and scheme[1].lower() not in ("file", *_WEB) and "\0" not in written
 
 
 def location(text: str | os.PathLike[str], what: str = "a path") -> Path:
@@ -50,7 +51,9 @@ def location(text: str | os.PathLike[str], what: str = "a path") -> Path:
     if re.match("file:/", written, re.IGNORECASE):
         parts = urlsplit(re.sub("^file:/+", "file:///", written, flags=re.IGNORECASE), allow_fragments=False)
         written = unquote(parts.path + (f"?{parts.query}" if parts.query else ""))
-    elif scheme := _ADDRESS.match(written):
+    elif (scheme := _ADDRESS.match(written)) and scheme[1].lower() in _WEB:
+        raise UserError(f"{what} {Address(written)} is a web address: download it (curl -LO …) and give the local path")
+    elif scheme:
         raise UserError(
             f"{what} {Address(written)} is an address, where only --workdir, config.init_from and folder: take one: "
             f"copy from and to a local folder, or mount it ({_mount(scheme[1])}) and give that"

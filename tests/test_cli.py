@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,14 @@ def test_what_a_file_calls_itself_cannot_move_the_cursor(complaint, monkeypatch)
 
     monkeypatch.setattr(plot, "main", refuse)
     assert complaint("plot") == "jaxcnn: extra (1): a?[31m b\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_shows_a_commands_own_options_before_those_of_several_processes(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    _, usage, own, hosts, *_ = re.split("usage:|\noptions:|\nseveral processes:", capsys.readouterr().out)
+    assert "--workdir" in own
+    assert "--coordinator" in hosts
+    assert usage.index("--workdir") < usage.index("--coordinator")
+    assert "--coordinator" not in own

@@ -10,7 +10,9 @@ import pytest
 from jaxcnn import UserError
 from jaxcnn.commands.options import picture, save
 from jaxcnn.configfile import split_argument
-from jaxcnn.locations import cache_folder, location
+from jaxcnn.data.sources import make_source
+from jaxcnn.locations import cache_folder, location, place
+from jaxcnn.training.trained import TrainedModel
 
 
 def test_a_path_is_what_its_writer_means(tmp_path, monkeypatch):
@@ -86,3 +88,12 @@ def test_an_experiment_is_found_in_the_home_and_by_its_address(monkeypatch, tmp_
     for text in ("~/e.py", f"file://{file}", str(file)):
         assert split_argument(text) == (file, ())
         assert split_argument(f"{text}:small") == (file, ("small",))
+
+
+@pytest.mark.parametrize("text", ["https://example.org/a/cat.jpg", "http://example.org/run"])
+def test_a_web_address_is_called_one_wherever_a_path_may_stand(text):
+    names = [text, f"folder:{text}"]
+    reads = [lambda: place(text), lambda: location(text), *(lambda name=name: make_source(name) for name in names)]
+    for read in (*reads, lambda: TrainedModel.from_weights("resnet18", text)):
+        with pytest.raises(UserError, match=f"{text} is a web address: download it"):
+            read()

@@ -1,5 +1,9 @@
-"""`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop."""
+"""`jaxcnn bench`: images per second of reading alone, of the step alone, and of both in the training loop.
 
+With --infer: images per second and the latency of the forward pass that predict runs, by batch size.
+"""
+
+import argparse
 import json
 import sys
 import time
@@ -8,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jaxcnn
+from jaxcnn import UserError
 from jaxcnn.commands.options import OVERRIDES, Parser, add_config, config_of, count, parse, set_up_jax
-from jaxcnn.config import Config
+from jaxcnn.config import Config, flatten
 from jaxcnn.configfile import config_hash
 from jaxcnn.locations import location
 from jaxcnn.safe_files import make_writable
@@ -30,7 +35,13 @@ _ROWS = {  # what is measured: its title and its form
 def main(argv: list[str]) -> int:
     """Measure as `argv` says. Nothing is written to disk but what --profile asks for."""
     parser = Parser("jaxcnn bench", description=__doc__, epilog=OVERRIDES)
-    add_config(parser)
+    group = add_config(parser)
+    words = "--infer: a network with random weights, of images as its published weights expect them; no config needed"
+    group.add_argument("--model", metavar="NAME", help=words)
+    words = "time the forward pass; --steps and --warmup are then calls, at each batch size"
+    parser.add_argument("--infer", action="store_true", help=words)
+    words = "--infer: batch sizes, joined by commas (default: 1,8,32)"
+    parser.add_argument("--batches", metavar="N,…", type=_batches, help=words)
     number = {"metavar": "N", "type": count}
     parser.add_argument("--steps", **number, default=50, help="steps of a measurement that count (default: 50)")
     parser.add_argument("--warmup", **number, default=10, help="steps before them that do not (default: 10)")
@@ -39,6 +50,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--profile", metavar="DIR", type=location, help=words)
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
     arguments, overrides = parse(parser, argv)
+    if arguments.infer:
+        return _infer(arguments, overrides)
+    if arguments.model or arguments.batches:
+        raise UserError("--model and --batches go with --infer: training is timed by a --config FILE")
 
     config = config_of(arguments, overrides)
     set_up_jax()
@@ -50,6 +65,44 @@ def main(argv: list[str]) -> int:
     result = _measure(config, lengths, arguments.profile)
     if jax.process_index() == 0:
         print(json.dumps(result) if arguments.json else _table(result))
+    return 0
+
+
+def _batches(text: str) -> list[int]:
+    return [count(number) for number in text.split(",")]
+
+
+def _infer(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    """Time the forward pass of a network with random weights, and print a line for each batch size."""
+    if arguments.profile:
+        raise UserError("--profile traces training steps: leave it out with --infer")
+    keys = dict(overrides)
+    if not arguments.model:
+        config = config_of(arguments, overrides)
+        arguments.model, sized = config.model.name, config.data.image_size
+        own = ("model.overrides", "dtype") + ("data.image_size",) * bool(sized)
+        keys = {key: value for key, value in flatten(config).items() if key.startswith(own)} | keys
+    set_up_jax()
+    import jax
+
+    from jaxcnn.text_table import text_table
+    from jaxcnn.training.latency import measure
+    from jaxcnn.training.trained import TrainedModel
+
+    network = TrainedModel.untrained(arguments.model, keys)
+    device, shape = jax.local_devices()[0], "×".join(map(str, network.input["image_shape"]))
+    about = {"model": arguments.model, "dtype": network.config.dtype, "image_shape": network.input["image_shape"]}
+    about |= {"device_kind": device.device_kind, "steps": arguments.steps, "warmup": arguments.warmup}
+    if not arguments.json:
+        print(f"{arguments.model}, {about['dtype']}, images of {shape}, on one {device.device_kind}")
+    rows = list(measure(network, arguments.batches or (1, 8, 32), arguments.steps, arguments.warmup))
+    if arguments.json:
+        versions = {"jaxcnn": jaxcnn.__version__} | {name: version(name) for name in _PACKAGES}
+        print(json.dumps(about | {"batches": rows, "versions": versions}))
+        return 0
+    head = ["batch", "images/s", "p50 ms", "p99 ms"]
+    cells = [[str(r["batch"]), *(f"{r[key]:,.1f}" for key in ("images_per_sec", "p50_ms", "p99_ms"))] for r in rows]
+    print(text_table(head, cells, right=range(4)))
     return 0
 
 

@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
     command.add_argument("--manual-dir", metavar="DIR", help=words)
     command.set_defaults(run=_prepare)
     _add_pack(commands.add_parser("pack", parents=[folder], help="write a data set as shards of small JPEGs"))
-    command = commands.add_parser("check", parents=[folder], help="read every example and draw some of them")
+    command = commands.add_parser("check", parents=[folder], help="read and count all examples; --out draws some")
     command.add_argument("name", metavar="NAME", help=_SOURCES)
-    command.add_argument("--out", type=sheet_path, metavar="PNG", help="where to draw (default: NAME.png)")
+    command.add_argument("--out", type=sheet_path, metavar="PNG", help="draw some of the examples there")
     command.set_defaults(run=data_check.check)
 
     command = commands.add_parser("show", help="draw what training sees of a config's images", epilog=OVERRIDES)

@@ -1,7 +1,6 @@
-"""`jaxcnn data check`: read every example of a data set, count them and draw some of them."""
+"""`jaxcnn data check`: read every example of a data set, count them and, if asked for, draw some of them."""
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -26,18 +25,17 @@ _OVERLAYS = 12  # images with their label maps or boxes that are drawn
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Read and count the examples of every split that has labels, draw some of the first, and report bad ones."""
+    """Read and count the examples of every split that has labels, report bad ones, and draw some if --out is given."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from jaxcnn.data.sources import labelled_splits, make_source
 
     name, data_dir = source_name(arguments.name, arguments.data_dir), arguments.data_dir
-    stem = re.sub(r"\W+", "-", name.removeprefix("tfds:"))[-60:].strip("-")  # a path may be longer than a name
-    out = arguments.out or Path(f"{stem}.png")
-    if out.is_dir():
+    out = arguments.out
+    if out and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a PNG file in it")
-    if not out.resolve().parent.is_dir():
+    if out and not out.resolve().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     if name.startswith("packed:"):
         _verify(name)
@@ -49,7 +47,7 @@ def check(arguments: argparse.Namespace) -> None:
     for source, tally in zip(sources, tallies, strict=True):
         _report(source, tally)
         bad += [f"{source.split} {_ranges(tally.bad)}"] if tally.bad else []
-    if tallies and (tallies[0].samples or tallies[0].drawn):
+    if out and tallies and (tallies[0].samples or tallies[0].drawn):
         _draw(sources[0], tallies[0], out)
         print(f"examples of {sources[0].split} are drawn in {out}")
     if bad:

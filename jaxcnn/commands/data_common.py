@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,22 +58,42 @@ def shape_text(shape: Iterable[int | None]) -> str:
     return "×".join("?" if n is None else str(n) for n in shape)
 
 
-def contact_sheet(rows: "list[tuple[str, list[np.ndarray]]]", tile: int = 56) -> "Image":
-    """Return a picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels."""
+def contact_sheet(
+    rows: "Sequence[tuple[str, Sequence[np.ndarray]]]",
+    tile: int = 56,
+    heads: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+) -> "Image":
+    """Return a picture with a row for each (title, images uint8 (H, W, C)), in squares of `tile` pixels.
+
+    Args:
+      heads: a line over each column.
+      captions: of each row, a line over the lower edge of each image; "" for none.
+    """
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     font: Any = ImageFont.load_default(size=14)
     left = 16 + int(max(font.getlength(title) for title, _ in rows))
     columns = max(len(images) for _, images in rows)
-    sheet = Image.new("RGB", (left + columns * (tile + 4), len(rows) * (tile + 4)), "white")
+    small: Any = ImageFont.load_default(size=12)
+    above = 22 if heads else 0
+    sheet = Image.new("RGB", (left + columns * (tile + 4), above + len(rows) * (tile + 4)), "white")
     draw = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        draw.text((left + column * (tile + 4) + tile // 2, above // 2), head, fill="black", font=small, anchor="mm")
     for row, (title, images) in enumerate(rows):
-        top = row * (tile + 4) + 2
+        top = above + row * (tile + 4) + 2
         draw.text((8, top + tile // 2), title, fill="black", font=font, anchor="lm")
         for column, pixels in enumerate(images):
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
             enlarge = Image.Resampling.NEAREST if max(image.size) < tile else Image.Resampling.LANCZOS
-            sheet.paste(ImageOps.contain(image, (tile, tile), enlarge), (left + column * (tile + 4), top))
+            place = left + column * (tile + 4), top
+            sheet.paste(ImageOps.contain(image, (tile, tile), enlarge), place)
+            if captions and (words := captions[row][column]):
+                while small.getlength(words) > tile - 4:
+                    words = words.removesuffix("…")[:-1] + "…"
+                draw.rectangle((place[0], top + tile - 16, place[0] + tile - 1, top + tile - 1), fill="white")
+                draw.text((place[0] + 2, top + tile - 8), words, fill="black", font=small, anchor="lm")
     return sheet
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from jaxcnn.data.dataset import Dataset
 
+    Tile = tuple[np.ndarray, str]  # an image and its caption
+
 _TILE, _BOXES_TILE = 112, 224  # side in pixels of a drawn image, and of one that needs room for the names of boxes
 
 
@@ -44,11 +46,15 @@ def show_examples(arguments: argparse.Namespace, overrides: list[tuple[str, str]
     targets = data.train_readers[0].targets
     shown = _masks if "label_map" in targets else _boxes if "boxes" in targets else _augmented
     columns = [shown(data, examples, epoch) for epoch in (None, *range(arguments.epochs))]
+    heads = ["evaluation" if shown is _augmented else "as stored", *(f"epoch {i + 1}" for i in range(arguments.epochs))]
     raw = [data.train.read(i) for i in examples]
     titles = [class_title(x["label"], data.class_names)[:40] if "label" in x else f"example {i}"
               for i, x in zip(examples, raw, strict=True)]  # fmt: skip
-    rows_of = list(zip(titles, map(list, zip(*columns, strict=True)), strict=True))
-    save_sheet(contact_sheet(rows_of, _BOXES_TILE if "boxes" in targets else _TILE), arguments.out)
+    rows_of = list(zip(*columns, strict=True))  # of each example, an image and its caption in each column
+    images = [(title, [image for image, _ in row]) for title, row in zip(titles, rows_of, strict=True)]
+    captions = [[caption for _, caption in row] for row in rows_of]
+    tile = _BOXES_TILE if "boxes" in targets else _TILE
+    save_sheet(contact_sheet(images, tile, heads, captions), arguments.out)
     print(f"{rows} examples of {config.data.name}, then epochs 1 to {arguments.epochs} of '{config.data.augment}'")
     print(f"drawn in {arguments.out}")
 
@@ -61,14 +67,14 @@ def _rows(data: "Dataset", examples: list[int], epoch: int | None) -> "list[dict
     return [reader.train(epoch, example) for reader, example in zip(readers, examples, strict=True)]
 
 
-def _masks(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+def _masks(data: "Dataset", examples: list[int], epoch: int | None) -> "list[Tile]":
     """Return images uint8 with their label maps over them; see `_rows`."""
     from jaxcnn.figures.overlays import tinted
 
-    return [tinted(row["image"], row["label_map"], data.class_names) for row in _rows(data, examples, epoch)]
+    return [(tinted(row["image"], row["label_map"], data.class_names), "") for row in _rows(data, examples, epoch)]
 
 
-def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[Tile]":
     """Return images uint8 with their boxes over them, `_BOXES_TILE` pixels a longer side; see `_rows`."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -88,12 +94,14 @@ def _boxes(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.
         draw_boxes(axes, row["boxes"][valid], row["labels"][valid], data.class_names)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        drawn.append(np.asarray(canvas.buffer_rgba())[..., :3])
+        drawn.append((np.asarray(canvas.buffer_rgba())[..., :3], ""))
     return drawn
 
 
-def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list[np.ndarray]":
+def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list[Tile]":
     """Return images uint8 of one batch after host and device have changed them, before they are normalised.
+
+    The caption of a mixed image is its share of the row's own class and that of its neighbour's.
 
     Args:
       epoch: None: as evaluation sees them.
@@ -102,7 +110,7 @@ def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list
     import numpy as np
 
     if epoch is None:
-        return [data.train_readers[0].eval(example)["image"] for example in examples]
+        return [(data.train_readers[0].eval(example)["image"], "") for example in examples]
     rows = [data.train_readers[0].train(epoch, example) for example in examples]
     batch = {
         "image": jnp.asarray(np.stack([row["image"] for row in rows])),
@@ -110,6 +118,10 @@ def _augmented(data: "Dataset", examples: list[int], epoch: int | None) -> "list
         "epoch": jnp.full(len(rows), epoch),
         "example": jnp.asarray(examples),
     }
-    images = np.asarray(data.preprocess(batch, jnp.uint32(data.config.seed))["image"])
-    pixels = 255 * (images * np.asarray(data.std, np.float32) + np.asarray(data.mean, np.float32))
-    return list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    changed = data.preprocess(batch, jnp.uint32(data.config.seed))
+    pixels = 255 * (np.asarray(changed["image"]) * np.asarray(data.std, np.float32) + np.asarray(data.mean, np.float32))
+    captions = [""] * len(rows)
+    if "share" in changed:
+        pairs = zip(np.asarray(changed["share"]).tolist(), np.asarray(changed["other"]).tolist(), strict=True)
+        captions = [f"{share:.0%}, {1 - share:.0%} {class_title(other, data.class_names)}" for share, other in pairs]
+    return list(zip(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), captions, strict=True))

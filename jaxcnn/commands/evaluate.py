@@ -46,7 +46,6 @@ def main(argv: list[str]) -> int:
         wanted = [name for name in _TABLES if getattr(arguments, name)]
         options: dict[str, Any] = {"protocol": arguments.protocol or "", "scales": arguments.scales or ()}
         options["flip"] = arguments.flip
-        options["per_example"] = bool(wanted or arguments.confusion)
         found, rows = [], {name: [] for name in wanted}
         for run in _opened(models, overrides):
             for name in ("detections", "curves"):
@@ -56,7 +55,8 @@ def main(argv: list[str]) -> int:
                 raise UserError(f"--confusion draws classes of images, and {run.source} gives none: leave it out")
             if arguments.reference and not run.task.features:
                 raise UserError(f"{run.source} has no features to compare: set --config.task.features=DIR, of a GAN")
-            evaluation = run.evaluation(**options)
+            pictures = arguments.confusion or (arguments.save and run.task.draws_mistakes)
+            evaluation = run.evaluation(**options, per_example=bool(wanted or pictures))
             if arguments.reference:
                 images = {"data.eval_split": arguments.reference}
                 evaluation = evaluation.against(run.evaluation(images, per_example=False))
@@ -97,7 +97,8 @@ def _parser() -> Parser:
     add("--per-class", metavar="CSV", type=location, help="write a row for each class: examples, correct, accuracy …")
     words = "draw which classes are taken for which, and the worst mistakes"
     add("--confusion", metavar="PNG", type=picture, help=words)
-    add("--save", metavar="PNG", type=picture, help="draw a grid of predictions, beside the truth")
+    words = "draw predictions beside the truth; of classification the most confident mistakes of all classes first"
+    add("--save", metavar="PNG", type=picture, help=words)
     words = "detection: write all boxes in COCO's result format, by the data set's own numbers of images and classes"
     add("--detections", metavar="JSON", type=location, help=words)
     add("--curves", metavar="PNG", type=picture, help="detection: draw the precision-recall curve of each class")
@@ -160,7 +161,10 @@ def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
         if out := getattr(arguments, name):
             save(draw(), out)
             print(f"{name}: {out}", file=sys.stderr)
-    if arguments.save:
+    if arguments.save and run.task.draws_mistakes:
+        save(evaluation.draw_worst(_DRAWN), arguments.save)
+        print(f"predictions: {arguments.save}", file=sys.stderr)
+    elif arguments.save:
         examples = run.examples(_DRAWN)
         images, sizes = examples["image"], examples.get("sizes")
         outputs = run.outputs(images, sizes)

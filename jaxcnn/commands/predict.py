@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--workdir", metavar="DIR", type=place, help="folder of the run")
     parser.add_argument("--checkpoint", metavar="STEP|best|last", help="which one of the run (default: last)")
-    parser.add_argument("--model", metavar="NAME", help="network of --weights, such as resnet50_tv")
+    parser.add_argument("--model", metavar="NAME", help="network of --weights, such as resnet50_tv, if it does not say")
     parser.add_argument("--weights", metavar="FILE", type=location, help="torchvision's .safetensors or .pth, or a run")
     parser.add_argument("--names", metavar="FILE", type=location, help="names of the classes, one a line")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the run's or float32)")
@@ -92,7 +92,7 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
     if workdir and weights:
         raise UserError("--workdir DIR or --weights FILE, not both: which network is to predict?")
     if not workdir and not weights:
-        raise UserError("no network: give --workdir DIR, a run's folder, or --model NAME --weights FILE")
+        raise UserError("no network: give --workdir DIR, a run's folder, or --weights FILE (with --model NAME)")
     if workdir and arguments.model:
         raise UserError("--model NAME goes with --weights FILE: a run's folder knows its network")
     if weights and arguments.checkpoint:
@@ -111,8 +111,6 @@ def _check(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
         _check_masks(arguments.images, arguments.masks)
     if weights and weights.is_dir():
         arguments.workdir, arguments.weights = weights, None
-    elif weights and not arguments.model:
-        raise UserError("--weights FILE needs --model NAME, such as resnet50_tv: the file does not say")
     elif weights and overrides:
         raise UserError(f"--config.{overrides[0][0]} goes with --workdir DIR: --weights FILE has no config")
 
@@ -214,9 +212,21 @@ def _titles(drawn: list[Any]) -> list[str]:
 
 
 def _cards(network: Any, drawn: list[Any]) -> Any:
+    if "top5" in drawn[0].summary:
+        return _top5(network, drawn)
     outputs = {key: _together([prediction.outputs[key] for prediction in drawn]) for key in drawn[0].outputs}
     images = _together([prediction.image for prediction in drawn])
     return network.task.draw(images, outputs, network.input["class_names"], _titles(drawn))
+
+
+def _top5(network: Any, drawn: list[Any]) -> Any:
+    """Draw the whole photographs, and what the network has seen of them."""
+    from jaxcnn.figures.overlays import top5_cards
+    from jaxcnn.training.predicting import whole
+
+    images, boxes = zip(*(whole(network, Path(prediction.name)) for prediction in drawn), strict=True)
+    probabilities = np.stack([prediction.outputs["probabilities"] for prediction in drawn])
+    return top5_cards(images, _titles(drawn), probabilities, network.input["class_names"], boxes)
 
 
 def _together(arrays: list[np.ndarray]) -> Any:

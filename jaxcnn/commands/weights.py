@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
         "wrote, as a folder like a run's"
     )
     command = commands.add_parser("import", help=words, description=words, epilog=OVERRIDES)
-    command.add_argument("--model", metavar="NAME", required=True, help="network of FILE, such as resnet50_tv")
+    words = "network of FILE, such as resnet50_tv; not needed where FILE says so, as one of `weights export` does"
+    command.add_argument("--model", metavar="NAME", help=words)
     command.add_argument("--names", metavar="NAMES", type=location, help="names of the classes, one a line")
     command.add_argument("file", metavar="FILE", type=location, help="safetensors or torch's .pth; tensors only")
     command.add_argument(

@@ -21,40 +21,60 @@ _TINT = 0.6  # share of a class's colour in a pixel
 
 
 def prediction_grid(
-    images: np.ndarray, labels: Sequence[int], probabilities: np.ndarray, names: Sequence[str], out: Path | None = None
+    images: Sequence[np.ndarray] | np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probability: np.ndarray,
+    names: Sequence[str],
+    title: str = "",
+    out: Path | None = None,
 ) -> Figure:
     """Draw images with the class predicted, its probability, and the truth where it is another, six in a row.
 
     Args:
-      labels: true classes (N,).
-      probabilities: (N, classes).
+      images: sizes may differ.
+      labels, predicted: true and predicted classes (N,).
+      probability: of the predicted class (N,).
     """
     columns = min(len(images), 6)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
+    figure = Figure(figsize=(1.6 * columns, 1.9 * rows + 0.3 * bool(title)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
     for axes in np.ravel(figure.subplots(rows, columns, squeeze=False)):
         axes.axis("off")
     for i, (axes, image) in enumerate(zip(figure.axes, images, strict=False)):
         axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=255)
-        guess = int(np.argmax(probabilities[i]))
-        title, wrong = f"{names[guess]} {probabilities[i, guess]:.0%}", guess != labels[i]
-        title += f"\nis {names[labels[i]]}" if wrong else ""
-        axes.set_title(title, fontsize=8, color=_WRONG if wrong else _RIGHT)
+        wrong = predicted[i] != labels[i]
+        words = f"{shorten(names[int(predicted[i])], 18)} {probability[i]:.0%}"
+        words += f"\nis {shorten(names[int(labels[i])], 20)}" if wrong else ""
+        axes.set_title(words, fontsize=8, color=_WRONG if wrong else _RIGHT, parse_math=False)
     return _written(figure, out)
 
 
 def top5_cards(
-    images: np.ndarray, titles: Sequence[str], probabilities: np.ndarray, names: Sequence[str], out: Path | None = None
+    images: Sequence[np.ndarray] | np.ndarray,
+    titles: Sequence[str],
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    seen: Sequence[tuple[float, float, float, float]] = (),
+    out: Path | None = None,
 ) -> Figure:
     """Draw each image under its title, and under it the five likeliest classes with bars of their probabilities.
 
     Args:
+      images: sizes may differ.
       probabilities: (N, classes).
+      seen: of each image top, left, height and width of the part that the network was given, in pixels: it has a frame,
+        and the rest of the image is pale.
     """
     side, row, gap = 2.4, 0.23, 0.15  # inches
-    sheet = _Sheet(len(images), side + 2 * gap, side + 5 * row + 3 * gap)
+    height = _card_height(images, side)
+    sheet = _Sheet(len(images), side + 2 * gap, height + 5 * row + 3 * gap)
     for i, image in enumerate(images):
-        show(sheet.axes(i, gap, 5 * row + gap, side, side), image, titles[i])
+        photo = sheet.axes(i, gap, 5 * row + gap, side, height)
+        show(photo, image, titles[i])
+        if seen:
+            _fade_around(photo, image, seen[i])
         bars = sheet.axes(i, gap, gap / 2, side, 5 * row)
         bars.set(xlim=(0, 1), ylim=(4.5, -0.5))
         top = np.argsort(-probabilities[i], kind="stable")[:5]
@@ -63,6 +83,20 @@ def top5_cards(
             bars.text(0.01, rank, shorten(names[int(c)], 30), va="center", fontsize=7.5, parse_math=False)
             bars.text(0.99, rank, f"{probabilities[i, c]:.1%}", va="center", ha="right", fontsize=7.5)
     return _written(sheet.figure, out)
+
+
+def _fade_around(axes: Axes, image: np.ndarray, part: tuple[float, float, float, float]) -> None:
+    """Fade the image in `axes` outside of a part (top, left, height, width), and frame the part if it is not all."""
+    rows, columns = image.shape[:2]
+    top, left = max(0, round(part[0])), max(0, round(part[1]))
+    bottom, right = min(rows, round(part[0] + part[2])), min(columns, round(part[1] + part[3]))
+    if (top, left, bottom, right) == (0, 0, rows, columns):
+        return
+    veil = np.full((rows, columns, 4), (255, 255, 255, 140), np.uint8)
+    veil[top:bottom, left:right, 3] = 0
+    axes.imshow(veil)
+    frame = {"fill": False, "edgecolor": _RIGHT, "linewidth": 1.2}
+    axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
 
 
 def heat_cards(

@@ -296,7 +296,7 @@ class Task:
 
     @property
     def draws_mistakes(self) -> bool:
-        """Return whether the task has a picture of mistakes."""
+        """Return whether the task has pictures of mistakes: this one and `draw_worst`."""
         return type(self).draw_mistakes is not Task.draw_mistakes
 
     def draw_mistakes(
@@ -308,6 +308,20 @@ class Task:
           images_of: (examples) -> their images, uint8 (H, W, C), as the network is given them.
         """
         raise self._lacks("picture of mistakes: leave --confusion out")
+
+    def draw_worst(
+        self,
+        rows: Rows,
+        names: Sequence[str],
+        images_of: Callable[[Sequence[int]], Sequence[np.ndarray]],
+        count: int,
+    ) -> Any:
+        """Return a matplotlib figure of `count` examples with what was predicted, the worst mistakes first.
+
+        Args:
+          images_of: as of `draw_mistakes`.
+        """
+        raise self._lacks("picture of mistakes: leave --save out")
 
     def _lacks(self, what: str) -> UserError:
         return UserError(f"task {type(self).__name__} has no {what}")

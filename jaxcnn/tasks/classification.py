@@ -114,8 +114,7 @@ class Classification(Task):
 
         matrix = np.zeros((len(names), len(names)), np.int64)
         np.add.at(matrix, (rows["label"], rows["predicted"]), 1)
-        wrong = np.flatnonzero(~rows["correct"])
-        worst = wrong[np.argsort(-rows["probability"][wrong], kind="stable")][:MISTAKES]
+        worst = _worst_first(rows)[: min(MISTAKES, int(np.sum(~rows["correct"])))]
         examples = rows["example"][worst].tolist()
         label, predicted = rows["label"].tolist(), rows["predicted"].tolist()
         captions = [
@@ -123,6 +122,23 @@ class Classification(Task):
             for i, example in zip(worst, examples, strict=True)
         ]
         return confusion(matrix, names, images_of(examples), captions)
+
+    def draw_worst(
+        self,
+        rows: Rows,
+        names: Sequence[str],
+        images_of: Callable[[Sequence[int]], Sequence[np.ndarray]],
+        count: int,
+    ) -> Any:
+        """Return a figure of the wrong predictions with the highest probability, then of the doubtful right ones."""
+        from jaxcnn.figures.overlays import prediction_grid
+
+        worst, wrong, total = _worst_first(rows)[:count], int(np.sum(~rows["correct"])), len(rows["correct"])
+        found = [rows[name][worst] for name in ("label", "predicted", "probability")]
+        shown = f"{wrong:,} of {total:,} are wrong: "
+        shown += "those of the highest probability" if wrong >= count else "all of them"
+        shown += f", and the {len(worst) - wrong:,} least certain of the others" if wrong < len(worst) else ""
+        return prediction_grid(images_of(rows["example"][worst].tolist()), *found, names, shown)
 
     def of_crop(self, outputs: dict[str, Any]) -> jax.Array:
         """Return the log-probabilities (N, classes) of one crop an image."""
@@ -161,7 +177,8 @@ class Classification(Task):
         from jaxcnn.figures.overlays import prediction_grid, top5_cards
 
         if targets:
-            return prediction_grid(images, targets["label"].tolist(), predictions["probabilities"], names)
+            found = predictions["probabilities"]
+            return prediction_grid(images, targets["label"], found.argmax(-1), found.max(-1), names)
         return top5_cards(images, titles or [""] * len(images), predictions["probabilities"], names)
 
 
@@ -172,6 +189,11 @@ def _above(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     score = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     return jnp.sum(~(logits <= score), axis=-1)
+
+
+def _worst_first(rows: Rows) -> np.ndarray:
+    """Return the places of all rows: wrong ones by falling probability, then right ones by rising probability."""
+    return np.argsort(np.where(rows["correct"], rows["probability"], -1 - rows["probability"]), kind="stable")
 
 
 def _shares(parts: Sequence[int], totals: Sequence[int]) -> list[float | str]:

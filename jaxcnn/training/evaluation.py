@@ -161,6 +161,10 @@ class Evaluation:
         """Return a figure of which classes are taken for which, with the worst mistakes."""
         return self.task.draw_mistakes(self.rows, self.names, self._images)
 
+    def draw_worst(self, count: int) -> Any:
+        """Return a figure of `count` examples with what was predicted, the worst mistakes of all classes first."""
+        return self.task.draw_worst(self.rows, self.names, self._images, count)
+
     def _images(self, examples: Sequence[int]) -> list[np.ndarray]:
         """Return images as the network is given them, uint8 (H, W, C), each of its bucket's size."""
         readers = self.data.eval_readers

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
-from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
+from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, center, read_all, resize, size_of
+from jaxcnn.locations import location
 from jaxcnn.safe_files import read_bytes
 
 
@@ -57,6 +58,25 @@ def _scaled(network: Any, size: tuple[int, int]) -> tuple[int, int]:
     return scaled(size, network.input["min_size"], network.input.get("max_size", 0))
 
 
+def whole(network: Any, file: Path) -> tuple[np.ndarray, Box]:
+    """Return all of an image, uint8 (H, W, C), and the part of it that `TrainedModel.predict` shows the network.
+
+    The part reaches beyond the image where the network is given a frame of padding.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    height, width, channels = network.input["image_shape"]
+    pixels = read_all(file, channels)
+    rows, columns = pixels.shape[:2]
+    if resize := network.input.get("resize"):
+        return pixels, center((rows, columns), (height, width), resize).box
+    # Without a frame it is the largest centred part of the right aspect.
+    scale = min(rows / height, columns / width)
+    part = height * scale, width * scale
+    return pixels, Box((rows - part[0]) / 2, (columns - part[1]) / 2, *part)
+
+
 def _size(image: Any) -> tuple[int, int] | None:
     """Return (height, width) of a file or an array; None where it cannot be read."""
     try:
@@ -70,7 +90,7 @@ def _read(image: Any, index: int, channels: int) -> Prediction:
     is_path = isinstance(image, str | Path)
     name = str(image) if is_path else f"image {index}"
     try:
-        return Prediction(read_all(Path(image) if is_path else np.asarray(image), channels), name=name)
+        return Prediction(read_all(location(image, "image") if is_path else np.asarray(image), channels), name=name)
     except UserError as error:
         return Prediction(name=name, error=str(error))
 

@@ -30,8 +30,8 @@ from jaxcnn.data.images.test_crops import make_views, plan, view_batches
 from jaxcnn.data.prepare import cifar
 from jaxcnn.data.sources import coco, voc_segmentation
 from jaxcnn.data.sources.imagenet import class_names
-from jaxcnn.locations import Address, place
-from jaxcnn.models import list_models
+from jaxcnn.locations import Address, location, place
+from jaxcnn.models import create_model, list_models
 from jaxcnn.models.grad_cam import grad_cam
 from jaxcnn.safe_files import shown
 from jaxcnn.tasks import create_task
@@ -50,7 +50,16 @@ from jaxcnn.training.program import Program, build_program, compiler_options
 from jaxcnn.training.sharding import make_mesh, on_all, replicated
 from jaxcnn.training.state import init_variables, shapes_of
 from jaxcnn.training.train import network_of
-from jaxcnn.weights.files import check_finite, checked_input, exported, from_paths, read_state_dict, some, to_paths
+from jaxcnn.weights.files import (
+    check_finite,
+    checked_input,
+    exported,
+    from_paths,
+    network_of_file,
+    read_state_dict,
+    some,
+    to_paths,
+)
 from jaxcnn.weights.torchvision import (
     CIFAR_NAMES,
     DETECTION_NAMES,
@@ -93,18 +102,20 @@ class TrainedModel:
     averaged: tuple[int, ...] = ()
 
     @classmethod
-    def from_weights(cls, name: str, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
+    def from_weights(cls, name: str | None, file: str | Path, overrides: Overrides = ()) -> "TrainedModel":
         """Read the weights of network `name`, torchvision's or those that `jaxcnn weights export` wrote.
 
         Args:
+          name: None: as the file says, which `jaxcnn weights export` has written there.
           file: .safetensors or torch's .pth; nothing in it is executed.
           overrides: of the config, such as {"dtype": "bfloat16"}; by default the file's own, or ImageNet's in float32.
 
         Raises:
-          UserError: the file cannot be read, does not fit the network, or has values that are not finite.
+          UserError: the file cannot be read, does not say or fit the network, or has values that are not finite.
         """
-        file = Path(file)
+        file = location(file, "weights")
         arrays = read_state_dict(file)
+        name = network_of_file(file, name)
         if not any(key.startswith("params/") for key in arrays):  # Our own names have a slash, torch's have none.
             arrays, left = find_network(name, arrays)
             if left:
@@ -119,6 +130,27 @@ class TrainedModel:
         variables = from_paths(jax.eval_shape(lambda: init_variables(model, 0, given["image_shape"])), arrays)
         check_finite(variables)  # XLA's ReLU on a CPU takes a NaN for 0: the output would not show it.
         return cls(model, variables, config, 0, given, make_mesh(config.mesh.data, config.mesh.model), str(file))
+
+    @classmethod
+    def untrained(cls, name: str, overrides: Overrides = ()) -> "TrainedModel":
+        """Make network `name` with random weights, of images as its published weights expect them: to time it, say.
+
+        Args:
+          overrides: of the config, such as {"dtype": "bfloat16", "data.image_size": 64}.
+
+        Raises:
+          UserError: there is no such network, or it does not take such images.
+        """
+        classes, own = 10 if name in CIFAR_NAMES else 1000, getattr(create_model(name), "task", "classification")
+        if own in ("segmentation", "detection"):
+            classes = 21 if own == "segmentation" else 91
+        values, given = _published(name, classes)
+        config = base_config(own)
+        _override(config, values | {"task.name": own} | dict(overrides))
+        given = _overridden(given, config, overrides)
+        model = network_of(config, classes, given["image_shape"])
+        variables = jax.jit(lambda: init_variables(model, 0, given["image_shape"]))()
+        return cls(model, variables, config, 0, given, make_mesh(config.mesh.data, config.mesh.model), f"random {name}")
 
     def normalize(self, images: Any) -> jax.Array:
         """Return uint8 images (N, H, W, C) of the network's size as the module takes them, float32."""
@@ -252,10 +284,10 @@ class TrainedModel:
         shape = tuple(self.input["image_shape"])
         is_path = isinstance(image, str | Path)
         name = str(image) if is_path else f"image {index}"
-        image = Path(image) if is_path else np.asarray(image)
-        if not is_path and image.shape == shape and image.dtype == np.uint8:
-            return Prediction(image, name=name)
         try:
+            image = location(image, "image") if is_path else np.asarray(image)
+            if not is_path and image.shape == shape and image.dtype == np.uint8:
+                return Prediction(image, name=name)
             return Prediction(read_image(image, shape, self.input.get("resize")), name=name)
         except UserError as error:
             return Prediction(name=name, error=str(error))
@@ -481,25 +513,31 @@ def _config_of_weights(file: Path, name: str, classes: int, overrides: dict[str,
 
     Else those of the published weights: the size, statistics and names of ImageNet, CIFAR-10 or VOC.
     """
-    values, given = exported(file, name, classes)
+    values, given = exported(file, classes)
     if not values:
-        task, data, known = "classification", "tfds:imagenet2012", class_names()
-        if name in CIFAR_NAMES:
-            data, known = "tfds:cifar10", cifar.CLASSES
-        if name in SEGMENTATION_NAMES:
-            task, data, known = "segmentation", "voc_segmentation:VOCdevkit", voc_segmentation.CLASSES
-        if name in DETECTION_NAMES:
-            task, data, known = "detection", "coco:data/coco", coco.class_names(classes)
-        given = input_of(name, known if len(known) == classes else tuple(map(str, range(classes))))
-        sides = {f"data.{key}": given[key] for key in ("min_size", "max_size") if key in given}
-        size = sides or {"data.image_size": given["image_shape"][:2]}
-        values = {
-            "task.name": task, "model.name": name, "dtype": "float32", "steps": 1, "data.name": data, **size,
-            "data.mean": given["mean"], "data.std": given["std"],
-        }  # fmt: skip
+        values, given = _published(name, classes)
     config = base_config(values.get("task.name", "classification"))
     _override(config, values | overrides)
     return config, _overridden(given, config, overrides)
+
+
+def _published(name: str, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys of a config and the "input" that go with a network's published weights."""
+    task, data, known = "classification", "tfds:imagenet2012", class_names()
+    if name in CIFAR_NAMES:
+        data, known = "tfds:cifar10", cifar.CLASSES
+    if name in SEGMENTATION_NAMES:
+        task, data, known = "segmentation", "voc_segmentation:VOCdevkit", voc_segmentation.CLASSES
+    if name in DETECTION_NAMES:
+        task, data, known = "detection", "coco:data/coco", coco.class_names(classes)
+    given = input_of(name, known if len(known) == classes else tuple(map(str, range(classes))))
+    sides = {f"data.{key}": given[key] for key in ("min_size", "max_size") if key in given}
+    size = sides or {"data.image_size": given["image_shape"][:2]}
+    values = {
+        "task.name": task, "model.name": name, "dtype": "float32", "steps": 1, "data.name": data, **size,
+        "data.mean": given["mean"], "data.std": given["std"],
+    }  # fmt: skip
+    return values, given
 
 
 def _overridden(given: dict[str, Any], config: Config, overrides: Overrides) -> dict[str, Any]:

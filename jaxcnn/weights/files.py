@@ -303,31 +303,65 @@ def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
     return given | {"class_names": [printable(name) for name in names]}
 
 
-def exported(file: Path, name: str, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def network_of_file(file: Path, name: str | None) -> str:
+    """Return the name of the network whose weights a file holds: the one in its metadata, else `name`.
+
+    Raises:
+      UserError: the file is another network's, or nothing says whose it is. A module that the file alone names is not
+        imported: that would execute it.
+    """
+    _, about = _exported(file)
+    theirs = about.get("model.name")
+    if not theirs:
+        if not name:
+            raise UserError(f"{file} does not say whose weights it has: give --model NAME, such as resnet50_tv")
+        return name
+    # A module that Python was given is recorded by its class alone.
+    if name and theirs not in (name, name.rpartition(":")[2]):
+        raise UserError(f"{file} says that it holds {shown(theirs)}, not {name}: give --model {shown(theirs)}, or none")
+    if not name and ":" in theirs:
+        raise UserError(f"{file} is of the module {shown(theirs)}, which is executed only if you name it: give --model")
+    return name or theirs
+
+
+def exported(file: Path, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the config and the "input" that `jaxcnn weights export` wrote into `file`; ({}, {}) of any other file.
 
     Args:
-      name, classes: of the network.
+      classes: how many the network has.
 
     Raises:
-      UserError: the file is another network's, or what was written into it is damaged.
+      UserError: what was written into it is damaged.
     """
+    given, config = _exported(file)
+    if not config:
+        return {}, {}
+    try:
+        return config, checked_input(given, classes)
+    except (ValueError, TypeError) as error:
+        raise _damaged(file) from error
+
+
+def _exported(file: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the "input" and the config, unchecked, that a file's metadata holds; (None, {}) of any other file."""
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             about = opened.metadata() or {}
     except safetensors.SafetensorError:  # torch's
-        return {}, {}
+        return None, {}
     if not {"config", "input"} <= about.keys():
-        return {}, {}
+        return None, {}
     try:
-        given, config = checked_input(parse_json(about["input"]), classes), parse_json(about["config"])
-        theirs = config["model.name"]
+        given, config = parse_json(about["input"]), parse_json(about["config"])
+        if not isinstance(config["model.name"], str):
+            raise ValueError
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the weights {file}: its metadata is damaged; export them again") from error
-    # A module that Python was given is recorded by its class alone.
-    if name != theirs and name.rpartition(":")[2] != theirs:
-        raise UserError(f"{file} holds {shown(theirs)}, not {name}: give --model {shown(theirs)}")
-    return config, given
+        raise _damaged(file) from error
+    return given, config
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(f"cannot read the weights {file}: its metadata is damaged; export them again")
 
 
 def read_names(path: Path, classes: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ The port is akamaster/pytorch_resnet_cifar10. Its shortcut A pads zero channels 
 gets, ours on one: the same network with its channels in another order.
 """
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -115,9 +116,10 @@ def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
 def _modules(name: str) -> list[tuple[str, str]]:
     """Return (our module, torch's) in the order of torch's state dict; this network may lack some."""
     if name not in _NAMED:
-        theirs = (
-            f"torchvision's {name} is our {name}_tv" if f"{name}_tv" in NAMES else f"take one of {', '.join(_NAMED)}"
-        )
+        near = difflib.get_close_matches(name, _NAMED, n=4, cutoff=0.5)
+        theirs = f"the nearest that are: {', '.join(near)}" if near else "`jaxcnn models` lists all networks"
+        if f"{name}_tv" in NAMES:
+            theirs = f"torchvision's {name} is our {name}_tv"
         raise UserError(f"PyTorch's weights are not read for '{name}': {theirs}")
     return modules_of(name)
 

@@ -20,6 +20,7 @@ from jaxcnn import cli, models
 from jaxcnn.commands import bench as command
 from jaxcnn.data import usable_cores
 from jaxcnn.training import loop, profile, throughput
+from jaxcnn.training.trained import TrainedModel
 
 EXPERIMENT = experiment_text(steps=9, global_batch_size=32, data__augment="pad_crop", optimizer__schedule="constant")
 THROUGHPUT = Path(__file__).parents[2] / "experiments" / "throughput"
@@ -180,3 +181,48 @@ def test_the_throughput_study_measures_our_pipeline():
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     row = next(line for line in done.stdout.splitlines() if line.startswith("| jaxcnn |"))
     assert re.fullmatch(r"\| jaxcnn \| \d+ \| \d+ … \d+ \| \d+ \| 1\.00 \(1\.00 … 1\.00\) \|", row)
+
+
+def infer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main(["bench", "--infer", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inference_needs_no_config_and_its_numbers_are_those_of_the_calls(capsys):
+    words = ["--model", "resnet20", "--batches", "1,3", "--steps", "4", "--warmup", "1"]
+    result = infer(capsys, *words, "--config.dtype=float32")
+    assert (result["model"], result["image_shape"], result["dtype"]) == ("resnet20", [32, 32, 3], "float32")
+    assert [row["batch"] for row in result["batches"]] == [1, 3]
+    for row in result["batches"]:
+        assert len(row["ms"]) == 4
+        assert row["images_per_sec"] == pytest.approx(1e3 * row["batch"] * 4 / sum(row["ms"]))
+        assert (row["p50_ms"], row["p99_ms"]) == (sorted(row["ms"])[1], max(row["ms"]))
+    assert cli.main(["bench", "--infer", *words]) == 0
+    first, head, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("resnet20, float32, images of 32×32×3, on one ")
+    assert head.split() == ["batch", "images/s", "p50", "ms", "p99", "ms"]
+
+
+def test_inference_times_what_predict_runs(capsys, monkeypatch):
+    seen = []
+    outputs = TrainedModel.outputs
+    monkeypatch.setattr(TrainedModel, "outputs", lambda *a: seen.append(a[1].shape) or outputs(*a))
+    infer(
+        capsys, "--model", "resnet20", "--batches", "2", "--steps", "2", "--warmup", "1", "--config.data.image_size=16"
+    )
+    assert seen == [(2, 16, 16, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--infer"], "--model is required"),
+        (["--model", "resnet20"], "go with --infer"),
+        (["--infer", "--model", "resnet2O"], "resnet20"),
+        (["--infer", "--model", "resnet20", "--batches", "0"], "1 or more"),
+        (["--infer", "--model", "resnet20", "--profile", "x"], "--profile"),
+    ],
+)
+def test_what_inference_refuses(arguments, words, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err

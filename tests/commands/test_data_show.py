@@ -1,5 +1,6 @@
 """`jaxcnn data show`: what is on the sheet, and what is refused."""
 
+import re
 from typing import Any
 from unittest import mock
 
@@ -9,8 +10,10 @@ from PIL import Image
 from tiny_experiment import experiment_text
 
 from jaxcnn import cli, models
+from jaxcnn.commands import data_show
+from jaxcnn.commands.data_common import contact_sheet
 
-TILE = 112 + 4
+TILE, HEAD = 112 + 4, 22
 
 
 def sheet(tmp_path, *arguments) -> tuple[int, Any]:
@@ -24,13 +27,13 @@ def sheet(tmp_path, *arguments) -> tuple[int, Any]:
 
 def tile(pixels, row, column):
     left = pixels.shape[1] - 4 * TILE
-    return pixels[row * TILE + 2 : row * TILE + 114, left + column * TILE : left + column * TILE + 112]
+    return pixels[HEAD + row * TILE + 2 : HEAD + row * TILE + 114, left + column * TILE : left + column * TILE + 112]
 
 
 def test_without_augmentation_every_column_is_the_image(tmp_path, capsys):
     code, pixels = sheet(tmp_path, "--config.data.augment=none")
     assert code == 0
-    assert pixels.shape[0] == 4 * TILE
+    assert pixels.shape[0] == HEAD + 4 * TILE
     for row in range(4):
         # Training crops are resized by another interpolation, which fixed sizes do not need.
         assert all(np.abs(tile(pixels, row, 0) - tile(pixels, row, column)).max() <= 1 for column in (1, 2, 3))
@@ -60,3 +63,21 @@ def test_augmentation_on_host_and_device_is_seen_and_differs_by_epoch(tmp_path, 
 def test_refusals(tmp_path, capsys, arguments, words):
     assert sheet(tmp_path, *arguments)[0] == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("augment", ["mixup(1)", "cutmix(1)", "flip"])
+def test_columns_have_heads_and_mixed_images_the_shares_of_both_classes(tmp_path, augment, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(data_show, "contact_sheet", lambda *sheet: drawn.append(sheet) or contact_sheet(*sheet))
+    code, _ = sheet(tmp_path, f"--config.data.augment={augment}")
+    rows, _, heads, captions = drawn[0]
+    assert (code, heads) == (0, ["evaluation", "epoch 1", "epoch 2", "epoch 3"])
+    assert all(row[0] == "" for row in captions)  # as evaluation sees them they are whole
+    for row, of_row in enumerate(captions):
+        for caption in of_row[1:]:
+            if augment == "flip":
+                assert caption == ""
+                continue
+            own, other, neighbour = re.fullmatch(r"(\d+)%, (\d+)% (.+)", caption).groups()
+            assert abs(int(own) + int(other) - 100) <= 1
+            assert neighbour == rows[row ^ 1][0]  # rows 2k and 2k + 1 are mixed with each other

@@ -1,5 +1,6 @@
 """`jaxcnn evaluate`: all examples, the checkpoint asked for, the same scores however they are computed."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +115,20 @@ def test_it_reads_beside_a_trainer_and_changes_no_file(workdir, evaluate):
     assert files() == before
 
 
-def test_predictions_are_drawn(evaluate, tmp_path):
-    evaluate("--save", str(tmp_path / "grid.png"))
-    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+def test_the_most_confident_mistakes_of_all_classes_are_drawn_first(evaluate, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("jaxcnn.commands.evaluate.save", lambda figure, out: drawn.append(figure))
+    evaluate("--save", str(tmp_path / "grid.png"), "--predictions", str(tmp_path / "all.csv"))
+    with (tmp_path / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wrong = sorted((row for row in rows if row["correct"] == "0"), key=lambda row: -float(row["probability"]))
+    right = sorted((row for row in rows if row["correct"] == "1"), key=lambda row: float(row["probability"]))
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert len(titles) == 36
+    for title, row in zip(titles, wrong + right, strict=False):
+        truth = f"\nis {row['class']}" if row["correct"] == "0" else ""
+        assert title == f"{row['predicted']} {float(row['probability']):.0%}{truth}"
+    assert f"{len(wrong):,} of {len(rows):,} are wrong" in drawn[0].get_suptitle()
 
 
 @pytest.mark.parametrize("name", ["nonsense", "11", "Best", "-1"])

@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxcnn.data.images.decode import read_image
 from jaxcnn.data.sources import make_source
 from jaxcnn.models import create_model
 from jaxcnn.training import trained
+from jaxcnn.training.predicting import whole
 from jaxcnn.training.sharding import make_mesh
 from jaxcnn.training.trained import TrainedModel
 from jaxcnn.weights.files import read_names, write_safetensors
@@ -110,6 +112,20 @@ def test_it_draws_what_it_says(workdir, digit, tmp_path, capsys):
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
+@pytest.mark.parametrize("resize", [None, 12])
+@pytest.mark.parametrize("size", [(40, 20), (13, 30), (16, 16)])
+def test_the_part_that_is_framed_is_what_the_network_sees(resize, size, tmp_path):
+    ramp = np.add.outer(3.0 * np.arange(size[0]), 2.0 * np.arange(size[1])) + 20  # a plane: resizing keeps its means
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "ramp.png")
+    network = SimpleNamespace(input={"image_shape": (8, 8, 1)} | ({"resize": resize} if resize else {}))
+    pixels, (top, left, height, width) = whole(network, tmp_path / "ramp.png")
+    given = read_image(tmp_path / "ramp.png", (8, 8, 1), resize)
+    assert pixels.shape == (*size, 1)
+    centre = 20 + 3 * (top + height / 2 - 0.5) + 2 * (left + width / 2 - 0.5)
+    assert given.mean() == pytest.approx(centre, abs=6)
+    assert height / width == pytest.approx(1, rel=0.05)  # the resized image has whole pixels
+
+
 def test_many_images_are_drawn_as_a_square_not_as_a_row(workdir, digit, tmp_path, capsys):
     out = tmp_path / "many.png"
     assert cli.main(["predict", "--workdir", str(workdir), "--save", str(out), *(digit(i) for i in range(70))]) == 0
@@ -194,7 +210,7 @@ def test_a_run_may_ask_for_torchvisions_preprocessing(tmp_path):
         ("", "no network: give --workdir DIR"),
         ("--workdir RUN --weights FILE --model resnet18", "not both"),
         ("--workdir RUN --model resnet18", "--model NAME goes with --weights"),
-        ("--weights FILE", "--weights FILE needs --model NAME"),
+        ("--weights FILE", "cannot read the weights"),
         ("--weights FILE --model resnet18 --checkpoint 3", "--checkpoint goes with --workdir"),
         ("--weights FILE --model resnet18 --config.seed=3", "--config.seed goes with --workdir"),
         ("--weights FILE --model resnet18", "cannot read the weights"),

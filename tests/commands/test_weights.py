@@ -15,7 +15,7 @@ import sklearn.datasets
 from jaxcnn import cli
 from jaxcnn.models import create_model
 from jaxcnn.training.trained import open_run
-from jaxcnn.weights.files import exported, read_state_dict, to_paths, write_safetensors
+from jaxcnn.weights.files import exported, network_of_file, read_state_dict, to_paths, write_safetensors
 from jaxcnn.weights.torchvision import to_state_dict
 
 PHOTO = str(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg")
@@ -168,11 +168,34 @@ def test_what_an_exported_file_knows_is_not_ignored(workdir, tmp_path, refused):
     assert cli.main(["weights", "export", str(workdir), str(file)]) == 0
     line = refused("predict", "--model", "tiny2", "--weights", file, PHOTO)
     assert "holds tiny, not tiny2" in line
-    assert exported(file, "module:tiny", 10)[1]["class_names"] == [str(digit) for digit in range(10)]
+    assert "says that it holds tiny" in refused("weights", "import", "--model", "resnet2000", file, tmp_path / "out")
+    assert network_of_file(file, "module:tiny") == "module:tiny"
+    assert exported(file, 10)[1]["class_names"] == [str(digit) for digit in range(10)]
     with safetensors.safe_open(file, "numpy") as opened:
         about = opened.metadata() | {"input": "{}"}
     write_safetensors(damaged, read_state_dict(file), about)
     assert "metadata" in refused("predict", "--model", "tiny", "--weights", damaged, PHOTO)
+
+
+def test_an_exported_file_names_its_network_but_no_module_to_execute(workdir, tmp_path, refused, capsys):
+    file, other = tmp_path / "tiny.safetensors", tmp_path / "module.safetensors"
+    assert cli.main(["weights", "export", str(workdir), str(file)]) == 0
+    assert cli.main(["weights", "import", str(file), str(tmp_path / "out")]) == 0
+    assert "(tiny, " in capsys.readouterr().out
+    assert cli.main(["predict", "--weights", str(file), PHOTO]) == 0
+    with safetensors.safe_open(file, "numpy") as opened:
+        about = opened.metadata()
+    config = json.loads(about["config"]) | {"model.name": "evil:Net"}
+    write_safetensors(other, read_state_dict(file), about | {"config": json.dumps(config)})
+    (tmp_path / "evil.py").write_text("raise SystemExit(7)")
+    assert "evil:Net" in refused("predict", "--weights", other, PHOTO)
+
+
+def test_a_file_that_does_not_name_its_network_needs_a_name_that_is_one(published, tmp_path, refused):
+    assert "does not say" in refused("predict", "--weights", published, PHOTO)
+    line = refused("weights", "import", "--model", "resnet19", published, tmp_path / "out")
+    assert "resnet18" in line
+    assert len(line) < 300  # the nearest names, not all of them
 
 
 def test_lightnings_checkpoint_is_imported_and_what_is_beside_the_network_said(state, imported, tmp_path, capsys):

@@ -12,6 +12,7 @@ from jaxcnn.figures.overlays import (
     precision_recall,
     show,
     tinted,
+    top5_cards,
 )
 
 
@@ -44,6 +45,18 @@ def test_cards_have_a_picture_for_each_map_and_a_legend_of_the_classes_seen(tmp_
     assert [axes.get_title() for axes in figure.axes] == ["a", "truth", "prediction", "b", "truth", "prediction"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["s_$1$", "dog"]
     assert (tmp_path / "x").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_photograph_is_pale_outside_of_the_part_that_is_seen():
+    photo, probabilities = np.zeros((20, 40, 3), np.uint8), np.array([[0.1, 0.9], [0.5, 0.5]])
+    figure = top5_cards(
+        [photo, photo], ["a", "b"], probabilities, ["cat", "dog"], [(2.4, 9.8, 15, 20), (-3, -3, 30, 50)]
+    )
+    cropped, _, all_of_it, _ = figure.axes
+    veil = np.asarray(cropped.images[1].get_array())[..., 3] > 0
+    rows, columns = np.nonzero(~veil)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 16, 10, 29)
+    assert len(all_of_it.images) == 1
 
 
 def test_the_edges_of_a_box_are_drawn_where_they_lie_in_the_image():

@@ -134,7 +134,7 @@ def test_weights(folder, kind, data):
     file = seeds.write(folder / "weights", data.draw(damaged(WEIGHTS[kind])))
     arrays = value_of(lambda: read_state_dict(file)) or {}
     assert sum(array.nbytes for array in arrays.values()) <= 16 * file.stat().st_size
-    value_of(lambda: exported(file, "resnet20", 2))
+    value_of(lambda: exported(file, 2))
 
 
 @fuzz

@@ -365,6 +365,10 @@ def _hint(name: str) -> str:
     """Return what may have been meant by a name that is none."""
     from jaxcnn.data.sources.tfds import STATISTICS
 
+    if is_address(name) and "://" in name:
+        return f"images on an object store are folder:{name}"
+    if "://" in name:
+        location(name, "data set")  # which refuses a web address
     kind, _, rest = name.partition(":")
     alone = {key: not k.form.startswith(f"{key}:") for key, k in KINDS.items()}  # whether the kind is a name by itself
     known = {n: f"tfds:{n}" for n in STATISTICS}

@@ -5,6 +5,7 @@ the address of an object store, of which every image is read when it is needed.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
     *(".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"),
 )  # in any case
+_SPLITS = ("train", "val", "test", "validation")  # as folders of them are called
 _NOT_OURS = ("__MACOSX",)  # macOS puts it into archives, with a file of its own for each of ours
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
@@ -68,13 +70,40 @@ def labelled_splits(name: str, data_dir: str = "") -> list[str]:
     """
     root = _root(name)
     if not _is_dir(root):
+        _refuse_slice(name)
         raise UserError(
             f"{name}: there is no folder {root}{missing(name)}: write folder:DIR, where DIR holds train/CLASS/…"
         )
     splits = [name for name, folder in sorted(_folders(root).items()) if _is_split(root / folder)]
+    if "train" not in splits and (meant := _meant(root)):
+        raise UserError(f"{root} has no train/CLASS folders, but {meant} has: write folder:{meant}")
+    if not splits and _is_split(root):  # CLASS/IMAGE, without the folder of a split
+        raise UserError(
+            f"{root} has folders of classes, but none of a split: move them into {root / 'train'}; to evaluate on a "
+            "part of them, set config.data.train_split=train[:80%] and config.data.eval_split=train[80%:]"
+        )
     if not splits:
         raise UserError(f"{root} has no train/CLASS folders: images must lie in {root}/train/CLASS and …/val/CLASS")
     return splits
+
+
+def _refuse_slice(name: str) -> None:
+    """Raise a UserError where a slice stands behind the folder, and not behind a split: `folder:DIR[:80%]`."""
+    if match := re.fullmatch(r"(.*[^/\[])/*\[(-?\d*%?):(-?\d*%?)\]", name):
+        folder, low, high = match.groups()
+        above, _, split = folder.rpartition("/")
+        rest = f"[{high}:]" if high and not low else f"[:{low}]" if low and not high else "[90%:]"
+        raise UserError(
+            f"{name}: a slice is of a split, not of a folder: write {above if split in _SPLITS and above else folder}, "
+            f"with config.data.train_split=train[{low}:{high}] and config.data.eval_split=train{rest}"
+        )
+
+
+def _meant(root: Path | Address) -> Path | Address | None:
+    """Return the folder with train/CLASS that `root` is a split or a class of, or that is in `root`."""
+    above = [folder.parent for folder in (root, root.parent) if folder.name in _SPLITS]
+    places = (*above, *(root / name for name in _folders(root).values()))
+    return next((place for place in places if _is_dir(place / "train") and _is_split(place / "train")), None)
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import BadExample, eval_split, imagenet, make_source, split_sizes
+from jaxcnn.data.sources import BadExample, eval_split, imagenet, labelled_splits, make_source, split_sizes
 
 
 @pytest.fixture
@@ -157,6 +158,30 @@ def test_a_relative_folder_read_from_elsewhere_says_so(write_folder, tmp_path, m
     monkeypatch.chdir("/")
     with pytest.raises(UserError, match=r"config\.data\.name"):
         make_source("folder:data")
+
+
+@pytest.mark.parametrize("below", ["train", "train/b", "..", "../other: train"])
+def test_a_folder_one_level_off_is_told_which_one_is_meant(below, write_folder, tmp_path):
+    name = write_folder("train/a/0.png", "train/b/1.png", "val/a/2.png", folder="own/photos")
+    write_folder("a/0.png", folder="own/other: train")
+    wrong = name.removesuffix("/photos") if below.startswith("..") else f"{name}/{below}"
+    if "other" in below:  # classes alone: no folder of this form is near
+        wrong, meant = f"{wrong}/other: train", "move them into .*other: train/train.*eval_split=train.80%:."
+    else:
+        meant = f"write {re.escape(name)}$"
+    for read in (make_source, labelled_splits):
+        with pytest.raises(UserError, match=meant):
+            read(wrong)
+
+
+@pytest.mark.parametrize(("end", "rest"), [("[:80%]", "[80%:]"), ("/train[20:]", "[:20]"), ("/[10%:90%]", "[90%:]")])
+def test_a_slice_behind_the_folder_is_told_where_it_belongs(end, rest, write_folder):
+    name = write_folder("train/a/0.png", "val/a/1.png")
+    with pytest.raises(UserError) as error:
+        make_source(name + end)
+    bounds = end[end.index("[") :]
+    for words in (f"write {name},", f"train_split=train{bounds}", f"eval_split=train{rest}"):
+        assert words in str(error.value)
 
 
 class TestErrors:
