@@ -30,6 +30,7 @@ for clusters.
 """
 TITLES = {  # of pages without a heading
     "compiled-layers": "Layers as the compilers of TPU and GPU see them",
+    "fused-norm": "BatchNorm of bottlenecks from Gram matrices: derivation, memory traffic, what was dropped",
     "generation": "VAEs and GANs: likelihoods, bounds, distances and pictures",
     "precision": "bfloat16 against float32, network by network",
     "throughput-boxes": "NMS and RoIAlign beside torchvision's",
@@ -40,6 +41,7 @@ MACHINES = {
     "compiled-layers": "two shared CPU cores, for TPU and GPU",
     "dcgan-svm": "two shared Xeon cores",
     "faults": "two CPU cores",
+    "fused-norm": "two shared CPU cores, for TPU and GPU",
     "generation": "two shared Xeon cores",
     "precision": "two shared CPU cores",
     "scaling/simulated": "two shared CPU cores as 1 to 8 devices",

@@ -18,7 +18,7 @@ done to the pooled map, a quarter of the size. The two sums of the backward pass
 has a gradient. A negative γ becomes positive by turning the sign of the kernel's column.
 
 Both are exact but for rounding. They pay on a TPU, whose convolutions take such work into their kernels; on a GPU they
-cost more. `experiments/results/scaling/fused_norm/scaling.md` has what a compiled step of ResNet-50 moves.
+cost more. `experiments/results/fused-norm.md` derives them at length and has what compiled steps move.
 """
 
 from collections.abc import Callable, Iterator

@@ -173,13 +173,14 @@ def fuses_norms(config: Config, model: nn.Module, mesh: Mesh) -> bool:
 
 
 def per_shard(
-    compute: PartialGradients, micro_batches: int, mesh: Mesh, group: int, fused: bool = False
+    compute: PartialGradients, micro_batches: int, mesh: Mesh, group: int, fused: bool = False, wire: Any = None
 ) -> PartialGradients:
     """Return `compute` of each shard, a place along `data`, by itself: the parts are added in one all-reduce.
 
     Args:
       group: neighbouring shards over which BatchNorm takes its statistics.
       fused: whether networks take the forms of `models.fused_norm`.
+      wire: dtype in which the gradients of kernels cross the wire; None: that of the parameters.
     """
     shards = mesh.shape["data"]
     view = Mesh(mesh.devices.reshape(-1, group, mesh.shape["model"]), ("group", "shard", "model"))
@@ -195,8 +196,10 @@ def per_shard(
             part, batch_stats = inner(trained, others, batch, keys, totals)
         # Changes are averaged, not values: statistics of a frozen norm stay what they are to the bit.
         changes = jax.tree.map(lambda new, old: (new - old) / shards, batch_stats, before)
-        part, changes = jax.lax.psum((part, changes), over)
-        return part, jax.tree.map(jnp.add, before, changes)
+        sent = part._replace(grads=jax.tree.map(lambda x: x.astype(wire) if wire and x.ndim > 1 else x, part.grads))
+        total, changes = jax.lax.psum((sent, changes), over)
+        grads = jax.tree.map(lambda x, own: x.astype(own.dtype), total.grads, part.grads)
+        return total._replace(grads=grads), jax.tree.map(jnp.add, before, changes)
 
     rows, replicated = PartitionSpec(over), PartitionSpec()
     return jax.shard_map(

@@ -96,7 +96,9 @@ class StepParts:
         compute = partial_gradients(objective, self.variables)
         by_shard = group < shards or fused
         if by_shard:
-            compute = per_shard(compute, micro_batches, self.mesh, group, fused)
+            # Where XLA adds the shards of the plain form, it adds gradients of kernels as they leave the products.
+            wire = self.model.dtype if fused and group == shards > 1 else None
+            compute = per_shard(compute, micro_batches, self.mesh, group, fused, wire)
         else:
             compute = on_mesh(accumulated(compute, micro_batches), self.mesh)
 

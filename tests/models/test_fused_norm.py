@@ -1,5 +1,9 @@
 """BatchNorm in the forms of a TPU, computed on a CPU: the plain one, but for rounding, on any number of devices."""
 
+import os
+import re
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -10,8 +14,10 @@ import pytest
 from nets import quick
 from tiny import Blobs, build, leaves, steps, tiny_config
 
+from jaxcnn.models import create_model, list_models
 from jaxcnn.models.fused_norm import fused_norms
 from jaxcnn.models.resnet import MODELS, ResNet, Spec
+from jaxcnn.scaling.ahead_of_time import plugins
 from jaxcnn.training import step
 from jaxcnn.training.gradients import fuses_norms
 from jaxcnn.training.hlo import Module, collectives_of
@@ -133,12 +139,59 @@ def test_the_form_is_chosen_for_a_tpu_where_it_pays(platform, changes, expected)
     assert not fuses_norms(tiny_config(**changes), network().clone(dropout=0.1), mesh)
 
 
+def test_of_all_networks_only_bottleneck_resnets_take_it():
+    mesh: Any = Place("tpu")
+    taking = {name for name in list_models() if fuses_norms(tiny_config(), create_model(name), mesh)}
+    assert taking == {f"resnet{depth}{form}" for depth in (50, 101, 152) for form in ("", "_tv")}
+
+
+def lowered(fused: str, **changes: Any) -> str:
+    """The text of the training step of a small bottleneck network."""
+    config = tiny_config(norm__fused=fused, **changes)
+    program = build(config, network(), Blobs(16, image_shape=(32, 32, 3)))
+    return program.lower(program.largest_batch).as_text()
+
+
+def test_the_program_for_a_cpu_is_the_plain_one_to_the_letter():
+    assert lowered("auto") == lowered("off")
+
+
+# Lowers for a slice that is not there, in a process that finds the compilers; prints whether `auto` changes the step.
+_ELSEWHERE = """
+import sys
+from jaxcnn.scaling.ahead_of_time import abstract_devices
+from jaxcnn.scaling.chips import parse_topology
+from jaxcnn.training.program import build_program
+from jaxcnn.training.sharding import make_mesh
+from test_fused_norm import network
+from tiny import Blobs, tiny_config
+
+def text(topology, fused, **changes):
+    mesh = make_mesh(4, 1, abstract_devices(parse_topology(topology)))
+    config, data = tiny_config(mesh__data=4, norm__fused=fused, **changes), Blobs(16, image_shape=(32, 32, 3))
+    program = build_program(config, network(), data, mesh)
+    return program.lower(program.largest_batch).as_text()
+
+for topology, changes in (
+    ("gpu:h100:4", {}), ("tpu:v5e:2x2", {"mesh__placement": "fsdp"}), ("tpu:v5e:2x2", {}), ("tpu:v6e:2x2", {})
+):
+    print(text(topology, "auto", **changes) == text(topology, "off", **changes))
+"""
+
+
+@pytest.mark.aot
+def test_the_program_for_a_gpu_and_of_fsdp_is_the_plain_one_and_that_for_a_tpu_another():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(plugins()), *sys.path]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", _ELSEWHERE], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True", "False", "False"], done.stderr
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "global": {}, "shard": {"norm__scope": "shard"}, "accumulated": {"optimizer__accumulate": 2},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["global", "shard", pytest.param("accumulated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["global", *(pytest.param(x, marks=pytest.mark.slow) for x in list(CHANGES)[1:])])
 def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch):
     data = Blobs(16, image_shape=(32, 32, 3))
     config = tiny_config(mesh__data=8, optimizer__name="sgd", **CHANGES[name])
@@ -148,7 +201,8 @@ def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch)
     fused, second = steps(program, 1, data)
     np.testing.assert_allclose(second, first, rtol=1e-5)
     for (path, x), y in zip(leaves(fused).items(), leaves(plain).values(), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 + 1e-3 * np.abs(y).max(), err_msg=path)
+        # By the norm: rounding turns a ReLU here and there, by which single gradients differ in the third digit.
+        assert np.linalg.norm(x - y) <= 1e-5 + 5e-3 * np.linalg.norm(y), path
     if name == "global":
         # The gradients cross the wire, and eight numbers a channel of each norm at most: no Gram matrix.
         compiled = program.lower(program.largest_batch).compile()
@@ -156,3 +210,16 @@ def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch)
         parameters = sum(x.size for x in jax.tree.leaves(program.state.params))
         channels = sum(x.size for x in jax.tree.leaves(program.state.batch_stats)) // 2
         assert 4 * parameters <= sent <= 4 * (parameters + 8 * channels) + 1024
+
+
+@pytest.mark.parametrize(("scope", "wire"), [("global", "bf16"), ("shard", "f32")])
+def test_gradients_of_kernels_cross_the_wire_in_the_type_of_the_plain_form(scope, wire, monkeypatch):
+    """XLA adds them as they leave the products, in 16 bits; shards with statistics of their own add float32."""
+    monkeypatch.setattr(step, "fuses_norms", lambda *_: True)
+    config = tiny_config(mesh__data=2, dtype="bfloat16", norm__scope=scope)
+    program = build(config, network(dtype=jnp.bfloat16), Blobs(16, image_shape=(32, 32, 3)))
+    # The types of operations with a body, which all-reduces are.
+    sent = "".join(re.findall(r"}\) : .*", program.lower(program.largest_batch).as_text()))
+    for path, leaf in jax.tree.leaves_with_path(program.state.params):
+        shape, kind = "x".join(map(str, leaf.shape)), wire if len(leaf.shape) > 1 else "f32"
+        assert f"-> tensor<{shape}x{kind}>" in sent, path
