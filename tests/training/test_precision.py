@@ -170,6 +170,7 @@ def test_every_product_of_a_gan_has_bfloat16_operands_and_its_losses_and_state_a
     [
         ("faster_rcnn_vgg16", {"backbone": "vgg11_bn", "width": 0.125}),
         ("faster_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 16}),
+        ("mask_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 16}),
     ],
 )
 def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_and_state_are_float32(name, overrides):
