@@ -98,7 +98,8 @@ def _parser() -> Parser:
     words = "draw which classes are taken for which, and the worst mistakes"
     add("--confusion", metavar="PNG", type=picture, help=words)
     add("--save", metavar="PNG", type=picture, help="draw a grid of predictions, beside the truth")
-    words = "detection: write all boxes in COCO's result format, by the data set's own numbers of images and classes"
+    words = "detection: write all boxes and masks in COCO's result format, by the data set's own numbers of images and "
+    words += "classes"
     add("--detections", metavar="JSON", type=location, help=words)
     add("--curves", metavar="PNG", type=picture, help="detection: draw the precision-recall curve of each class")
     add_hosts(parser)

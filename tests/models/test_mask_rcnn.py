@@ -52,7 +52,13 @@ def test_it_keeps_the_conventions_and_has_torchvisions_parameters():
 def small() -> tuple[Any, Any]:
     model: Any = create_model(NAME, 4, jnp.float32, **SMALL)
     made = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    return model, filled(made)
+    variables = filled(made)
+    for path in (("rpn", "deltas"), ("boxes",), ("head",), ("mask", "head")):
+        part = variables["params"]
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = jax.tree.map(lambda x: 1e-3 * x, part[path[-1]])  # or boxes would have no area
+    return model, variables
 
 
 def images(height: int, width: int) -> np.ndarray:
