@@ -17,6 +17,7 @@ from jaxcnn.safe_files import shown
 Config = Any  # an ml_collections.ConfigDict: its keys are attributes that no type checker knows
 
 VOID = 255  # of a label map, a pixel that counts nowhere: neither in a loss nor in a score
+MASK_MARGIN = 1  # pixels around the box of an object that its mask in a batch covers, too
 
 
 class Rule(NamedTuple):

@@ -99,7 +99,7 @@ def _parser() -> Parser:
     add("--confusion", metavar="PNG", type=picture, help=words)
     words = "draw predictions beside the truth; of classification the most confident mistakes of all classes first"
     add("--save", metavar="PNG", type=picture, help=words)
-    words = "detection: write all boxes in COCO's result format, by the data set's own numbers of images and classes"
+    words = "detection: write all boxes and masks in COCO's result format, by the data set's numbers of images and classes"
     add("--detections", metavar="JSON", type=location, help=words)
     add("--curves", metavar="PNG", type=picture, help="detection: draw the precision-recall curve of each class")
     add_hosts(parser)

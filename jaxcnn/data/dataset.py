@@ -89,6 +89,9 @@ class Dataset:
         self.class_names = tuple(known or (*self.train.class_names, *map(str, spare)))
         specs = self._specs((1, 1, self.train.image_shape[-1]))
         self.padded, self._boxes = "sizes" in specs, "boxes" in specs
+        if "masks" in specs and isinstance(self.eval, Boxed) and isinstance(self.train, Boxed):
+            self.eval = self.eval.with_masks()
+            self.train = self.train.with_masks() if training else self.eval
         if self._boxes:
             self._check_boxes(room=specs["boxes"][0][0])
         sizes, eval_sizes = self._canvases(training) if self.padded else self._sizes()

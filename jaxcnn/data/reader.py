@@ -11,6 +11,7 @@ from jaxcnn.config import VOID
 from jaxcnn.data.images import augment_host
 from jaxcnn.data.images.canvases import padded, scaled
 from jaxcnn.data.images.decode import Box, Crop, center, resize, size_of
+from jaxcnn.data.images.object_masks import in_box
 from jaxcnn.data.sources import BadExample, Source
 
 Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see `Reader.train`
@@ -39,7 +40,8 @@ class Reader:
       interpolation: of training crops. Evaluation always is "antialias"; torchvision's detection is not.
       skip: whether a broken example is replaced instead of raised as an error.
       seed: seed of all random draws.
-      targets: shape and type of each target of a row. A raw target with fewer rows is filled up with zeros. "valid",
+      targets: shape and type of each target of a row. A raw target with fewer rows is filled up with zeros. "masks" are
+        cells of each box (`images.object_masks`). "valid",
         bool, says which rows are boxes of which the row's image shows something. "sizes", int (2,), is the height and
         width of the image without its padding, in which a label map is void. "original_sizes", int (2,), is the height
         and width of the stored image, upright.
@@ -188,6 +190,11 @@ class Reader:
             boxes, visible = crop.boxes(raw["boxes"])  # (n, 4), bool (n,): those of which the crop shows something
             raw = raw | {name: raw[name][visible] for name in OF_BOXES if name in raw}
             raw |= {"boxes": boxes[visible], "valid": np.ones(visible.sum(), bool)}
+            if "masks" in self.targets:
+                cells = self.targets["masks"][0][-1]
+                shown = zip(raw["masks"], boxes, visible, strict=True)
+                masks = [in_box(mask, crop, box, cells) for mask, box, seen in shown if seen]
+                raw |= {"masks": np.array(masks, np.uint8).reshape(-1, cells, cells)}
         if "label_map" in self.targets:
             raw = raw | {"label_map": padded(crop.label_map(raw["label_map"]), self.size, VOID)}
         if "sizes" in self.targets:

@@ -214,12 +214,34 @@ def draw_boxes(
         )  # fmt: skip
 
 
+def masked(image: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 (H, W, C), with objects in the colours of their classes, each with an outline: uint8.
+
+    Args:
+      masks: the objects' pixels, bool (H, W) each; the first is drawn last, over the others.
+      labels: (n,), class of each.
+    """
+    if not len(masks):
+        return image
+    pixels = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32)
+    for mask, label in zip(masks[::-1], labels[::-1], strict=True):
+        inner = mask.copy()  # pixels whose four neighbours belong to the object, too
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        share = np.where(inner, _TINT * 0.75, 1)[mask][:, None]
+        pixels[mask] = (1 - share) * pixels[mask] + share * class_colours()[int(label)]
+    return np.rint(pixels).astype(np.uint8)
+
+
 def box_cards(
     images: Sequence[np.ndarray],
     titles: Sequence[str],
     found: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]],
     names: Sequence[str],
     out: Path | None = None,
+    masks: Mapping[str, Sequence[Sequence[np.ndarray]]] | None = None,
 ) -> Figure:
     """Draw each image once for each kind of boxes, such as true and detected ones, side by side.
 
@@ -228,6 +250,7 @@ def box_cards(
       titles: a line over each image.
       found: caption of a kind of boxes, after the title -> boxes, labels, and scores or None, of each image; see
         `draw_boxes`.
+      masks: caption of a kind of boxes that have masks -> the masks of each image, bool (H, W), one for each box.
     """
     side, gap = 2.8, 0.15  # inches
     height = _card_height(images, side)
@@ -235,7 +258,8 @@ def box_cards(
     for i, image in enumerate(images):
         for column, (caption, boxes) in enumerate(found.items()):
             axes = sheet.axes(i, column * (side + gap) + gap, gap, side, height)
-            show(axes, image, " ".join(filter(None, (titles[i], caption))))
+            own = masks[caption][i] if masks and caption in masks else ()
+            show(axes, masked(image, own, boxes[i][1]), " ".join(filter(None, (titles[i], caption))))
             draw_boxes(axes, boxes[i][0], boxes[i][1], names, boxes[i][2])
     return _written(sheet.figure, out)
 

@@ -56,7 +56,8 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
         faults = chain(*(check(trace.outputs, mode, image_shape) for mode, trace in modes.items()), *both)
     else:
         if task == "detection":
-            outputs = (_detector_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
+            masks = getattr(model, "gives_masks", False)
+            outputs = (_detector_outputs(trace.outputs, mode, num_classes, masks) for mode, trace in modes.items())
         else:
             outputs = (_outputs(trace.outputs, mode, shape) for mode, trace in modes.items())
         faults = chain(*outputs, *both, _names(training, num_classes), _endpoints(model, evaluation, image_shape))
@@ -142,19 +143,22 @@ def _outputs(outputs: Any, mode: str, shape: tuple[int, ...]) -> Iterator[str]:
 
 _OBJECTS = {  # targets of a detector: room for one object in each of two images
     "boxes": np.zeros((2, 1, 4), np.float32), "labels": np.zeros((2, 1), np.int32), "valid": np.zeros((2, 1), bool),
-    "example": np.arange(2, dtype=np.int32),
+    "example": np.arange(2, dtype=np.int32), "masks": np.zeros((2, 1, 112, 112), np.uint8),
 }  # fmt: skip
 # Outputs of a detector, and the shape of a row of each.
 _ANCHORS = {"rpn_logits": (), "rpn_deltas": (4,), "rpn_matches": (), "rpn_targets": (4,)}  # in training
 _LEARNT = {"roi_labels": (), "box_targets": (4,)}  # in training, of the regions
 _DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # in evaluation
+_MASKS = {"mask_logits": (28, 28), "mask_targets": (28, 28)}  # in training, of a network that `gives_masks`
 
 
-def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
+def _detector_outputs(outputs: Any, mode: str, num_classes: int, masks: bool) -> Iterator[str]:
     """Yield a fault unless a detector returns what its losses are made of, or in evaluation its detections."""
     found = outputs if isinstance(outputs, dict) else {}
     regions = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
     groups = [regions | _LEARNT, _ANCHORS] if mode == "in training" else [regions, _DETECTIONS]
+    if masks:
+        groups[1:] = [_ANCHORS, _MASKS] if mode == "in training" else [_DETECTIONS | {"masks": (28, 28)}]
     for group in groups:
         shapes = {name: getattr(found.get(name), "shape", ()) for name in group}
         counts = {shape[:2] for shape in shapes.values()}  # All outputs of a group have the same number of rows.

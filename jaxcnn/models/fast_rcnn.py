@@ -32,6 +32,7 @@ from jaxcnn.models.roi import roi_pool
 from jaxcnn.models.trunk import OnTrunk
 
 CODER = (10, 10, 5, 5)  # factors on the targets of the head: the inverse of the authors' standard deviations
+POSITIVES = 0.25  # largest share of positives among the sampled regions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class FastRCNN(OnTrunk):
     - "box_logits" (N, R, classes) and "box_deltas" (N, R, classes, 4);
     - in evaluation "boxes" (N, D, 4), "scores" (N, D) by falling score, "labels" (N, D) int32 and "valid" (N, D) bool;
     - in training with `targets` "roi_labels" (N, R) int32 and "box_targets" (N, R, 4): what the sampled regions should
-      give, for the losses (`tasks.detection`).
+      give, for the losses (`tasks.detection`), and "roi_objects" (N, R) int32, the object that a positive one matches.
 
     Attributes:
       num_classes: the background is one of them.
@@ -174,7 +175,17 @@ class FastRCNN(OnTrunk):
         outputs["box_logits"], outputs["box_deltas"] = self.box_head(self.pool_regions(levels, rois), train)
         if not train:
             outputs |= self.detect(outputs, image_sizes)
-        return outputs
+        return outputs | self.mask_outputs(levels, outputs, targets if learns else None, train)
+
+    def mask_outputs(
+        self,
+        levels: Mapping[str, Map],
+        outputs: Mapping[str, jax.Array],
+        targets: Mapping[str, jax.Array] | None,
+        train: bool,
+    ) -> dict[str, jax.Array]:
+        """Return what a branch of masks gives for the regions in `outputs`; here there is none."""
+        return {}
 
     def levels(self, maps: Mapping[str, Map]) -> dict[str, Map]:
         """Return the maps that the features of regions come from: here the trunk's last endpoint."""
@@ -205,11 +216,11 @@ class FastRCNN(OnTrunk):
     def sample_regions(
         self, rois: jax.Array, valid: jax.Array, targets: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Return a sample of the regions for training: "rois", "roi_valid" (the sampled), "roi_labels", "box_targets".
+        """Return a sample of the regions for training: "rois", "roi_valid", "roi_labels", "box_targets", "roi_objects".
 
-        The shapes are (N, S, 4), bool (N, S), int32 (N, S) and (N, S, 4), S = `box_samples` or the number of regions if
-        that is less. Girshick 2015, section 2.3. The objects themselves are added to the regions, so that there are
-        positives from the first step on.
+        The shapes are (N, S, 4), bool (N, S), int32 (N, S), (N, S, 4) and int32 (N, S), S = `box_samples` or the number
+        of regions if that is less; positives come first. Girshick 2015, section 2.3. The objects themselves are added
+        to the regions, so that there are positives from the first step on.
         """
         truth, labels, real = (targets[name] for name in ("boxes", "labels", "valid"))  # (N, M, …)
         rois, valid = jnp.concatenate([rois, box.wide(truth)], 1), jnp.concatenate([valid, real], 1)  # (N, R + M, …)
@@ -220,17 +231,17 @@ class FastRCNN(OnTrunk):
                 inclusive=self.spec.inclusive,
             )  # fmt: skip
             key = jax.random.fold_in(key, 1)  # The key itself draws the sample of anchors, where there are any.
-            index, drawn = sample(matches, key, self.setting("box_samples"), 0.25)  # (S,)
+            index, drawn = sample(matches, key, self.setting("box_samples"), POSITIVES)  # (S,)
             rois, matches = rois[index], matches[index]
             owner, positive = jnp.maximum(matches, 0), drawn & (matches >= 0)
             wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)  # (S, 4)
             return (
                 jnp.where(drawn[:, None], rois, 0), drawn, jnp.where(positive, labels[owner], 0),
-                jnp.where(positive[:, None], wanted, 0),
+                jnp.where(positive[:, None], wanted, 0), owner,
             )  # fmt: skip
 
         drawn = jax.vmap(of_image)(rois, valid, truth, labels, real, targets["keys"])
-        return dict(zip(("rois", "roi_valid", "roi_labels", "box_targets"), drawn, strict=True))
+        return dict(zip(("rois", "roi_valid", "roi_labels", "box_targets", "roi_objects"), drawn, strict=True))
 
     def pool_regions(self, levels: Mapping[str, Map], rois: jax.Array) -> jax.Array:
         """Return the features of the regions (N, R, 4): (N, R, *bins, C)."""

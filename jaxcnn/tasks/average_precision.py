@@ -18,6 +18,8 @@ COCO_SCORES = (
     "map", "coco/ap50", "coco/ap75", "coco/ap_small", "coco/ap_medium", "coco/ap_large",
     "coco/ar_1", "coco/ar_10", "coco/ar_100", "coco/ar_small", "coco/ar_medium", "coco/ar_large",
 )  # fmt: skip
+# Those of masks: "mask_map", "coco/mask_ap50" …
+MASK_SCORES = tuple("mask_map" if name == "map" else name.replace("/", "/mask_") for name in COCO_SCORES)
 
 
 class Objects(NamedTuple):
@@ -177,23 +179,33 @@ def _iou(a: np.ndarray, b: np.ndarray, inclusive: bool) -> np.ndarray:
     return np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
 
 
-def coco_results(found: Detections, numbers: Sequence[int], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(
+    found: Detections,
+    numbers: Sequence[int],
+    category_ids: Sequence[int],
+    masks: Sequence[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Return detections in COCO's result format: box x, y, width, height, in hundredths of a pixel.
 
     Args:
       numbers: the data set's own number of each image.
       category_ids: the data set's own number of each label, the background first; negative for a class that it lacks,
         whose detections are left out.
+      masks: run lengths of each detection's mask, which becomes its "segmentation".
     """
     boxes = _xywh(found.boxes, 2)
+    segmentations = [{"segmentation": mask} for mask in masks] if masks is not None else [{}] * len(boxes)
     return [
         {
             "image_id": int(numbers[image]),
             "category_id": int(category_ids[label]),
             "bbox": box,
             "score": float(str(score)),
+            **segmentation,
         }
-        for image, label, box, score in zip(found.image, found.label, boxes, found.score, strict=True)
+        for image, label, box, score, segmentation in zip(
+            found.image, found.label, boxes, found.score, segmentations, strict=True
+        )
         if category_ids[label] >= 0
     ]
 
@@ -208,7 +220,7 @@ class CocoScores(NamedTuple):
     """COCO's scores; one without objects, such as that of a size that no object has, is left out.
 
     Attributes:
-      numbers: the twelve, by the names of `COCO_SCORES`.
+      numbers: the twelve, by the names of `COCO_SCORES` or `MASK_SCORES`.
       classes: AP of each label.
     """
 
@@ -217,14 +229,16 @@ class CocoScores(NamedTuple):
 
 
 def coco_scores(
-    objects: Objects, results: Sequence[dict[str, Any]], numbers: Sequence[int], category_ids: Sequence[int]
-) -> CocoScores:
+    objects: Objects, results: Sequence[dict[str, Any]], numbers: Sequence[int], category_ids: Sequence[int],
+    masks: Sequence[dict[str, Any]] | None = None,
+) -> CocoScores:  # fmt: skip
     """Return the scores that pycocotools gives for detections in COCO's result format.
 
     Objects that do not count, VOC's difficult ones too, are passed to it as crowds.
 
     Args:
       numbers, category_ids: as for `coco_results`.
+      masks: run lengths of each object's mask; the scores are then those of masks. None: of boxes.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -233,13 +247,15 @@ def coco_scores(
     found: Any
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and has no switch for that.
         known, found = COCO(), COCO()
-        known.dataset = _coco_dataset(objects, numbers, category_ids)
+        known.dataset = _coco_dataset(objects, numbers, category_ids, masks)
         found.dataset = known.dataset | {"annotations": []}
         known.createIndex()
         found.createIndex()
         if results:  # `loadRes` refuses an empty list.
-            found = known.loadRes([dict(result) for result in results])
-        evaluation = COCOeval(known, found, "bbox")
+            # If a result had a box, pycocotools would tell sizes apart by the box's area, not the mask's.
+            left_out = ("segmentation",) if masks is None else ("bbox",)
+            found = known.loadRes([{k: v for k, v in result.items() if k not in left_out} for result in results])
+        evaluation = COCOeval(known, found, "bbox" if masks is None else "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -250,11 +266,14 @@ def coco_scores(
         for label, number in enumerate(category_ids)
         if label and number >= 0 and (by_class[number] > -1).all()
     }
-    twelve = {name: float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True) if value > -1}
+    names = COCO_SCORES if masks is None else MASK_SCORES
+    twelve = {name: float(value) for name, value in zip(names, evaluation.stats, strict=True) if value > -1}
     return CocoScores(twelve, classes)
 
 
-def _coco_dataset(objects: Objects, numbers: Sequence[int], category_ids: Sequence[int]) -> dict[str, Any]:
+def _coco_dataset(
+    objects: Objects, numbers: Sequence[int], category_ids: Sequence[int], masks: Sequence[dict[str, Any]] | None
+) -> dict[str, Any]:
     """Return the objects in COCO's format of annotations."""
     boxes = _xywh(objects.boxes, 3)  # COCO's have two decimals; rounding removes the error of the subtraction.
     # Ids begin at 1, as pycocotools takes 0 for no match.
@@ -265,9 +284,13 @@ def _coco_dataset(objects: Objects, numbers: Sequence[int], category_ids: Sequen
             zip(objects.image, objects.label, boxes, objects.ignored, objects.area, strict=True), start=1
         )
     ]  # fmt: skip
+    sizes = dict.fromkeys(map(int, numbers), (0, 0))  # pycocotools asks for them where there are masks
+    for annotation, mask in zip(annotations, masks or (), strict=masks is not None):
+        annotation["segmentation"] = mask
+        sizes[annotation["image_id"]] = mask["size"]
     return {
         "info": {},
-        "images": [{"id": int(n)} for n in numbers],
+        "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()],
         "categories": [{"id": int(n), "name": str(n)} for n in category_ids[1:] if n >= 0],
         "annotations": annotations,
     }

@@ -1,4 +1,4 @@
-"""The four losses of a two-stage detector, divided as in the paper, its authors' Python port or torchvision.
+"""The losses of a two-stage detector, divided as in the paper, its authors' Python port or torchvision.
 
 Implementations of Faster R-CNN divide its losses differently, and a learning rate belongs to one of these forms:
 
@@ -11,7 +11,7 @@ Implementations of Faster R-CNN divide its losses differently, and a learning ra
 The paper (Ren et al. 2015, equation 1) counts about 2,400 positions in an image of 600×1000 pixels: the cells of a map
 of stride 16. Here positions are counted at stride 16 for all networks, in the image and not in its canvas. In all forms
 the box losses are sums over positives, and that of the head is divided by the sampled regions (Girshick 2015,
-equation 1).
+equation 1). That of Mask R-CNN's masks is the mean over the cells of positives (He et al. 2017, section 3).
 """
 
 from collections.abc import Mapping
@@ -54,12 +54,13 @@ FORMS = {
 def detection_terms(
     outputs: Mapping[str, jax.Array], present: jax.Array, sizes: jax.Array, form: Form, rpn_weight: float = 0.0
 ) -> Terms:
-    """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective.
+    """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective, and "mask" if there are masks.
 
     Args:
       outputs: the model's in training: for A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
         "rpn_targets" (N, A, 4); for R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
-        (N, R, C, 4) and "box_targets" (N, R, 4).
+        (N, R, C, 4) and "box_targets" (N, R, 4). With masks "mask_logits" and "mask_targets" (N, P, m, m), of the first
+        P regions, which all positives are among.
       present: bool (N,), the rows that count. Nothing of the others enters the losses, not even a NaN.
       sizes: int (N, 2), height and width of each image in pixels.
       rpn_weight: λ; 0: that of the form.
@@ -89,12 +90,18 @@ def detection_terms(
             return jnp.sum(of_images / jnp.maximum(counts, 1)), images
         return of_images.sum(), counts.sum()
 
-    return {
+    terms = {
         "objectness": term(jnp.where(anchors, objectness, 0), sampled),
         "rpn_box": term((rpn_weight or form.rpn_weight) * rpn_box, positions),
         "classifier": term(jnp.where(rois, classifier, 0), regions),
         "box": term(box, regions),
     }
+    if "mask_logits" in outputs:
+        masked = (rois & (labels > 0))[:, : outputs["mask_logits"].shape[1]]  # (N, P)
+        logits = jnp.where(masked[..., None, None], outputs["mask_logits"], 0)
+        mask = optax.sigmoid_binary_cross_entropy(logits, outputs["mask_targets"].astype(logits.dtype)).mean((2, 3))
+        terms["mask"] = term(jnp.where(masked, mask, 0), masked.sum(1, dtype=logits.dtype))
+    return terms
 
 
 def smooth_l1(values: jax.Array, targets: jax.Array, counted: jax.Array, beta: float) -> jax.Array:

@@ -25,7 +25,7 @@ from jaxcnn import UserError
 from jaxcnn.models import create_model, fcn, googlenet, resnet
 from jaxcnn.models.normalization import match_norms
 from jaxcnn.weights.files import Shape, fit
-from jaxcnn.weights.torchvision_names import cifar_orders, modules_of, rcnn_orders
+from jaxcnn.weights.torchvision_names import POINTWISE, TRANSPOSED, cifar_orders, modules_of, rcnn_orders
 
 # torchvision's architectures, in its order and under our names: `_tv` is its form where that is not the paper's.
 NAMES = (
@@ -34,7 +34,7 @@ NAMES = (
     "googlenet_tv",
     *("resnet18", "resnet34", "resnet50_tv", "resnet101_tv", "resnet152_tv"),
     *("fcn_resnet50_tv", "fcn_resnet101_tv"),
-    "faster_rcnn_resnet50_fpn_tv",
+    *("faster_rcnn_resnet50_fpn_tv", "mask_rcnn_resnet50_fpn_tv"),
 )
 
 # Networks of Long et al. under the names of the authors' layers.
@@ -44,7 +44,7 @@ CAFFE_NAMES = ("fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce")
 CIFAR_NAMES = tuple(name for name, spec in resnet.SPECS.items() if spec.cifar and spec.shortcut == "A")
 
 SEGMENTATION_NAMES = (*CAFFE_NAMES, "fcn_resnet50_tv", "fcn_resnet101_tv")
-DETECTION_NAMES = ("faster_rcnn_resnet50_fpn_tv",)
+DETECTION_NAMES = ("faster_rcnn_resnet50_fpn_tv", "mask_rcnn_resnet50_fpn_tv")
 
 _NAMED = (*NAMES, *CAFFE_NAMES, *CIFAR_NAMES)
 # Auxiliary heads, which only training uses and files may lack: our module, torch's, and torch's layer of the classes.
@@ -74,12 +74,16 @@ _BESIDE = re.compile(r"loss|criterion|metric|accuracy|(^|_)acc($|_)", re.IGNOREC
 
 
 class Entry(NamedTuple):
-    """One array: our path and shape, torch's shape, and the order of the channels on some axes of ours."""
+    """One array: our path and shape, torch's shape, and the order of the channels on some axes of ours.
+
+    That of a transposed convolution has the places of input and output exchanged in torch, and is turned by 180°.
+    """
 
     path: str
     shape: Shape
     torch_shape: Shape
     orders: dict[int, np.ndarray]
+    transposed: bool = False
 
 
 def input_of(name: str, class_names: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +142,10 @@ def _entries(name: str, num_classes: int) -> dict[str, Entry | None]:
             if path in ours:
                 shape = ours.pop(path).shape
                 order = {axis: o for axis, o in orders.get(module, {}).items() if -axis <= len(shape)}
-                torch_shape = _torch_shape(module, shape, convolutional=name in fcn.SPECS)
-                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order)
+                torch_shape = _torch_shape(module, shape, name in fcn.SPECS or module in POINTWISE)
+                if transposed := module in TRANSPOSED and len(shape) == 4:
+                    torch_shape = (*shape[2:], *shape[:2])
+                entries[f"{torch_module}.{torch_leaf}"] = Entry(path, shape, torch_shape, order, transposed)
                 # The count is the last entry of a BatchNorm; a detector's frozen ones have none.
                 if leaf == "var" and name not in DETECTION_NAMES:
                     entries[f"{torch_module}.{_COUNT}"] = None
@@ -160,6 +166,8 @@ def _torch_shape(module: str, shape: Shape, convolutional: bool) -> Shape:
 
 
 def _to_flax(x: np.ndarray, entry: Entry) -> np.ndarray:
+    if entry.transposed:
+        return np.ascontiguousarray(x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1))
     if len(entry.shape) == 4:
         height, width, channels, features = entry.shape
         x = x.reshape(features, channels, height, width).transpose(2, 3, 1, 0)
@@ -171,6 +179,8 @@ def _to_flax(x: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def _to_torch(x: np.ndarray, entry: Entry) -> np.ndarray:
+    if entry.transposed:
+        return np.ascontiguousarray(x[::-1, ::-1].transpose(2, 3, 0, 1))
     for axis, order in entry.orders.items():
         x = np.take(x, np.argsort(order), axis)
     return (x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T).reshape(entry.torch_shape)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.models import alexnet, faster_rcnn, fcn, googlenet, resnet, vgg
+from jaxcnn.models import alexnet, faster_rcnn, fcn, googlenet, mask_rcnn, resnet, vgg
 
 Modules = Iterator[tuple[str, str]]  # ours, torch's
 Orders = dict[str, dict[int, np.ndarray]]  # our module -> {axis of its arrays: torch's index of each of our channels}
@@ -102,9 +102,20 @@ def _rcnn(spec: faster_rcnn.Spec) -> Modules:
     yield from (("head", "roi_heads.box_predictor.cls_score"), ("boxes/head", "roi_heads.box_predictor.bbox_pred"))
 
 
+def _mask_rcnn(spec: faster_rcnn.Spec) -> Modules:
+    """Yield the names of a detector's layers, and those of its masks."""
+    yield from _rcnn(spec)
+    yield from ((f"mask/conv{i + 1}", f"roi_heads.mask_head.{i}.0") for i in range(4))
+    yield from ((f"mask/{ours}", f"roi_heads.mask_predictor.{theirs}") for ours, theirs in _PREDICTOR.items())
+
+
+_PREDICTOR = {"conv5": "conv5_mask", "head": "mask_fcn_logits"}
+TRANSPOSED = {"mask/conv5"}  # whose kernels torch keeps as (in, out, height, width), and turned by 180°
+POINTWISE = {"mask/head"}  # fully connected layers of ours that are 1×1 convolutions in torch
+
 _FAMILIES: Any = (
     (alexnet.SPECS, _alexnet), (vgg.SPECS, _vgg), (googlenet.SPECS, _googlenet), (resnet.SPECS, _resnet),
-    (fcn.SPECS, _fcn), (faster_rcnn.SPECS, _rcnn),
+    (fcn.SPECS, _fcn), (faster_rcnn.SPECS, _rcnn), (mask_rcnn.SPECS, _mask_rcnn),
 )  # fmt: skip
 
 

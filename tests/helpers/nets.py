@@ -87,6 +87,7 @@ DETECTION = {
     "faster_rcnn_vgg16": 14_714_688 + (25_088 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 5 * 21
     + (9 * 512 + 1) * 512 + (512 + 1) * 6 * 9,
     "faster_rcnn_resnet50_fpn_tv": 41_755_286,
+    "mask_rcnn_resnet50_fpn_tv": 44_401_393,
 }  # fmt: skip
 
 # One network for everything that the new families do differently; small enough to be computed with.

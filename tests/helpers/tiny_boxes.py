@@ -86,7 +86,7 @@ class TinyBoxes(nn.Module):
         drawn = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (4,)))(keys)
         return {
             "rpn_matches": matches, "rpn_targets": wanted, "roi_labels": labels, "box_targets": wanted,
-            "roi_valid": drawn | (matches != BACKGROUND),
+            "roi_valid": drawn | (matches != BACKGROUND), "roi_objects": owner,
         }  # fmt: skip
 
 

@@ -170,11 +170,12 @@ def test_every_product_of_a_gan_has_bfloat16_operands_and_its_losses_and_state_a
     [
         ("faster_rcnn_vgg16", {"backbone": "vgg11_bn", "width": 0.125}),
         ("faster_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 16}),
+        ("mask_rcnn_resnet50_fpn_tv", {"backbone": "resnet20", "fpn_channels": 16}),
     ],
 )
 def test_every_product_of_a_detector_has_bfloat16_operands_and_its_boxes_losses_and_state_are_float32(name, overrides):
     few = {"rpn_pre_nms": (40, 40), "rpn_post_nms": (10, 10), "box_samples": 8, "head_features": 16, "detections": 5}
     model: Any = create_model(name, 6, jnp.bfloat16, **few, **overrides)
-    config = tiny_config(task__name="detection", dtype="bfloat16", task__max_boxes=3)
+    config = tiny_config(task__name="detection", dtype="bfloat16", task__max_boxes=3, model__name=name)
     program = build(config, model, Blobs(image_shape=(64, 64, 3)))
     assert_16_bits(program)

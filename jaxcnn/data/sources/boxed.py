@@ -111,6 +111,18 @@ class Boxed(Source):
         part = slice(self.first[index], self.first[index + 1])
         return {name: rows[part] for name, rows in self.objects.items()}
 
+    def with_masks(self) -> "Boxed":
+        """Return the source with the masks of its objects: `read` then has "masks", and `masks` gives them alone.
+
+        Raises:
+          UserError: it has none.
+        """
+        raise UserError(f"{self.name} has no masks of its objects: take a data set of coco:DIR, or another network")
+
+    def masks(self, index: int) -> list[dict[str, Any]]:
+        """Return the masks of an example's objects in the stored image, as run lengths; of a source `with_masks`."""
+        raise NotImplementedError
+
     def relabelled(self, names: Sequence[str], labels: Sequence[int]) -> "Boxed":
         """Return the source with the labels of a network.
 

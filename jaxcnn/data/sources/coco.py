@@ -4,17 +4,21 @@
 
 A split has the name of its file, without the year if there is only one: `val` is instances_val2017.json. The classes
 are the file's categories by rising id. Ids have gaps and labels do not: the source's `category_ids` maps labels to
-ids. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted.
+ids. A box x, y, width, height becomes x, y, x + width, y + height; one without area is left out and counted. Masks,
+polygons or run lengths, are read for the networks that need them (`Boxed.with_masks`).
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxcnn import UserError
-from jaxcnn.data.sources import Source, is_plain, missing, one_line, path_of
-from jaxcnn.data.sources.boxed import BACKGROUND, AnnotatedImage, Annotation, checked_size, clipped, make_boxed
+from jaxcnn.data.images.object_masks import RunLengths, run_lengths
+from jaxcnn.data.sources import BadExample, Source, is_plain, missing, one_line, path_of
+from jaxcnn.data.sources.boxed import BACKGROUND, AnnotatedImage, Annotation, Boxed, checked_size, clipped, make_boxed
 from jaxcnn.safe_files import read_json, shown
 
 # COCO's 80 categories by their ids, which have gaps; "" where there is none.
@@ -68,7 +72,52 @@ def open_split(name: str, split: str, data_dir: str = "") -> Source:
             continue
         area = (box[2] - box[0]) * (box[3] - box[1]) if row.get("area") is None else row["area"]
         picture.objects.append(Annotation(box, labels[row["category_id"]], False, bool(row.get("iscrowd", 0)), area))
-    return make_boxed(name, split, root, list(pictures.values()), list(categories.values()), list(labels), dropped)
+    return make_boxed(
+        name, split, root, list(pictures.values()), list(categories.values()), list(labels), dropped,
+        kind=_Coco, annotations=path,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Coco(Boxed):
+    """A split of COCO.
+
+    Attributes:
+      annotations: its file.
+      segments: of each image the segmentations of its objects, as JSON, which takes a fifth of the memory; () until
+        `with_masks` reads them.
+    """
+
+    annotations: Path
+    segments: Sequence[bytes] = ()
+    targets: ClassVar[tuple[str, ...]] = (*Boxed.targets, "masks")
+
+    def with_masks(self) -> Boxed:
+        """Return the source with masks; the file is read once more, as a detector of boxes need not keep them."""
+        if self.segments:
+            return self
+        found: dict[int, list[Any]] = {number: [] for number in self.numbers}
+        for row in _read(self.annotations)["annotations"]:
+            x, y, width, height = row["bbox"]
+            if x + width > x and y + height > y:  # as of the objects that have not been dropped
+                found[row["image_id"]].append(row.get("segmentation"))
+        return replace(self, segments=[json.dumps(rows).encode() for rows in found.values()])
+
+    def masks(self, index: int) -> list[RunLengths]:
+        """Return the masks of an example's objects in the stored image.
+
+        Raises:
+          BadExample: one is damaged, or missing.
+        """
+        size = int(self.pixels[index][0]), int(self.pixels[index][1])
+        try:
+            return [run_lengths(segmentation, size) for segmentation in json.loads(self.segments[index])]
+        except ValueError as error:
+            reason = f"a mask in {self.annotations} is damaged ({error})"
+            raise BadExample(f"{self.where(index)}: {reason}: correct it, or remove the object") from error
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return super()._read(index) | ({"masks": self.masks(index)} if self.segments else {})
 
 
 def split_sizes(name: str, data_dir: str = "") -> dict[str, int]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.config import VOID
 from jaxcnn.data.images.decode import MAX_BYTES, check_pixels, size_of
+from jaxcnn.data.images.object_masks import check
 from jaxcnn.data.sources import BadExample, Source, imagenet, is_plain, missing, one_line, path_of
 from jaxcnn.data.sources.voc_segmentation import CLASSES
 from jaxcnn.safe_files import read_bytes, read_json
@@ -112,34 +113,13 @@ def rasterise(objects: Sequence[tuple[int, Any]], size: tuple[int, int]) -> np.n
     check_pixels(size[1], size[0])
     labels, covered = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for label, segmentation in objects:
-        _check(segmentation, size)
+        check(segmentation, size)
         region = mask.decode(mask.frPyObjects(segmentation, *size))  # (H, W), or (H, W, polygons)
         inside = region.any(-1) if region.ndim == 3 else region > 0
         labels[inside] = label
         covered[inside] = np.minimum(covered[inside] + 1, 2)
     labels[covered > 1] = VOID
     return labels
-
-
-def _check(segmentation: Any, size: tuple[int, int]) -> None:
-    """Raise ValueError where a segmentation is not what pycocotools expects: its C code does not look."""
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != list(size):
-            raise ValueError(f"a crowd is of {segmentation.get('size')} pixels, the image of {list(size)}")
-        if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError("a crowd has no list of run lengths")
-        if sum(counts) != size[0] * size[1]:
-            raise ValueError(f"the run lengths of a crowd add up to {sum(counts)}, not {size[0]} × {size[1]}")
-        return
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("an object has neither polygons nor run lengths")
-    limit = 2 * max(size)
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("a polygon is no list of three or more x, y")
-        if not all(isinstance(v, int | float) and -limit <= v <= limit for v in polygon):
-            raise ValueError("a polygon has a corner far outside of the image")
 
 
 def _files(name: str) -> dict[str, Path]:
