@@ -99,7 +99,7 @@ def _parser() -> Parser:
     add("--confusion", metavar="PNG", type=picture, help=words)
     words = "draw predictions beside the truth; of classification the most confident mistakes of all classes first"
     add("--save", metavar="PNG", type=picture, help=words)
-    words = "detection: write all boxes and masks in COCO's result format, by the data set's numbers of images and classes"
+    words = "detection: write all boxes and masks in COCO's result format, by the data set's numbers"
     add("--detections", metavar="JSON", type=location, help=words)
     add("--curves", metavar="PNG", type=picture, help="detection: draw the precision-recall curve of each class")
     add_hosts(parser)
@@ -166,8 +166,8 @@ def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
         print(f"predictions: {arguments.save}", file=sys.stderr)
     elif arguments.save:
         examples = run.examples(_DRAWN)
-        images, sizes = examples["image"], examples.get("sizes")
-        outputs = run.outputs(images, sizes)
+        images, given = examples["image"], (examples.get(name) for name in ("sizes", "proposals"))
+        outputs = run.outputs(images, *given)
         save(run.task.draw(images, outputs, run.input["class_names"], targets=examples), arguments.save)
         print(f"predictions: {arguments.save}", file=sys.stderr)
 

@@ -76,5 +76,5 @@ def test_a_batch_has_masks_and_evaluation_has_them_by_the_source(discs):
 
 
 def test_data_without_masks_is_refused():
-    with pytest.raises(UserError, match="needs 'masks', which synthetic_boxes:3:9 lacks: .*take another data set"):
+    with pytest.raises(UserError, match=r"needs 'masks', which synthetic_boxes:3:9 lacks: .*take another data set"):
         data_of("synthetic_boxes:3:9")
