@@ -1,4 +1,4 @@
-"""The recipes of README.md run as they are written, one after the other, on drawn images and weights."""
+"""The recipes of experiments/GUIDE.md run as they are written, one after the other, on drawn images and weights."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CLASSES = ("amber", "blue")
 
 def blocks() -> list[tuple[str, str]]:
     """Return (language, text) of each block of the section."""
-    section = (ROOT / "README.md").read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
+    section = (ROOT / "experiments" / "GUIDE.md").read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
     return re.findall(r"^```(\w+)\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
 
 

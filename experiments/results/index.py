@@ -25,7 +25,7 @@ HEADING = """# Recorded runs
 By `python experiments/results/index.py`, which a test runs: do not edit this page. A run's folder holds its
 `config.json`, `metrics.jsonl` and `result.json` as the run wrote them. Scores are those of the last checkpoint, on the
 number of examples given; a commit with + had changes. `sweeps/` has lists of runs for `jaxcnn sweep`, `launch/` scripts
-for clusters.
+for clusters. [How to write an experiment, and recipes](GUIDE.md).
 
 """
 TITLES = {  # of pages without a heading
