@@ -25,6 +25,13 @@ def test_the_page_about_camvid_is_what_its_command_writes_of_its_records():
     assert module["page"]() == (ROOT / "experiments" / "results" / "camvid" / "README.md").read_text(), again
 
 
+def test_the_table_of_fused_norms_is_what_its_command_writes_of_its_record():
+    printed = subprocess.run(
+        [sys.executable, "experiments/scaling/fused_norm.py"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert printed in (ROOT / "experiments" / "results" / "fused-norm.md").read_text()
+
+
 def test_every_record_has_a_row_and_every_row_a_command_and_a_link_that_is_there():
     rows = [line for line in INDEX.read_text().splitlines() if line.startswith("| [")]
     links = [match[1] for row in rows if (match := re.search(r"\]\(([^)]*)\)", row))]

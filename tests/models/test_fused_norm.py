@@ -214,7 +214,10 @@ def test_on_eight_devices_the_state_is_that_of_the_plain_form(name, monkeypatch)
 
 @pytest.mark.parametrize(("scope", "wire"), [("global", "bf16"), ("shard", "f32")])
 def test_gradients_of_kernels_cross_the_wire_in_the_type_of_the_plain_form(scope, wire, monkeypatch):
-    """XLA adds them as they leave the products, in 16 bits; shards with statistics of their own add float32."""
+    """XLA adds them as they leave the products, in 16 bits; shards with statistics of their own add float32.
+
+    Lowered only: the CPU compiler of jaxlib 0.10 dies of such a sum in 16 bits.
+    """
     monkeypatch.setattr(step, "fuses_norms", lambda *_: True)
     config = tiny_config(mesh__data=2, dtype="bfloat16", norm__scope=scope)
     program = build(config, network(dtype=jnp.bfloat16), Blobs(16, image_shape=(32, 32, 3)))
