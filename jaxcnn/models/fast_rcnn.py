@@ -105,6 +105,7 @@ class FastRCNN(OnTrunk):
     """
 
     task: ClassVar[str] = "detection"
+    coder: ClassVar[tuple[float, ...]] = CODER  # factors on the regressions
     spec: Any  # a `Spec`
     num_classes: int = 21
     dropout: float | None = None
@@ -197,7 +198,9 @@ class FastRCNN(OnTrunk):
         """
         if proposals is None:
             if not self.is_initializing():
-                raise UserError("Fast R-CNN has no proposals of its own: pass them as `proposals`, (N, R, 4)")
+                raise UserError(
+                    f"{type(self).__name__} has no proposals of its own: pass them as `proposals`, (N, R, 4)"
+                )
             proposals = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], 1)[:, None]  # (N, 1, 4), the images
         rois = box.clip(proposals, sizes, self.spec.inclusive)
         return {"rois": rois, "roi_valid": box.area(rois) > 0}
@@ -223,7 +226,7 @@ class FastRCNN(OnTrunk):
             index, drawn = sample(matches, key, self.setting("box_samples"), 0.25)  # (S,)
             rois, matches = rois[index], matches[index]
             owner, positive = jnp.maximum(matches, 0), drawn & (matches >= 0)
-            wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)  # (S, 4)
+            wanted = box.encode(rois, truth[owner], self.coder, self.spec.inclusive)  # (S, 4)
             return (
                 jnp.where(drawn[:, None], rois, 0), drawn, jnp.where(positive, labels[owner], 0),
                 jnp.where(positive[:, None], wanted, 0),
@@ -251,6 +254,10 @@ class FastRCNN(OnTrunk):
         deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
         return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
 
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Return what detections are ranked by: logits (R, classes) -> (R, classes)."""
+        return jax.nn.softmax(logits)
+
     def detect(self, outputs: Mapping[str, jax.Array], sizes: jax.Array) -> dict[str, jax.Array]:
         """Return "boxes" (N, D, 4), "scores", "labels" and "valid" (N, D) of the detections, by falling score.
 
@@ -259,8 +266,8 @@ class FastRCNN(OnTrunk):
         classes, inclusive = self.num_classes - 1, self.spec.inclusive
 
         def of_image(rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, size: jax.Array) -> Any:
-            found = box.decode(rois[:, None], deltas, CODER, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
-            found, scores = box.clip(found, size, inclusive), jax.nn.softmax(logits)[:, 1:].ravel()
+            found = box.decode(rois[:, None], deltas, self.coder, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
+            found, scores = box.clip(found, size, inclusive), self.scores(logits)[:, 1:].ravel()
             labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))  # (R · classes,), as the boxes and scores
             eligible = jnp.repeat(valid, classes) & (scores > self.score_threshold)
             eligible &= box.large_enough(found, self.spec.min_side, inclusive)
