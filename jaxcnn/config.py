@@ -141,9 +141,14 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
     "detection": {
         "task.max_boxes": (100, _between(1, 2**16), "objects of an image that a batch has room for"),
         "task.difficult": (False, _ANY, "also train on objects that are marked difficult"),
-        "task.loss_form": ("torchvision", _one_of("torchvision", "port", "paper"), "how the four losses are divided, "
-                           "see jaxcnn/tasks/detection_loss.py"),
+        "task.loss_form": ("torchvision", _one_of("torchvision", "port", "paper", "fast_rcnn"), "how the losses are "
+                           "divided, see jaxcnn/tasks/detection_loss.py"),
+        "task.proposals": ("", Rule(lambda v: all(names_of(v)), "FILE.npz,FILE.npz"), "files with region proposals of "
+                           "all images, see `jaxcnn data propose`; Fast R-CNN needs them ('': the network's own)"),
+        "task.max_proposals": (2000, _between(1, 2**16), "proposals of an image that a batch has room for; more are "
+                               "cut by rank"),
         "task.rpn_weight": (0.0, _at_least(0), "λ, factor on the RPN's box loss (0: the form's own; paper 10, else 1)"),
+        "task.box_weight": (1.0, _at_least(0), "λ of the head, factor on its box loss (0: classes alone)"),
         "task.metric": ("voc", _one_of("voc", "coco"), "score of the best checkpoint: eval/map50, or eval/map of COCO"),
         "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (Fast R-CNN: 2)"),
         "task.bias_decay": (False, _ANY, "weight decay applies to biases (Fast R-CNN: True)"),

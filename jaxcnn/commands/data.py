@@ -1,15 +1,17 @@
-"""`jaxcnn data`: list the data sets at hand; prepare, pack and check them; show images as training sees them."""
+"""`jaxcnn data`: list the data sets at hand; prepare, pack and check them, propose regions; show images of training."""
 
 import argparse
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 
 from jaxcnn.commands import data_check, data_show
 from jaxcnn.commands.data_common import counted, shape_text, sheet_path, source_name
 from jaxcnn.commands.options import OVERRIDES, Parser, count, parse
 from jaxcnn.data.sources import KINDS
 from jaxcnn.locations import location
+from jaxcnn.safe_files import make_writable
 
 _SOURCES = ", ".join(kind.form for kind in KINDS.values())
 
@@ -17,7 +19,7 @@ _SOURCES = ", ".join(kind.form for kind in KINDS.values())
 def main(argv: list[str]) -> int:
     """Do what `argv` says; 0, or an error is raised."""
     parser = Parser("jaxcnn data", description=__doc__)
-    commands = parser.add_subparsers(metavar="list | prepare | pack | check | show", required=True)
+    commands = parser.add_subparsers(metavar="list | prepare | pack | propose | check | show", required=True)
     folder = Parser(add_help=False)
     folder.add_argument("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets (default: TFDS's own)")
 
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
     command.add_argument("--manual-dir", metavar="DIR", help=words)
     command.set_defaults(run=_prepare)
     _add_pack(commands.add_parser("pack", parents=[folder], help="write a data set as shards of small JPEGs"))
+    _add_propose(commands.add_parser("propose", parents=[folder], help="write region proposals by selective search"))
     command = commands.add_parser("check", parents=[folder], help="read every example and draw some of them")
     command.add_argument("name", metavar="NAME", help=_SOURCES)
     command.add_argument("--out", type=sheet_path, metavar="PNG", help="where to draw (default: NAME.png)")
@@ -112,3 +115,42 @@ def _pack(arguments: argparse.Namespace) -> None:
         for skipped in about["skipped"]:
             print(f"left out: {skipped['error']}", file=sys.stderr)
     print(f"look at it with: jaxcnn data check {shlex.quote(f'packed:{out}')}")
+
+
+def _add_propose(command: argparse.ArgumentParser) -> None:
+    command.description = """Write the boxes that selective search finds in each image of a split, for
+        config.task.proposals. Stopped and run again with the same arguments, it goes on."""
+    command.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    command.add_argument("--split", required=True, metavar="NAME", help="one of the data set's splits")
+    command.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="a new file")
+    words = "pixels to which images are resized before, 0: as they are (default: 500)"
+    command.add_argument("--width", type=partial(count, least=0), default=500, metavar="PIXELS", help=words)
+    words = "leave out boxes with a shorter side, in pixels of the resized image (default: 20)"
+    command.add_argument("--min-side", type=partial(count, least=0), default=20, metavar="PIXELS", help=words)
+    command.add_argument("--workers", type=count, default=0, metavar="N", help="processes (default: one a core)")
+    command.set_defaults(run=_propose)
+
+
+def _npz(text: str) -> Path:
+    path = location(text, "--out")
+    if path.suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"{text}: proposals are written as NPZ, name it {path.with_suffix('.npz')}")
+    return path
+
+
+def _propose(arguments: argparse.Namespace) -> None:
+    from jaxcnn.data.prepare.propose import propose
+
+    name, out = source_name(arguments.source, arguments.data_dir), arguments.out
+    make_writable(out.parent, "the folder of --out")
+    with counted("selective search", "images") as progress:
+        done = propose(
+            name, arguments.split, out, width=arguments.width, min_side=arguments.min_side,
+            data_dir=arguments.data_dir, workers=arguments.workers, progress=progress,
+        )  # fmt: skip
+    found, images = done.proposals, len(done.proposals.names)
+    print(f"{'proposals' if done.searched else 'already there, nothing to do:'} {out}")
+    print(f"  {len(found.boxes):,} boxes of {images:,} images, {len(found.boxes) / images:,.0f} an image")
+    if done.searched:
+        print(f"  {done.seconds / done.searched:.2f} s an image, on one core")
+    print(f"  SHA-256 of the content {found.digest}")

@@ -162,8 +162,8 @@ def _draw(arguments: argparse.Namespace, run: Any, evaluation: Any) -> None:
             print(f"{name}: {out}", file=sys.stderr)
     if arguments.save:
         examples = run.examples(_DRAWN)
-        images, sizes = examples["image"], examples.get("sizes")
-        outputs = run.outputs(images, sizes)
+        images, given = examples["image"], (examples.get(name) for name in ("sizes", "proposals"))
+        outputs = run.outputs(images, *given)
         save(run.task.draw(images, outputs, run.input["class_names"], targets=examples), arguments.save)
         print(f"predictions: {arguments.save}", file=sys.stderr)
 

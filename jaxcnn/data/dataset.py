@@ -49,6 +49,7 @@ class Dataset:
       steps_per_epoch: batches in one pass over the training examples, a fraction.
       input: what a checkpoint keeps so that it can be used without the data set.
       position: what a checkpoint keeps to prove that it goes on in the same data.
+      proposals: the boxes in the files of `config.task.proposals`, if "proposals" is a target; else None.
 
     If the task has the target "sizes", images are padded, not cropped or distorted to one size. The buckets then are
     canvases, those of the config or else chosen for the images, and an image goes to the smallest that holds it. If
@@ -93,6 +94,7 @@ class Dataset:
         self.padded, self._boxes = "sizes" in specs, "boxes" in specs
         if self._boxes:
             self._check_boxes(room=specs["boxes"][0][0])
+        self.proposals = open_proposals(names_of(config.task.proposals)) if "proposals" in specs else None
         sizes, eval_sizes = self._canvases(training) if self.padded else self._sizes()
         self.image_shape, self.eval_image_shape = ((*s[0], self.train.image_shape[-1]) for s in (sizes, eval_sizes))
         self.mean, self.std = self._mean_and_std(pixel_range)
@@ -241,6 +243,8 @@ class Dataset:
         fit: dict[str, Any] = {}
         if self.padded:
             fit = {"longest": data.max_size, "sides": data.min_size if isinstance(data.min_size, tuple) else ()}
+        if self.proposals:
+            fit["proposals"] = self.proposals.of(source)
         readers = [
             Reader(
                 source, size, self.resize if self.padded else round(self.resize * max(size) / largest),
@@ -284,12 +288,12 @@ class Dataset:
 
     def _position(self) -> dict[str, Any]:
         """Return `position`: the data, its order, and the examples of each bucket."""
-        config = self.config
+        config, buckets = self.config, {"buckets": self._digests()} if len(self.buckets) > 1 else {}
         return {
             "data": self._identity(), "split": config.data.train_split, "examples": len(self.train),
             "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
-        } | (
-            {"buckets": self._digests()} if len(self.buckets) > 1 else {}
+        } | buckets | (
+            {"proposals": self.proposals.digest} if self.proposals else {}
         ) | ({"windows": self.train.digest} if isinstance(self.train, Windows) else {})  # fmt: skip
 
     def _digests(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Make one example a row of a batch: read, decode, crop or pad, and augment it, with its targets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]  # "image" uint8 (H, W, C), the targets, and "broken": see 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]  # {target: (shape, type)} of one example
 
 PLACED = frozenset(["label_map", "boxes"])  # targets that lie in the image, and move with it
-MADE = frozenset(["valid", "sizes", "original_sizes"])  # targets that a `Reader` makes, as no source has them
+MADE = frozenset(["valid", "sizes", "original_sizes", "proposals"])  # targets of a `Reader`, as no source has them
 OF_BOXES = ("labels", "difficult", "crowd", "area")  # raw targets with a row for each box
 LABEL: Specs = {"label": ((), np.dtype(np.int32))}
 _TRIES = 100  # examples that are tried one after another; if all are broken, so is the data set
@@ -45,6 +45,8 @@ class Reader:
         and width of the stored image, upright.
       mirror: whether half of the training images are mirrored here; else the device may do it.
       members: int (n,), the examples of the source that go into rows of `size`; None: all of them.
+      proposals: of each example, the boxes (n, 4) by rank of which the target "proposals" has as many as there is room
+        for, moved with the image; what it does not show is left out.
     """
 
     source: Source
@@ -59,6 +61,7 @@ class Reader:
     members: np.ndarray | None = None
     longest: int = 0
     sides: tuple[int, ...] = ()
+    proposals: Sequence[np.ndarray] = ()
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -188,6 +191,9 @@ class Reader:
             boxes, visible = crop.boxes(raw["boxes"])  # (n, 4), bool (n,): those of which the crop shows something
             raw = raw | {name: raw[name][visible] for name in OF_BOXES if name in raw}
             raw |= {"boxes": boxes[visible], "valid": np.ones(visible.sum(), bool)}
+        if "proposals" in self.targets:
+            boxes, visible = crop.boxes(self.proposals[example])
+            raw = raw | {"proposals": boxes[visible][: self.targets["proposals"][0][0]]}
         if "label_map" in self.targets:
             raw = raw | {"label_map": padded(crop.label_map(raw["label_map"]), self.size, VOID)}
         if "sizes" in self.targets:

@@ -16,11 +16,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import faster_rcnn, fcn, gan, rcnn, vae
+from jaxcnn.models import fast_rcnn, faster_rcnn, fcn, gan, rcnn, vae
 from jaxcnn.models.check import NotApplicableError, check_module
 from jaxcnn.models.trunk import CLASSIFIERS
 
-_REGISTRY = {**CLASSIFIERS, **fcn.MODELS, **faster_rcnn.MODELS, **rcnn.MODELS, **vae.MODELS, **gan.MODELS}
+_REGISTRY = {
+    **CLASSIFIERS, **fcn.MODELS, **rcnn.MODELS, **fast_rcnn.MODELS, **faster_rcnn.MODELS, **vae.MODELS, **gan.MODELS,
+}  # fmt: skip
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 
 

@@ -56,7 +56,8 @@ def check_module(model: nn.Module, who: str, num_classes: int, image_shape: Sequ
         faults = chain(*(check(trace.outputs, mode, image_shape) for mode, trace in modes.items()), *both)
     else:
         if task == "detection":
-            outputs = (_detector_outputs(trace.outputs, mode, num_classes) for mode, trace in modes.items())
+            rpn = _proposes(model)
+            outputs = (_detector_outputs(trace.outputs, mode, num_classes, rpn) for mode, trace in modes.items())
         else:
             outputs = (_outputs(trace.outputs, mode, shape) for mode, trace in modes.items())
         faults = chain(*outputs, *both, _names(training, num_classes), _endpoints(model, evaluation, image_shape))
@@ -95,6 +96,8 @@ def _trace(model: nn.Module, who: str, image_shape: Sequence[int], train: bool) 
     mode, images = "training" if train else "evaluation", jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     detector = getattr(model, "task", "") == "detection"
     options: dict[str, Any] = {"targets": _OBJECTS} if detector and train else {}
+    if detector and not _proposes(model):
+        options["proposals"] = np.zeros((2, 3, 4), np.float32)
     try:
         variables, outputs = jax.eval_shape(run, images)
     except Exception as error:
@@ -150,11 +153,17 @@ _LEARNT = {"roi_labels": (), "box_targets": (4,)}  # in training, of the regions
 _DETECTIONS = {"boxes": (4,), "scores": (), "labels": (), "valid": ()}  # in evaluation
 
 
-def _detector_outputs(outputs: Any, mode: str, num_classes: int) -> Iterator[str]:
+def _proposes(model: Any) -> bool:
+    """Return whether a detector has an RPN; one that has none says so, as it must be given proposals."""
+    return getattr(model, "proposes", True)
+
+
+def _detector_outputs(outputs: Any, mode: str, num_classes: int, rpn: bool) -> Iterator[str]:
     """Yield a fault unless a detector returns what its losses are made of, or in evaluation its detections."""
     found = outputs if isinstance(outputs, dict) else {}
     regions = {"box_logits": (num_classes,), "box_deltas": (num_classes, 4), "rois": (4,), "roi_valid": ()}
-    groups = [regions | _LEARNT, _ANCHORS] if mode == "in training" else [regions, _DETECTIONS]
+    learnt = [regions | _LEARNT, _ANCHORS] if rpn else [regions | _LEARNT]
+    groups = learnt if mode == "in training" else [regions, _DETECTIONS]
     for group in groups:
         shapes = {name: getattr(found.get(name), "shape", ()) for name in group}
         counts = {shape[:2] for shape in shapes.values()}  # All outputs of a group have the same number of rows.

@@ -106,6 +106,7 @@ class FastRCNN(OnTrunk):
 
     task: ClassVar[str] = "detection"
     coder: ClassVar[tuple[float, ...]] = CODER  # factors on the regressions
+    proposes: ClassVar[bool] = False  # whether the network makes proposals of its own
     spec: Any  # a `Spec`
     num_classes: int = 21
     dropout: float | None = None

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -87,6 +87,7 @@ class FasterRCNN(FastRCNN):
       fpn_channels: width of the pyramid.
     """
 
+    proposes: ClassVar[bool] = True
     anchor_scales: tuple[float, ...] | None = None
     rpn_pre_nms: tuple[int, int] | None = None
     rpn_post_nms: tuple[int, int] | None = None

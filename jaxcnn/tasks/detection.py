@@ -34,7 +34,7 @@ SHOWN = 0.5  # least score of a box in pictures and words, unless `Detection.sho
 
 
 class Detection(Task):
-    """Four losses, and average precision over all images."""
+    """Two losses or four, and average precision over all images."""
 
     padded = detects = True
     headline = (
@@ -49,17 +49,32 @@ class Detection(Task):
         self.threshold: float | None = None  # least score of a box that is shown; None: the defaults
         self.source: Any = None  # the evaluation data with its annotations, a `Boxed`
         self.class_names: tuple[str, ...] = ()
+        self.proposals: Any = None  # of the data, a `data.proposals.Proposals`; None where the network makes its own
+
+    def takes_proposals(self, model: Any) -> bool:
+        """Return whether a network is given proposals: it has none of its own, or `task.proposals` replaces them."""
+        return bool(self.settings.proposals) or not getattr(model, "proposes", True)
+
+    @cached_property
+    def _model(self) -> Any:
+        """Return the network of the config, for its properties alone."""
+        return create_model(self.config.model.name, **self.config.model.overrides)
 
     def prepare(self, data: Any) -> None:
         """Keep the names of the classes, and the annotations with which detections are compared."""
         self.source = getattr(data, "eval", None)
+        if self.takes_proposals(self._model) and not self.settings.proposals:
+            raise UserError(
+                f"{self.config.model.name} has no proposals of its own: make them by `jaxcnn data propose`, and "
+                "name the file in config.task.proposals"
+            )
+        self.proposals = getattr(data, "proposals", None)
         self._check_anchors(data.buckets)
         self.class_names = tuple(data.input.get("class_names", ()))
 
     def _check_anchors(self, canvases: Sequence[tuple[int, int]]) -> None:
         """Warn where the RPN cannot learn, as every anchor crosses the border of every image."""
-        model: Any = create_model(self.config.model.name, **self.config.model.overrides)
-        fits = getattr(model, "trains_anchors", None)
+        fits = getattr(self._model, "trains_anchors", None)
         if fits and not any(map(fits, canvases)) and jax.process_index() == 0:
             print(
                 f"warning    no anchor of {self.config.model.name} lies within images of {max(canvases)} pixels, "
@@ -71,34 +86,44 @@ class Detection(Task):
         """Return the shapes of the objects, which fill the first of M rows, and of the sizes of the image.
 
         "boxes" float32 (M, 4), "labels" int32 (M,), "valid", "difficult" and "crowd" bool (M,); "sizes" and
-        "original_sizes" int32 (2,), height and width of the image within its canvas, and as it is stored.
+        "original_sizes" int32 (2,), height and width of the image within its canvas, and as it is stored. Where there
+        are files of proposals, "proposals" float32 (R, 4), of which rows of zeros are padding.
         """
         objects, size = (self.settings.max_boxes,), jax.ShapeDtypeStruct((2,), np.int32)
         flags = dict.fromkeys(("valid", "difficult", "crowd"), jax.ShapeDtypeStruct(objects, np.bool_))
         boxes, labels = jax.ShapeDtypeStruct((*objects, 4), np.float32), jax.ShapeDtypeStruct(objects, np.int32)
-        return {"boxes": boxes, "labels": labels, **flags, "sizes": size, "original_sizes": size}
+        made = {"boxes": boxes, "labels": labels, **flags, "sizes": size, "original_sizes": size}
+        if self.settings.proposals:
+            made["proposals"] = jax.ShapeDtypeStruct((self.settings.max_proposals, 4), np.float32)
+        return made
 
     def forward(
         self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
     ) -> tuple[Any, Variables]:
         """Apply the model; training passes it the objects to learn from. See `Task.forward`."""
-        sizes = batch.get("sizes")
+        given = {"sizes": batch.get("sizes")} | ({"proposals": batch["proposals"]} if "proposals" in batch else {})
         if not train:
-            return model.apply(variables, batch["image"], sizes=sizes, train=False), {}
+            return model.apply(variables, batch["image"], **given, train=False), {}
         # A crowd is not one object. Fast R-CNN reaches 68.1 mAP without the difficult ones, 66.9 with them (table 1).
         learnt = batch["valid"] & ~batch["crowd"]
         if not self.settings.difficult:
             learnt &= ~batch["difficult"]
         targets = {name: batch[name] for name in ("boxes", "labels", "example")} | {"valid": learnt}
         return model.apply(
-            variables, batch["image"], sizes=sizes, targets=targets, train=True, mutable=["batch_stats"], rngs=rngs
+            variables, batch["image"], **given, targets=targets, train=True, mutable=["batch_stats"], rngs=rngs
         )
 
     def loss(self, outputs: dict[str, Any], batch: Batch) -> tuple[Terms, Sums]:
-        """Return the four terms of `detection_terms` as the objective, and again as sums for the log."""
+        """Return the terms of `detection_terms` as the objective, and again as sums for the log."""
         form, present = FORMS[self.settings.loss_form], batch["mask"] > 0
-        terms = detection_terms(outputs, present, batch["sizes"], form, self.settings.rpn_weight)
+        terms = detection_terms(
+            outputs, present, batch["sizes"], form, self.settings.rpn_weight, self.settings.box_weight
+        )
         return terms, dict(terms)
+
+    def about(self) -> dict[str, Any]:
+        """Return the SHA-256 of the proposals, where they are given."""
+        return {"proposals": self.proposals.digest} if self.proposals else {}
 
     def measure(self, outputs: dict[str, Any], batch: Batch) -> Sums:
         """Return no sums: scores come from the rows of `collect`."""
@@ -146,9 +171,9 @@ class Detection(Task):
     @cached_property
     def _stages(self) -> list[str]:
         """Return the names of the backbone's stages in their order, such as "stem" and "stage1" … "stage4"."""
-        name, overrides = self.config.model.name, self.config.model.overrides
-        trunk = getattr(create_model(name, **overrides), "trunk", None)
+        trunk = getattr(self._model, "trunk", None)
         if trunk is None:
+            name = self.config.model.name
             raise UserError(f"config.task.trainable_stages: model {name} has no backbone of stages: set it to -1")
         return list(trunk().endpoints)
 

@@ -1,12 +1,14 @@
-"""The four losses of a two-stage detector, divided as in the paper, its authors' Python port or torchvision.
+"""The losses of a detector of regions, divided as in the papers, their authors' Python port or torchvision.
 
-Implementations of Faster R-CNN divide its losses differently, and a learning rate belongs to one of these forms:
+There are two, of classes and of boxes, and as many again of an RPN. Implementations divide them differently, and a
+learning rate belongs to one of these forms:
 
     form         mean over                 RPN: β, box loss divided by    λ    head: β
     torchvision  the batch's samples       1/9  sampled anchors           1    1/9
     port         each image's samples,     1/9  sampled anchors           1    1
                  then the images
     paper        the same                  1    positions of anchors      10   1
+    fast_rcnn    the batch's samples       no RPN                              1
 
 The paper (Ren et al. 2015, equation 1) counts about 2,400 positions in an image of 600×1000 pixels: the cells of a map
 of stride 16. Here positions are counted at stride 16 for all networks, in the image and not in its canvas. In all forms
@@ -48,29 +50,25 @@ FORMS = {
     "torchvision": Form(False, 1 / 9, 1 / 9),
     "port": Form(True, 1 / 9, 1.0),  # its σ of 3 is β = 1/σ²
     "paper": Form(True, 1.0, 1.0, 10.0, by_positions=True),
+    "fast_rcnn": Form(False, 1 / 9, 1.0),  # Girshick 2015; its RPN, where there is one, is torchvision's
 }
 
 
 def detection_terms(
-    outputs: Mapping[str, jax.Array], present: jax.Array, sizes: jax.Array, form: Form, rpn_weight: float = 0.0
-) -> Terms:
-    """Return the terms "objectness", "rpn_box", "classifier" and "box" of the objective.
+    outputs: Mapping[str, jax.Array], present: jax.Array, sizes: jax.Array, form: Form, rpn_weight: float = 0.0,
+    box_weight: float = 1.0,
+) -> Terms:  # fmt: skip
+    """Return the terms "classifier" and "box" of the objective, and where there is an RPN "objectness" and "rpn_box".
 
     Args:
-      outputs: the model's in training: for A anchors "rpn_logits" and "rpn_matches" (N, A), "rpn_deltas" and
-        "rpn_targets" (N, A, 4); for R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C), "box_deltas"
-        (N, R, C, 4) and "box_targets" (N, R, 4).
+      outputs: the model's in training: for R regions "roi_valid" and "roi_labels" (N, R), "box_logits" (N, R, C),
+        "box_deltas" (N, R, C, 4) and "box_targets" (N, R, 4); for A anchors of an RPN "rpn_logits" and "rpn_matches"
+        (N, A), "rpn_deltas" and "rpn_targets" (N, A, 4).
       present: bool (N,), the rows that count. Nothing of the others enters the losses, not even a NaN.
       sizes: int (N, 2), height and width of each image in pixels.
-      rpn_weight: λ; 0: that of the form.
+      rpn_weight: λ of the RPN; 0: that of the form.
+      box_weight: λ of the head (Girshick 2015, equation 1).
     """
-    matches = outputs["rpn_matches"]
-    anchors = (matches != IGNORED) & present[:, None]  # (N, A), those in the sample
-    found = (matches >= 0) & present[:, None]
-    logits = jnp.where(anchors, outputs["rpn_logits"], 0)
-    objectness = optax.sigmoid_binary_cross_entropy(logits, found.astype(logits.dtype))
-    rpn_box = smooth_l1(outputs["rpn_deltas"], outputs["rpn_targets"], found, form.rpn_beta)
-
     rois, labels = outputs["roi_valid"] & present[:, None], outputs["roi_labels"]  # (N, R)
     logits = jnp.where(rois[..., None], outputs["box_logits"], 0)
     classifier = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -79,8 +77,6 @@ def detection_terms(
     box = smooth_l1(deltas, outputs["box_targets"], rois & (labels > 0), form.box_beta)
 
     images = present.sum(dtype=logits.dtype)
-    sampled, regions = (chosen.sum(1, dtype=logits.dtype) for chosen in (anchors, rois))  # (N,)
-    positions = sizes.prod(-1).astype(logits.dtype) / _CELL if form.by_positions else sampled
 
     def term(losses: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return (sum, weight) of losses (N, n), divided by the counts (N,) of their images or of all."""
@@ -89,12 +85,24 @@ def detection_terms(
             return jnp.sum(of_images / jnp.maximum(counts, 1)), images
         return of_images.sum(), counts.sum()
 
-    return {
+    regions = rois.sum(1, dtype=logits.dtype)  # (N,)
+    terms = {"classifier": term(jnp.where(rois, classifier, 0), regions), "box": term(box_weight * box, regions)}
+    if "rpn_matches" not in outputs:
+        return terms
+
+    matches = outputs["rpn_matches"]
+    anchors = (matches != IGNORED) & present[:, None]  # (N, A), those in the sample
+    found = (matches >= 0) & present[:, None]
+    logits = jnp.where(anchors, outputs["rpn_logits"], 0)
+    objectness = optax.sigmoid_binary_cross_entropy(logits, found.astype(logits.dtype))
+    rpn_box = smooth_l1(outputs["rpn_deltas"], outputs["rpn_targets"], found, form.rpn_beta)
+    sampled = anchors.sum(1, dtype=logits.dtype)  # (N,)
+    positions = sizes.prod(-1).astype(logits.dtype) / _CELL if form.by_positions else sampled
+    first = {
         "objectness": term(jnp.where(anchors, objectness, 0), sampled),
         "rpn_box": term((rpn_weight or form.rpn_weight) * rpn_box, positions),
-        "classifier": term(jnp.where(rois, classifier, 0), regions),
-        "box": term(box, regions),
     }
+    return first | terms
 
 
 def smooth_l1(values: jax.Array, targets: jax.Array, counted: jax.Array, beta: float) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxcnn import UserError
 from jaxcnn.data.images.canvases import choose_canvases, padded, scaled, smallest_canvas
 from jaxcnn.data.images.decode import MAX_BYTES, Box, Crop, read_all, resize, size_of
+from jaxcnn.data.proposals import selective_search
 from jaxcnn.safe_files import read_bytes
 
 
@@ -75,12 +76,28 @@ def _read(image: Any, index: int, channels: int) -> Prediction:
         return Prediction(name=name, error=str(error))
 
 
+def _proposals(network: Any, image: np.ndarray, seen: tuple[int, int]) -> np.ndarray:
+    """Return what selective search finds in an image: boxes (`task.max_proposals`, 4) in pixels of the resized one.
+
+    A run whose files of proposals are of another method sees other boxes in training than here.
+    """
+    boxes, visible = Crop(Box(0, 0, *image.shape[:2]), seen).boxes(selective_search(image))
+    room = network.config.task.max_proposals
+    made = np.zeros((room, 4), np.float32)  # Rows of zeros are padding.
+    kept = boxes[visible][:room]
+    made[: len(kept)] = kept
+    return made
+
+
 def _predicted(network: Any, found: Prediction, canvases: list[tuple[int, int]]) -> Prediction:
     """Return what the network gives for an image, in pixels of that image."""
     own = found.image.shape[:2]
     seen = _scaled(network, own)
     pixels = padded(resize(found.image, seen), canvases[int(smallest_canvas(np.array([seen]), canvases)[0])])
-    outputs = network.outputs(pixels[None], np.array([seen], np.int32))
+    given = {"sizes": np.array([seen], np.int32)}
+    if getattr(network.task, "takes_proposals", lambda model: False)(network.model):
+        given["proposals"] = _proposals(network, found.image, seen)[None]
+    outputs = network.outputs(pixels[None], **given)
     values = {key: value[0] for key, value in outputs.items()}
     if not all(np.isfinite(value).all() for value in values.values()):
         error = f"the network's output for {found.name} is not finite: check its weights"

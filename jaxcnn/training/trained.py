@@ -202,13 +202,17 @@ class TrainedModel:
                 else:
                     yield prediction._replace(outputs=mine)
 
-    def outputs(self, images: np.ndarray, sizes: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def outputs(
+        self, images: np.ndarray, sizes: np.ndarray | None = None, proposals: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Return what the task keeps of the outputs for uint8 images of the network's size, (N, …) each.
 
         Args:
           sizes: int32 (N, 2), height and width of each image within its canvas, where they are padded.
+          proposals: float32 (N, R, 4), regions for a detector that is given them.
         """
-        return jax.device_get(self._program(images) if sizes is None else self._program(images, sizes))
+        given = [] if sizes is None else [sizes] if proposals is None else [sizes, proposals]
+        return jax.device_get(self._program(images, *given))
 
     def explain(self, images: np.ndarray, classes: Any = None) -> np.ndarray:
         """Return how much each pixel of images as `outputs` takes them speaks for a class: float32 (N, H, W) in 0 … 1.
@@ -234,14 +238,19 @@ class TrainedModel:
     def _compiler_options(self) -> dict[str, bool]:
         return compiler_options(self.config, jax.default_backend())
 
-    def forward(self, variables: Any, images: jax.Array, sizes: jax.Array | None = None) -> dict[str, jax.Array]:
+    def forward(
+        self, variables: Any, images: jax.Array, sizes: jax.Array | None = None, proposals: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Return the arrays of `outputs`, as a function of the variables too: what is compiled and exported."""
-        return self.task.predict(self._outputs(variables, images, sizes))
+        return self.task.predict(self._outputs(variables, images, sizes, proposals))
 
-    def _outputs(self, variables: Any, images: jax.Array, sizes: jax.Array | None = None) -> Any:
+    def _outputs(
+        self, variables: Any, images: jax.Array, sizes: jax.Array | None = None, proposals: jax.Array | None = None
+    ) -> Any:
         """Return all that the network gives for uint8 images (N, H, W, C) of its size."""
         rngs = {"example": jax.random.split(jax.random.key(self.config.seed), images.shape[0])}
-        batch = {"image": self.normalize(images)} | ({} if sizes is None else {"sizes": sizes})
+        given = {"sizes": sizes, "proposals": proposals}
+        batch = {"image": self.normalize(images)} | {name: x for name, x in given.items() if x is not None}
         return self.task.forward(self.model, variables, batch, rngs, False)[0]
 
     @cached_property

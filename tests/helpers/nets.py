@@ -84,6 +84,10 @@ FCN = {
 }
 # Detection, with the published classes: VOC's 21, of VGG-16 with the authors' RPN and head, and torchvision's 91.
 DETECTION = {
+    # The classifier's, but for the head: as many inputs of it have 21 outputs and 4 · 21. CaffeNet's pool5 is 6×6×256,
+    # VGG's 7×7×512, and so are the bins of RoI pooling. VGG-16: 14,714,688 + 102,764,544 + 16,781,312 + 430,185.
+    "fast_rcnn_alexnet": 60_965_224 + (4096 + 1) * (5 * 21 - 1000),
+    "fast_rcnn_vgg16": 14_714_688 + (25_088 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 5 * 21,
     "faster_rcnn_vgg16": 14_714_688 + (25_088 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 5 * 21
     + (9 * 512 + 1) * 512 + (512 + 1) * 6 * 9,
     "faster_rcnn_resnet50_fpn_tv": 41_755_286,

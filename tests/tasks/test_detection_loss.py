@@ -1,4 +1,4 @@
-"""The four losses against loops in float64, for each form; rows that do not count; the gradient of smooth L1."""
+"""The losses against loops in float64, for each form, with an RPN and without; rows that do not count; the gradient of smooth L1."""
 
 import math
 from typing import Any
@@ -58,9 +58,12 @@ def of_image(outputs: dict[str, np.ndarray], i: int, rpn_beta: float, beta: floa
 
 
 def by_hand(outputs: dict[str, np.ndarray], form: str, images: list[int]) -> list[float]:
-    rpn_beta, beta, factor = {"torchvision": (1 / 9, 1 / 9, 1), "port": (1 / 9, 1, 1), "paper": (1, 1, 10)}[form]
+    of_forms = {
+        "torchvision": (1 / 9, 1 / 9, 1), "port": (1 / 9, 1, 1), "paper": (1, 1, 10), "fast_rcnn": (1 / 9, 1, 1),
+    }  # fmt: skip
+    rpn_beta, beta, factor = of_forms[form]
     parts = [of_image(outputs, i, rpn_beta, beta) for i in images]
-    if form == "torchvision":
+    if form in ("torchvision", "fast_rcnn"):
         anchors, regions = sum(part[1] for part in parts), sum(part[2] for part in parts)
         divisors = (anchors, anchors, regions, regions)
         return [sum(part[0][k] for part in parts) / divisors[k] for k in range(4)]
@@ -113,6 +116,27 @@ def test_an_image_without_anything_in_its_sample_has_no_loss(outputs):
 def test_the_weight_of_the_proposals_boxes_can_be_chosen(outputs):
     own, twice = losses(outputs, [True] * N, "paper"), losses(outputs, [True] * N, "paper", 20.0)
     assert twice == pytest.approx(own | {"rpn_box": 2 * own["rpn_box"]})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_an_rpn_the_two_losses_of_the_regions_are_as_they_were(outputs, form):
+    own = losses(outputs, [True] * N, form)
+    alone = {name: x for name, x in outputs.items() if not name.startswith("rpn_")}
+    assert losses(alone, [True] * N, form) == {name: own[name] for name in ("classifier", "box")}
+
+
+def test_the_weight_of_the_box_loss_of_the_head_can_be_chosen(outputs):
+    outputs = {name: jnp.asarray(x) for name, x in outputs.items()}
+    own = losses(outputs, [True] * N, "fast_rcnn")
+
+    def without(deltas: Any) -> Any:
+        found: Any = detection_terms(
+            outputs | {"box_deltas": deltas}, jnp.ones(N, bool), jnp.asarray(SIZES), FORMS["fast_rcnn"], 0.0, 0.0
+        )
+        return sum(total / weight for total, weight in found.values())
+
+    assert float(without(outputs["box_deltas"])) == pytest.approx(sum(own.values()) - own["box"], rel=1e-5)
+    assert not jax.grad(without)(outputs["box_deltas"]).any()
 
 
 def test_smooth_l1_is_steep_up_to_beta_and_has_slope_one_beyond():
