@@ -117,7 +117,9 @@ class _Pipeline:
         self, config: Config, workdir: Path, data: Dataset, model: RCNN, cache: Cache, report: Report
     ):  # fmt: skip
         self.config, self.workdir, self.data, self.model, self.report = config, workdir, data, model, report
-        fresh = init_variables(model, config.seed, data.image_shape)
+        # What is not taken of the weights is replaced below, so it needs no random numbers.
+        shapes = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))
+        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         weights: Path | Address = place(config.init_from, "config.init_from")
         self.variables, self.words = load_variables(weights, fresh, create_task(config).best, data.input, True)
         for name in ("fc6", "fc7"):
