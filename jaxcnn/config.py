@@ -239,7 +239,7 @@ KEYS: dict[str, Row] = {
     "optimizer.epsilon": (1e-8, _above(0), "adam, adamw, lamb, rmsprop: added to the denominator (LAMB's paper: 1e-6)"),
     "optimizer.weight_decay": (0.0, _at_least(0), "on kernels only: norms and biases are left alone"),
     "optimizer.freeze": ("", Rule(lambda v: all(names_of(v)), "NAME,NAME"),
-                         "parameters that stay as they are: stem,stage1"),
+                         "parameters that stay as they are: stem,stage1 (/head: of modules of the top level alone)"),
     "optimizer.multipliers": ("", Rule(_positive_factors, "NAME=FACTOR,NAME=FACTOR with positive factors"),
                               "factors on the rate of some parameters: head=10"),
     "optimizer.clip_norm": (0.0, _at_least(0), "largest global norm of the gradient (0: no clipping)"),

@@ -805,8 +805,9 @@ def test_an_experiment_imports_nothing_of_ours_but_the_config(path):
     assert {name for name in imported if name.split(".")[0] == "jaxcnn"} == {"jaxcnn.config"}
 
 
-# Deep networks of a family that a shallower one of the same file stands for; they take a minute each to trace.
-DEEP = re.compile("resnet(34|101|152)|vgg1[369]|googlenet_tv|_bn")
+# Deep networks of a family that a shallower one of the same file stands for, which take a minute each to trace, and
+# ablations of one recipe.
+DEEP = re.compile("resnet(34|101|152)|vgg1[369]|googlenet_tv|_bn|fast_rcnn.py:(?!multi_task|alexnet$)")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`jaxcnn weights`: other frameworks' weights as a folder that stands for a run, and a run's weights as a file."""
+"""`jaxcnn weights`: other frameworks' weights as a folder that stands for a run, a run's as a file, or made thinner."""
 
 import argparse
 import contextlib
@@ -15,13 +15,14 @@ from jaxcnn.commands.options import OVERRIDES, Parser, parse, set_up_jax
 from jaxcnn.locations import location, place
 
 Overrides = list[tuple[str, str]]
+_FACTORED = ("fc6", "fc7")  # layers of which `svd` makes two, in the order of `model.overrides.fc_ranks`
 _PLATFORMS = ("cpu", "cuda", "tpu", "rocm")  # that jax.export knows
 
 
 def main(argv: list[str]) -> int:
     """Import or export as `argv` says; 0, or an error is raised."""
     parser = Parser("jaxcnn weights", description=__doc__)
-    commands = parser.add_subparsers(metavar="import | export", required=True)
+    commands = parser.add_subparsers(metavar="import | export | svd", required=True)
 
     words = (
         "weights of torchvision, of FCN under its authors' names or of a CIFAR ResNet's PyTorch port, or that export "
@@ -49,15 +50,73 @@ def main(argv: list[str]) -> int:
     command.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
     command.set_defaults(do=_export)
 
+    words = "fc6 and fc7 of a detector by their largest singular values, two thin layers each, as a folder like a run's"
+    command = commands.add_parser("svd", help=words, description=words)
+    command.add_argument("--workdir", metavar="RUN", type=place, required=True, help="folder of a run, or of `import`")
+    command.add_argument("--checkpoint", metavar="STEP|best|last", default="last", help="which one (default: last)")
+    words = "singular values that are kept of each layer: fc6=1024,fc7=256"
+    command.add_argument("--ranks", metavar="LAYER=RANK,…", type=_ranks, required=True, help=words)
+    words = "new folder, which evaluate, predict and init_from take"
+    command.add_argument("--out", metavar="OUT", type=location, required=True, help=words)
+    command.set_defaults(do=_svd)
+
     arguments, overrides = parse(parser, argv)
     arguments.do(arguments, overrides)
     return 0
 
 
-def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    out: Path = arguments.out
+def _ranks(text: str) -> dict[str, int]:
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    ranks = {name: int(rank) for name, _, rank in pairs if rank.isascii() and rank.isdecimal()}
+    if len(ranks) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: write LAYER=RANK, each once, such as fc6=1024,fc7=256")
+    return ranks
+
+
+def _svd(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    """Write the network with low ranks as a folder; print its errors, and parameters and MACs before and after."""
+    out, ranks = arguments.out, arguments.ranks
+    _check_new(out)
+    set_up_jax()
+    import jax
+
+    from jaxcnn.configfile import to_json
+    from jaxcnn.papers.cost import layers, total
+    from jaxcnn.training.checkpoint import save_variables
+    from jaxcnn.training.trained import open_run
+    from jaxcnn.weights.low_rank import low_rank
+
+    run = open_run(arguments.workdir, arguments.checkpoint, overrides)
+    name, model = run.config.model.name, run.model
+    if not hasattr(model, "fc_ranks") or not {*ranks} <= {*_FACTORED}:
+        raise UserError(f"{name}, --ranks of {', '.join(ranks)}: they are of {' and '.join(_FACTORED)} of an R-CNN")
+    kept = dict(zip(_FACTORED, model.fc_ranks or (0, 0), strict=True)) | ranks
+    params, errors = low_rank(jax.device_get(run.variables["params"]), ranks)
+    config = run.config.copy_and_resolve_references()
+    config.model.overrides["fc_ranks"] = tuple(kept.values())
+    thin = model.clone(fc_ranks=tuple(kept.values()))
+    with _new_folder(out) as folder:
+        (folder / "config.json").write_text(to_json(config) + "\n")
+        info = {"step": run.step, "model": name, "num_classes": len(run.input["class_names"]), "input": run.input}
+        save_variables(folder, jax.device_get(run.variables) | {"params": params}, info)
+    size = (model.image_size, model.image_size, run.input["image_shape"][2])
+    before, after = (layers(network, size) for network in (model, thin))
+    for layer, error in errors.items():
+        print(f"{layer}: rank {ranks[layer]:,}, error of the kernel {error:.2%} (Frobenius norm)")
+    for what, attribute in (("parameters", "parameters"), (f"MACs at {size[0]} pixels", "macs")):
+        counts = [total(rows, attribute) for rows in (before, after)]
+        print(f"{what}: {counts[0]:,} before, {counts[1]:,} after ({counts[1] / counts[0]:.1%})")
+    print(f"written: {out}")
+
+
+def _check_new(out: Path) -> None:
     if out.is_symlink() or out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name a new folder for the weights")
+
+
+def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    out: Path = arguments.out
+    _check_new(out)
     set_up_jax()
     from jaxcnn.configfile import to_json
     from jaxcnn.training.checkpoint import save_variables

@@ -49,6 +49,11 @@ _LEGAL = {
     "dropout": _RATE, "aux_dropout": _RATE, "width": _POSITIVE, "norm_epsilon": _NOT_NEGATIVE,
     "rpn_pre_nms": _PAIR, "rpn_post_nms": _PAIR, "rpn_nms_threshold": _SHARE, "nms_threshold": _SHARE,
     "score_threshold": _SHARE, "rpn_samples": _COUNT, "box_samples": _COUNT, "detections": _COUNT,
+    "fc_ranks": (
+        lambda x: isinstance(x, tuple | list) and len(x) == 2 and all(type(n) is int and n >= 0 for n in x),
+        "the ranks of fc6 and fc7, 0 for a whole layer, such as (1024, 256)",
+    ),
+    "regress": _BOOL,
     "fpn_channels": _COUNT, "head_features": _COUNT, "mask_padding": _BOOL, "anchor_scales": _SCALES,
     "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
     "maxout": _COUNTS,

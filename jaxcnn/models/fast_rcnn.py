@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxcnn import UserError
 from jaxcnn.models import boxes as box
 from jaxcnn.models.grid import CANVAS, Grid, Map
-from jaxcnn.models.layers import Classifier, FullyConnected, widen
+from jaxcnn.models.layers import Classifier, FullyConnected, at_least_float32, he_normal, widen
 from jaxcnn.models.matching import match, sample
 from jaxcnn.models.nms import nms
 from jaxcnn.models.roi import roi_pool
@@ -81,6 +81,25 @@ class Regression(nn.Module):
         return deltas.reshape(-1, 4, self.classes).swapaxes(1, 2)  # The classes are last in the layer, as in any head.
 
 
+class LowRank(nn.Module):
+    """A hidden layer whose kernel has a low rank: (N, …) -> (N, features) in `dtype`, before its ReLU.
+
+    Girshick 2015, section 3.1: of W ≈ U Σ Vᵀ the first layer has Σ Vᵀ and no bias, the second U and the bias.
+    `weights.low_rank` makes the two kernels of a trained one.
+    """
+
+    features: int
+    rank: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the two products and the bias."""
+        flat, wide = x.reshape(len(x), -1), at_least_float32(self.dtype)  # (N, H · W · C)
+        x = nn.Dense(self.rank, False, self.dtype, wide, kernel_init=he_normal, name="fc1")(flat)  # (N, rank)
+        return FullyConnected(self.features, self.dtype, name="fc2")(x)
+
+
 class FastRCNN(OnTrunk):
     """A detector of given regions; boxes are x1, y1, x2, y2 in pixels of the canvas, and class 0 is the background.
 
@@ -100,6 +119,8 @@ class FastRCNN(OnTrunk):
       nms_threshold: IoU of the suppression of detections within a class.
       detections: rows for the detections of an image, D.
       head_features: widths of fc6 and fc7.
+      fc_ranks: ranks of fc6 and fc7, each of which is a `LowRank` then (0: is not); None: neither is.
+      regress: detections have the boxes that the head regresses; False: the proposals as they are (table 6).
       mask_padding: every layer masks the padding of a canvas, so that no output depends on it; else only the image is 0
         there, as in torchvision.
     """
@@ -115,6 +136,8 @@ class FastRCNN(OnTrunk):
     nms_threshold: float | None = None
     detections: int = 100
     head_features: int | None = None
+    fc_ranks: tuple[int, int] | None = None
+    regress: bool = True
     mask_padding: bool | None = None
 
     def setting(self, name: str) -> Any:
@@ -248,8 +271,13 @@ class FastRCNN(OnTrunk):
         # Layers are sharded by rows, so each region becomes a row.
         x = regions.reshape(-1, *regions.shape[2:])  # (N · R, *bins, C)
         features = self.head_features or widen(self.spec.head_features, self.width or 1)
-        for name in ("fc6", "fc7"):
-            x = nn.relu(FullyConnected(features, self.dtype, name=name)(x))
+        for name, rank in zip(("fc6", "fc7"), self.fc_ranks or (0, 0), strict=True):
+            layer = (
+                LowRank(features, rank, self.dtype, name=name)
+                if rank
+                else FullyConnected(features, self.dtype, name=name)
+            )
+            x = nn.relu(layer(x))
             x = nn.Dropout(self.setting("dropout"), deterministic=not train)(x)
         logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
         deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
@@ -267,7 +295,8 @@ class FastRCNN(OnTrunk):
         classes, inclusive = self.num_classes - 1, self.spec.inclusive
 
         def of_image(rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, size: jax.Array) -> Any:
-            found = box.decode(rois[:, None], deltas, self.coder, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
+            moves = deltas if self.regress else jnp.zeros_like(deltas)
+            found = box.decode(rois[:, None], moves, self.coder, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
             found, scores = box.clip(found, size, inclusive), self.scores(logits)[:, 1:].ravel()
             labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))  # (R · classes,), as the boxes and scores
             eligible = jnp.repeat(valid, classes) & (scores > self.score_threshold)

@@ -17,6 +17,7 @@ from jaxcnn.models.check import STREAMS
 
 # Named scopes of `models.layers` that are rows of their own, though no module: what has no parameters has no name else.
 SCOPES = {"max_pool": "max pool", "avg_pool": "avg pool", "global_avg_pool": "global pool", "lrn": "LRN"}
+PROPOSALS = 2000  # regions of an image, about as many as selective search finds, that Fast R-CNN is counted with
 
 Path = tuple[str, ...]
 
@@ -70,9 +71,11 @@ def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[J
     than `init` it makes no more than those: none of auxiliary classifiers in evaluation.
     """
 
+    given = {} if getattr(model, "proposes", True) else {"proposals": jnp.zeros((1, PROPOSALS, 4))}
+
     def forward(images: jax.Array) -> Any:
         rngs = {"params": jax.random.key(0)} | {name: jax.random.key(1) for name in STREAMS}
-        return model.apply({}, images, train=train, rngs=rngs, mutable=["params", "batch_stats"])
+        return model.apply({}, images, train=train, rngs=rngs, mutable=["params", "batch_stats"], **given)
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:

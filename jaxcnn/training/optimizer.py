@@ -145,6 +145,8 @@ def groups(config: Config, params: Tree, task: Any) -> dict[str, Group]:
 
 
 def _matches(name: str, path: str) -> bool:
+    if name.startswith("/"):  # a module at the top level: "/head" is not "boxes/head"
+        return f"/{path}/".startswith(f"{name}/")
     if "/" in name:
         return f"/{name}/" in f"/{path}/"
     return any(part == name or part.startswith(f"{name}_") for part in path.split("/"))

@@ -95,7 +95,7 @@ def detector(folder: Path) -> Config:
     config.init_from, config.task.proposals = str(folder / "tuned"), str(folder / "boxes.npz")
     config.task.max_boxes, config.task.max_proposals, config.task.svm_c = 4, 24, 0.1
     config.model.name = "rcnn_alexnet"
-    config.model.overrides.update(NETWORK | {"window": SIDE, "context": CONTEXT, "chunk": 16})
+    config.model.overrides.update(NETWORK | {"window": SIDE, "context": CONTEXT, "chunk": 16, "detections": 20})
     return config
 
 
@@ -184,7 +184,7 @@ def test_another_setting_is_another_stage_on_the_same_features(folder, detected,
         ("init_from", "", "config.init_from is empty"),
         ("task.proposals", "", "config.task.proposals is empty"),
         ("model.overrides.window", "40", "config.model.overrides.window"),
-        ("model.overrides.width", "0.1", "config.model.overrides.backbone"),
+        ("model.overrides.width", "0.3", "config.model.overrides.backbone"),
         ("model.overrides.features", "fc8", "model.overrides.features='fc8'"),
         ("init_from", "nowhere", "nowhere"),
     ],

@@ -1,4 +1,4 @@
-"""The losses against loops in float64, for each form, with an RPN and without; rows that do not count; the gradient of smooth L1."""
+"""The losses against loops in float64, for each form, with an RPN and without; rows that do not count; smooth L1."""
 
 import math
 from typing import Any

@@ -295,6 +295,12 @@ def test_a_name_stands_for_modules_and_their_numbered_parts_and_a_path_for_itsel
     assert sorted(path for path, group in found.items() if group.frozen) == frozen
 
 
+def test_a_name_after_a_slash_stands_for_modules_of_the_top_level_alone():
+    params = {"head": {"kernel": leaf()}, "boxes": {"head": {"kernel": leaf()}}, "header": {"kernel": leaf()}}
+    _, found = grouped(params, freeze="/head")
+    assert [path for path, group in found.items() if group.frozen] == ["head/kernel"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "name", "near"),
     [
