@@ -26,6 +26,7 @@ COMMANDS = {
     "sample": "draw images out of a VAE or a GAN",
     "plot": "draw the curves of one or several runs",
     "compare": "what differs between runs, and their scores; mean ± sd over seeds",
+    "rcnn": "R-CNN's SVMs and box regressions, on the features of a fine-tuned classifier",
     "bench": "images per second of reading, of the step and of both",
     "models": "list the networks, with their parameters, MACs and activations",
     "tables": "the papers' tables, the published value beside ours",

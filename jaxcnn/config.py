@@ -153,6 +153,10 @@ TASK_KEYS: dict[str, dict[str, Row]] = {
         "task.metric": ("voc", _one_of("voc", "coco"), "score of the best checkpoint: eval/map50, or eval/map of COCO"),
         "task.bias_multiplier": (1.0, _above(0), "factor on the rate of biases (Fast R-CNN: 2)"),
         "task.bias_decay": (False, _ANY, "weight decay applies to biases (Fast R-CNN: True)"),
+        "task.svm_c": (0.001, _above(0), "`jaxcnn rcnn`: C of the SVMs, for features of a mean norm of 20"),
+        "task.svm_iou": (0.3, _between(0, 1), "`jaxcnn rcnn`: IoU with its objects below which a window is a negative "
+                         "of a class"),
+        "task.ridge": (1000.0, _at_least(0), "`jaxcnn rcnn`: λ of the regressions of boxes"),
         "task.trainable_stages": (-1, _between(-1, 6), "stages of the backbone that train, counted from the last; the "
                                   "earlier ones are frozen (-1: all train)"),
     },
@@ -194,6 +198,9 @@ KEYS: dict[str, Row] = {
                       "as stored); of several one is drawn for each training image, and evaluation has the largest"),
     "data.max_size": (0, _between(0, _SIDE + 1), "of the same tasks: pixels of the longer side at most, for which the "
                       "shorter one may have less than min_size (0: no limit)"),
+    "data.windows": ("", Rule(lambda v: all(names_of(v)), "FILE,FILE"), "of a data set with boxes: the examples are "
+                     "windows, of objects and of the proposals in these files, as R-CNN is fine-tuned ('': images)"),
+    "data.context": (16, _between(0, 2**11), "pixels around the box in such a window, on each side"),
     "data.augment": ("none", _ANY, "random changes to training images, joined by commas; see "
                      "jaxcnn/data/images/augment_host.py"),
     "data.pad": (4, _between(1, 513), "pixels that pad_crop pads on each side"),
@@ -376,6 +383,8 @@ _CONFLICTS: tuple[tuple[Callable[[Config], bool], str], ...] = (
      "{c.data.eval_size} or .buckets={c.data.buckets}: the centre is cut out of what it was resized to"),
     (lambda c: 0 < c.data.max_size < max(sides_of(c.data.min_size)),
      "config.data.max_size={c.data.max_size} is less than .min_size={c.data.min_size}: raise it, or set it to 0"),
+    (lambda c: bool(c.data.windows) and c.task.name != "classification",
+     "config.data.windows are classified: leave it out of task.name={c.task.name}, which sees whole images"),
     (lambda c: c.mesh.data == c.mesh.model == -1,
      "config.mesh.data and config.mesh.model: one of the two can be -1, all remaining devices"),
     (lambda c: bool(c.optimizer.warmup_steps and c.optimizer.warmup_epochs),

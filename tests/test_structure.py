@@ -18,7 +18,18 @@ PARTS = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if p.suffix =
 APART = {"figures/overlays", "figures/confusion"}
 # Part -> the other parts it may import. "" is the root package, UserError and the version; these are anyone's, and what
 # it names of the Python API for type checkers is loaded when it is asked for.
-ANYONE = {"", "compat", "config", "configfile", "locations", "safe_files", "safe_pickle", "stores", "text_table"}
+ANYONE = {
+    "",
+    "compat",
+    "config",
+    "configfile",
+    "locations",
+    "safe_files",
+    "safe_pickle",
+    "stores",
+    "text_table",
+    "warping",
+}
 ALLOWED: dict[str, set[str]] = {
     "": {"models", "training"},
     "compat": set(),
@@ -29,12 +40,14 @@ ALLOWED: dict[str, set[str]] = {
     "safe_pickle": set(),
     "stores": set(),
     "text_table": set(),
+    "warping": set(),
     "data": set(),
     "distributed": set(),
     "models": set(),
     "weights": {"models"},
     "tasks": {"models", "figures/overlays", "figures/confusion"},
     "training": {"models", "tasks", "data", "distributed", "weights"},
+    "rcnn": {"models", "tasks", "training", "data", "weights"},
     "scaling": {"models", "tasks", "training", "data"},
     "papers": {"models", "tasks", "training"},
     "figures": {"models", "tasks", "training", "papers", "figures/overlays", "figures/confusion"},
@@ -42,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "figures/confusion": {"figures/overlays"},
     "commands": {
         *("models", "tasks", "training", "data", "distributed", "weights"),
-        *("scaling", "papers", "figures", "figures/overlays", "figures/confusion"),
+        *("rcnn", "scaling", "papers", "figures", "figures/overlays", "figures/confusion"),
     },
     "cli": {"commands"},
 }

@@ -114,27 +114,72 @@ def _shuffled(place: int, count: int, seed: int) -> int:
     return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)
 
 
+class Layout:
+    """Which rows of a batch belong to which stratum, spread evenly, so that every part of a batch has its share.
+
+    Args:
+      shares: of the strata; none: all rows are of one.
+
+    Attributes:
+      stratum, rank: of each row, its stratum and its place among the rows of that.
+      counts: rows of each stratum.
+
+    Raises:
+      UserError: a stratum has no row.
+    """
+
+    def __init__(self, shares: Sequence[Fraction], batch: int):
+        self.stratum, self.rank, self.counts = list[int](), list[int](), [0] * max(1, len(shares))
+        for row in range(batch):
+            # The first stratum that is behind its share of the rows up to this one; the last one takes what is over.
+            behind = (k for k, share in enumerate(shares) if self.counts[k] < (row + 1) * share // 1)
+            stratum = next(behind, len(self.counts) - 1)
+            self.stratum.append(stratum)
+            self.rank.append(self.counts[stratum])
+            self.counts[stratum] += 1
+        if not all(self.counts):
+            least = max(math.ceil(1 / share) for share in shares)
+            raise UserError(
+                f"config.global_batch_size={batch} has no row for a kind of example that is 1 in {least}: set it to "
+                f"{least} or more"
+            )
+
+
 class Places:
     """The places of each step's examples: in each bucket one shuffled epoch after another, with no gap between them.
 
     A bucket's batch number k is places k·B … (k+1)·B - 1 of an endless stream, whose place p is example `p % examples`
     of the shuffled epoch `p // examples`. So each epoch has every example once, also where it is no whole number of
     batches.
+
+    Where the source has strata, each has such a stream of its own, and its share of the rows of every batch, rounded
+    down but for the last one's. The "epoch" of such an example counts the passes over its stratum; an epoch of the run
+    still is as many examples as the source has.
+
+    Raises:
+      UserError: the batch is too small for a row of each stratum.
     """
 
     def __init__(self, readers: Sequence[Reader], global_batch_size: int):
         self.readers, self.batch = readers, global_batch_size
         self.schedule = Schedule([len(reader) for reader in readers], global_batch_size, readers[0].seed)
+        self.strata = [reader.source.strata if reader.members is None else () for reader in readers]
+        self.layouts = [Layout([share for share, _ in strata], global_batch_size) for strata in self.strata]
         # Epochs are seeded by seed + e: neighbouring seeds would share orders, hence the hash.
-        self.seeds = np.random.SeedSequence(readers[0].seed).generate_state(len(readers)).tolist()
+        streams = [len(layout.counts) for layout in self.layouts]
+        states = np.random.SeedSequence(readers[0].seed).generate_state(sum(streams))
+        self.seeds = [part.tolist() for part in np.split(states, np.cumsum(streams)[:-1])]
 
     def names(self, step: int, rows: range) -> tuple[Reader, list[tuple[int, int]]]:
         """Return the reader of a step's bucket, and (epoch, example) of these rows of its global batch."""
         bucket, number = self.schedule[step]
-        reader, seed, names = self.readers[bucket], self.seeds[bucket], []
+        reader, strata, layout, names = self.readers[bucket], self.strata[bucket], self.layouts[bucket], []
         for row in rows:
-            epoch, position = divmod(number * self.batch + row, len(reader))
-            names.append((epoch, reader.example(_shuffled(position, len(reader), seed + epoch))))
+            stratum, rank = layout.stratum[row], layout.rank[row]
+            members = strata[stratum][1] if strata else range(len(reader))
+            epoch, position = divmod(number * layout.counts[stratum] + rank, len(members))
+            place = members[_shuffled(position, len(members), self.seeds[bucket][stratum] + epoch)]
+            names.append((epoch, reader.example(int(place))))
         return reader, names
 
 

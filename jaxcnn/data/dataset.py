@@ -30,6 +30,7 @@ from jaxcnn.data.reader import LABEL, MADE, PLACED, Reader, Specs
 from jaxcnn.data.sources import Source, eval_split, make_source, path_kind
 from jaxcnn.data.sources.boxed import Boxed
 from jaxcnn.data.statistics import class_frequencies, mean_image
+from jaxcnn.data.windows import SAMPLE, Windows, make_windows
 from jaxcnn.locations import composed
 
 # Images with boxes share few canvases, as each takes a large program, and canvases fit the cells of a map of stride 32.
@@ -75,9 +76,9 @@ class Dataset:
         data = config.data
         self.config, self.part, self.targets, self._kept = config, part, targets, kept
         split = data.eval_split or eval_split(data.name, data_dir=data.dir)
-        self.eval = make_source(data.name, split, data_dir=data.dir)
+        self.eval = self._opened(split, evaluation=True)
         # Data that is evaluated alone need not have a training split.
-        self.train = make_source(data.name, data.train_split, data_dir=data.dir) if training else self.eval
+        self.train = self._opened(data.train_split) if training else self.eval
         known = network.classes if network else None
         if network:
             self.train, self.eval = (brought_to(network, source) for source in (self.train, self.eval))
@@ -115,6 +116,23 @@ class Dataset:
         self.input, self.position = self._input(), self._position()
         self.broken = Broken(self.train, self.eval)
         self._check_resident()
+
+    def _opened(self, split: str, evaluation: bool = False) -> Source:
+        """Return the source of a split, or of its windows: all for training, a sample for evaluation."""
+        data = self.config.data
+        source = make_source(data.name, split, data_dir=data.dir)
+        if not data.windows:
+            return source
+        side = data.image_size
+        if not isinstance(side, int) or not side or data.buckets or data.eval_size not in (0, side):
+            raise UserError(
+                f"config.data.windows are squares of one size: set config.data.image_size to their side, not to "
+                f"{side}, and leave out .eval_size and .buckets"
+            )
+        mean = data.mean or source.mean
+        return make_windows(
+            source, open_proposals(names_of(data.windows)), side, data.context, mean, SAMPLE if evaluation else 0
+        )
 
     def _check_resident(self) -> None:
         """Refuse what cannot be kept in device memory."""
@@ -277,7 +295,9 @@ class Dataset:
         return {
             "data": self._identity(), "split": config.data.train_split, "examples": len(self.train),
             "global_batch_size": config.global_batch_size, "seed": config.seed, "order": "gapless",
-        } | buckets | ({"proposals": self.proposals.digest} if self.proposals else {})  # fmt: skip
+        } | buckets | (
+            {"proposals": self.proposals.digest} if self.proposals else {}
+        ) | ({"windows": self.train.digest} if isinstance(self.train, Windows) else {})  # fmt: skip
 
     def _digests(self) -> list[str]:
         """Return a line for each training bucket: its size, and a digest of the examples that it has."""

@@ -16,13 +16,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcnn import UserError
-from jaxcnn.models import fast_rcnn, faster_rcnn, fcn, gan, mask_rcnn, vae
+from jaxcnn.models import fast_rcnn, faster_rcnn, fcn, gan, mask_rcnn, rcnn, vae
 from jaxcnn.models.check import NotApplicableError, check_module
 from jaxcnn.models.trunk import CLASSIFIERS
 
 _REGISTRY = {
-    **CLASSIFIERS, **fcn.MODELS, **fast_rcnn.MODELS, **faster_rcnn.MODELS, **mask_rcnn.MODELS, **vae.MODELS,
-    **gan.MODELS,
+    **CLASSIFIERS, **fcn.MODELS, **rcnn.MODELS, **fast_rcnn.MODELS, **faster_rcnn.MODELS, **mask_rcnn.MODELS,
+    **vae.MODELS, **gan.MODELS,
 }  # fmt: skip
 _TRIAL = 64  # side in pixels of the images that a network of the user's own is tried on, if it names none
 

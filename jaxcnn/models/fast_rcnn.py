@@ -127,6 +127,7 @@ class FastRCNN(OnTrunk):
     """
 
     task: ClassVar[str] = "detection"
+    coder: ClassVar[tuple[float, ...]] = CODER  # factors on the regressions
     proposes: ClassVar[bool] = False  # whether the network makes proposals of its own
     spec: Any  # a `Spec`
     num_classes: int = 21
@@ -232,7 +233,9 @@ class FastRCNN(OnTrunk):
         """
         if proposals is None:
             if not self.is_initializing():
-                raise UserError("Fast R-CNN has no proposals of its own: pass them as `proposals`, (N, R, 4)")
+                raise UserError(
+                    f"{type(self).__name__} has no proposals of its own: pass them as `proposals`, (N, R, 4)"
+                )
             proposals = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], 1)[:, None]  # (N, 1, 4), the images
         rois = box.clip(proposals, sizes, self.spec.inclusive)
         return {"rois": rois, "roi_valid": box.area(rois) > 0}
@@ -258,7 +261,7 @@ class FastRCNN(OnTrunk):
             index, drawn = sample(matches, key, self.setting("box_samples"), POSITIVES)  # (S,)
             rois, matches = rois[index], matches[index]
             owner, positive = jnp.maximum(matches, 0), drawn & (matches >= 0)
-            wanted = box.encode(rois, truth[owner], CODER, self.spec.inclusive)  # (S, 4)
+            wanted = box.encode(rois, truth[owner], self.coder, self.spec.inclusive)  # (S, 4)
             return (
                 jnp.where(drawn[:, None], rois, 0), drawn, jnp.where(positive, labels[owner], 0),
                 jnp.where(positive[:, None], wanted, 0), owner,
@@ -291,6 +294,10 @@ class FastRCNN(OnTrunk):
         deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
         return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
 
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """Return what detections are ranked by: logits (R, classes) -> (R, classes)."""
+        return jax.nn.softmax(logits)
+
     def detect(self, outputs: Mapping[str, jax.Array], sizes: jax.Array) -> dict[str, jax.Array]:
         """Return "boxes" (N, D, 4), "scores", "labels" and "valid" (N, D) of the detections, by falling score.
 
@@ -300,8 +307,8 @@ class FastRCNN(OnTrunk):
 
         def of_image(rois: jax.Array, valid: jax.Array, logits: jax.Array, deltas: jax.Array, size: jax.Array) -> Any:
             moves = deltas if self.regress else jnp.zeros_like(deltas)
-            found = box.decode(rois[:, None], moves, CODER, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
-            found, scores = box.clip(found, size, inclusive), jax.nn.softmax(logits)[:, 1:].ravel()
+            found = box.decode(rois[:, None], moves, self.coder, inclusive)[:, 1:].reshape(-1, 4)  # (R · classes, 4)
+            found, scores = box.clip(found, size, inclusive), self.scores(logits)[:, 1:].ravel()
             labels = jnp.tile(jnp.arange(1, classes + 1), len(rois))  # (R · classes,), as the boxes and scores
             eligible = jnp.repeat(valid, classes) & (scores > self.score_threshold)
             eligible &= box.large_enough(found, self.spec.min_side, inclusive)

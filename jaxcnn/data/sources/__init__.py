@@ -25,6 +25,8 @@ from jaxcnn.data import usable_cores
 from jaxcnn.locations import Address, is_address, location
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import numpy as np
 
 
@@ -198,6 +200,14 @@ class Source(ABC):
     def file(self, index: int) -> str:
         """Return the file of example `index`, from the split's folder; "" where it has none of its own."""
         return ""
+
+    @property
+    def strata(self) -> "tuple[tuple[Fraction, np.ndarray], ...]":
+        """Return groups of examples, each with its share of every training batch; () where batches take any example.
+
+        The shares add up to 1. A group is the numbers of its examples, int (n,).
+        """
+        return ()
 
     @property
     def left_out(self) -> dict[str, int]:
