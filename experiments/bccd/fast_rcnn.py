@@ -2,13 +2,13 @@
 
     printf 'RBC\\nWBC\\nPlatelets\\n' > data/BCCD/classes.txt      # the names of the classes
     for split in train val test; do
-        jaxcnn data propose voc:data/BCCD --split $split --min-side 10 --out data/proposals/bccd-$split.npz
+        jaxcnn data propose voc:data/BCCD --split $split --out data/bccd-$split.npz --width 320 --min-side 8
     done
     jaxcnn train --config experiments/bccd/fast_rcnn.py --workdir runs/bccd-fast_rcnn
 
     jaxcnn evaluate --workdir runs/bccd-fast_rcnn --config.data.eval_split=test     # the score
 
-Data and split are those of faster_rcnn.py beside this file, whose `vgg11_bn` has this backbone, these images and this
+The proposals are those of rcnn.py. Data and split are those of faster_rcnn.py beside this file, whose `vgg11_bn` has this backbone, these images and this
 length: R-CNN, Fast R-CNN and Faster R-CNN can be compared. 7×7 bins want cells of some size on a map of stride 16, so
 the shorter side is 320 pixels: red cells have about 57 there, platelets 22.
 
@@ -33,8 +33,8 @@ def get_config():
     config.model.overrides.width = 0.25
     config.model.overrides.head_features = 256
     config.model.overrides.box_samples = 64
-    config.task.proposals = ",".join(f"data/proposals/bccd-{split}.npz" for split in ("train", "val", "test"))
-    config.task.max_proposals = 2500
+    config.task.proposals = ",".join(f"data/bccd-{split}.npz" for split in ("train", "val", "test"))
+    config.task.max_proposals = 1200
     config.task.max_boxes = 32
     config.task.loss_form = "fast_rcnn"
     config.optimizer.name = "sgd"
