@@ -8,9 +8,9 @@
 
     jaxcnn evaluate --workdir runs/bccd-fast_rcnn --config.data.eval_split=test     # the score
 
-The proposals are those of rcnn.py. Data and split are those of faster_rcnn.py beside this file, whose `vgg11_bn` has this backbone, these images and this
-length: R-CNN, Fast R-CNN and Faster R-CNN can be compared. 7×7 bins want cells of some size on a map of stride 16, so
-the shorter side is 320 pixels: red cells have about 57 there, platelets 22.
+The proposals are those of rcnn.py. Data and split are those of faster_rcnn.py, whose argument `vgg11_bn` has this
+backbone, these images and this length: R-CNN, Fast R-CNN and Faster R-CNN can be compared. 7×7 bins want cells of some
+size on a map of stride 16, so the shorter side is 320 pixels: red cells have about 57 there, platelets 22.
 
 Hardware, time and score: none recorded yet.
 """
