@@ -13,7 +13,7 @@ selective search. A network is a row of `SPECS`; `fast_rcnn_vgg16` ("L" in the p
 `models.faster_rcnn` replaces the proposals from outside by a network's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -269,9 +269,15 @@ class FastRCNN(OnTrunk):
         """Return class scores (N, R, classes) and regressions (N, R, classes, 4) of regions (N, R, *bins, C)."""
         count = regions.shape[:2]
         # Layers are sharded by rows, so each region becomes a row.
-        x = regions.reshape(-1, *regions.shape[2:])  # (N · R, *bins, C)
+        x = self.fully_connected(regions.reshape(-1, *regions.shape[2:]), train)  # (N · R, *bins, C) -> (N · R, F)
+        logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
+        deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
+        return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
+
+    def fully_connected(self, x: jax.Array, train: bool, layers: Sequence[str] = ("fc6", "fc7")) -> jax.Array:
+        """Return what the first of fc6 and fc7 make of maps, or all of them: (R, h, w, C) -> (R, F)."""
         features = self.head_features or widen(self.spec.head_features, self.width or 1)
-        for name, rank in zip(("fc6", "fc7"), self.fc_ranks or (0, 0), strict=True):
+        for name, rank in zip(layers, self.fc_ranks or (0, 0), strict=False):
             layer = (
                 LowRank(features, rank, self.dtype, name=name)
                 if rank
@@ -279,9 +285,7 @@ class FastRCNN(OnTrunk):
             )
             x = nn.relu(layer(x))
             x = nn.Dropout(self.setting("dropout"), deterministic=not train)(x)
-        logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
-        deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
-        return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
+        return x
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Return what detections are ranked by: logits (R, classes) -> (R, classes)."""
