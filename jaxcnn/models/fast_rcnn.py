@@ -189,12 +189,13 @@ class FastRCNN(OnTrunk):
         maps = self.trunk("trunk")(Grid(sizes).crop(images), train=train, grid=grid)
         levels = self.levels(maps)
         outputs: dict[str, Any] = {name: (levels.get(name) or maps[name]).x for name in (*self.endpoints, *levels)}
-        if learns := train and targets is not None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), targets["example"])  # (N,)
-            targets = {**targets, "keys": keys}
-        outputs |= self.regions(levels, canvas, image_sizes, proposals, targets if learns else None, train)
-        if learns:
-            outputs |= self.sample_regions(outputs["rois"], outputs["roi_valid"], targets)
+        learnt = targets if train else None
+        if learnt is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), learnt["example"])  # (N,)
+            learnt = {**learnt, "keys": keys}
+        outputs |= self.regions(levels, canvas, image_sizes, proposals, learnt, train)
+        if learnt is not None:
+            outputs |= self.sample_regions(outputs["rois"], outputs["roi_valid"], learnt)
         rois = outputs["rois"]
         outputs["box_logits"], outputs["box_deltas"] = self.box_head(self.pool_regions(levels, rois), train)
         if not train:
@@ -312,8 +313,8 @@ class FastRCNN(OnTrunk):
             boxes, scores = jnp.where(present[:, None], found[index], 0), jnp.where(present, scores[index], 0)
             return boxes, scores, labels[index], present
 
-        regions = (outputs[name] for name in ("rois", "roi_valid", "box_logits", "box_deltas"))
-        kept = jax.vmap(of_image)(*regions, sizes)
+        rois, valid, logits, deltas = (outputs[name] for name in ("rois", "roi_valid", "box_logits", "box_deltas"))
+        kept = jax.vmap(of_image)(rois, valid, logits, deltas, sizes)
         return dict(zip(("boxes", "scores", "labels", "valid"), kept, strict=True))
 
 

@@ -124,6 +124,33 @@ def test_what_is_no_archive_or_is_cut_short_is_an_error(tmp_path):
         read_proposals(tmp_path / "none.npz")
 
 
+def test_a_small_file_cannot_take_a_large_memory(tmp_path):
+    np.savez_compressed(tmp_path / "p.npz", boxes=np.zeros((2**20, 4), np.float32))
+    with pytest.raises(UserError, match=r"p\.npz .*more than"):
+        read_proposals(tmp_path / "p.npz")
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_file_with_other_bytes_is_read_or_refused_in_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("file") / "p.npz"
+    made(scores=[0.5] * 9).write(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    found, refused = None, ""
+    try:
+        found = read_proposals(path)
+    except UserError as error:
+        refused = str(error)
+    if found:
+        assert len(found.boxes) == found.counts.sum()
+    else:
+        assert "p.npz" in refused
+        assert "\n" not in refused
+
+
 def test_files_are_joined_but_not_if_they_share_an_image():
     one, other = made(), made({"more": [BOX]})
     both = joined([one, other])
