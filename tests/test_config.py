@@ -77,6 +77,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.resize": ([256], [-1, 8193]),
     "data.min_size": ([520, (640, 800)], [-1, 4097, (), (800, 640), (0, 640), (640.0, 800), (640, 4097)]),
     "data.max_size": ([1333], [-1, 4097]),
+    "data.windows": (["a.npz", "a.npz, b.npz"], ["a.npz,,b.npz", ","]),
+    "data.context": ([0, 16, 2047], [-1, 2048]),
     "data.interpolation": (["bilinear", "bicubic", "antialias"], ["nearest", ""]),
     "data.on_error": (["stop", "skip"], ["ignore", ""]),
     "data.steps_per_call": ([1], [-1]),

@@ -13,7 +13,7 @@ selective search. A network is a row of `SPECS`; `fast_rcnn_vgg16` ("L" in the p
 `models.faster_rcnn` replaces the proposals from outside by a network's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -190,12 +190,13 @@ class FastRCNN(OnTrunk):
         maps = self.trunk("trunk")(Grid(sizes).crop(images), train=train, grid=grid)
         levels = self.levels(maps)
         outputs: dict[str, Any] = {name: (levels.get(name) or maps[name]).x for name in (*self.endpoints, *levels)}
-        if learns := train and targets is not None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), targets["example"])  # (N,)
-            targets = {**targets, "keys": keys}
-        outputs |= self.regions(levels, canvas, image_sizes, proposals, targets if learns else None, train)
-        if learns:
-            outputs |= self.sample_regions(outputs["rois"], outputs["roi_valid"], targets)
+        learnt = targets if train else None
+        if learnt is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sampling"), learnt["example"])  # (N,)
+            learnt = {**learnt, "keys": keys}
+        outputs |= self.regions(levels, canvas, image_sizes, proposals, learnt, train)
+        if learnt is not None:
+            outputs |= self.sample_regions(outputs["rois"], outputs["roi_valid"], learnt)
         rois = outputs["rois"]
         outputs["box_logits"], outputs["box_deltas"] = self.box_head(self.pool_regions(levels, rois), train)
         if not train:
@@ -280,9 +281,15 @@ class FastRCNN(OnTrunk):
         """Return class scores (N, R, classes) and regressions (N, R, classes, 4) of regions (N, R, *bins, C)."""
         count = regions.shape[:2]
         # Layers are sharded by rows, so each region becomes a row.
-        x = regions.reshape(-1, *regions.shape[2:])  # (N · R, *bins, C)
+        x = self.fully_connected(regions.reshape(-1, *regions.shape[2:]), train)  # (N · R, *bins, C) -> (N · R, F)
+        logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
+        deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
+        return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
+
+    def fully_connected(self, x: jax.Array, train: bool, layers: Sequence[str] = ("fc6", "fc7")) -> jax.Array:
+        """Return what the first of fc6 and fc7 make of maps, or all of them: (R, h, w, C) -> (R, F)."""
         features = self.head_features or widen(self.spec.head_features, self.width or 1)
-        for name, rank in zip(("fc6", "fc7"), self.fc_ranks or (0, 0), strict=True):
+        for name, rank in zip(layers, self.fc_ranks or (0, 0), strict=False):
             layer = (
                 LowRank(features, rank, self.dtype, name=name)
                 if rank
@@ -290,9 +297,7 @@ class FastRCNN(OnTrunk):
             )
             x = nn.relu(layer(x))
             x = nn.Dropout(self.setting("dropout"), deterministic=not train)(x)
-        logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(x)
-        deltas = Regression(self.num_classes, self.dtype, name="boxes")(x)
-        return logits.reshape(*count, -1), deltas.reshape(*count, -1, 4)
+        return x
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """Return what detections are ranked by: logits (R, classes) -> (R, classes)."""
@@ -319,8 +324,8 @@ class FastRCNN(OnTrunk):
             boxes, scores = jnp.where(present[:, None], found[index], 0), jnp.where(present, scores[index], 0)
             return boxes, scores, labels[index], present
 
-        regions = (outputs[name] for name in ("rois", "roi_valid", "box_logits", "box_deltas"))
-        kept = jax.vmap(of_image)(*regions, sizes)
+        rois, valid, logits, deltas = (outputs[name] for name in ("rois", "roi_valid", "box_logits", "box_deltas"))
+        kept = jax.vmap(of_image)(rois, valid, logits, deltas, sizes)
         return dict(zip(("boxes", "scores", "labels", "valid"), kept, strict=True))
 
 

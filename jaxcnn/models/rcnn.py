@@ -27,7 +27,7 @@ from jaxcnn import UserError
 from jaxcnn.models import alexnet, fast_rcnn, vgg
 from jaxcnn.models.fast_rcnn import FastRCNN, Regression
 from jaxcnn.models.grid import Grid
-from jaxcnn.models.layers import Classifier, FullyConnected, widen
+from jaxcnn.models.layers import Classifier
 from jaxcnn.models.sharding import rows_of_a_device
 from jaxcnn.warping import warp
 
@@ -47,13 +47,13 @@ class Spec(fast_rcnn.Spec):
     inclusive: bool = False
     background: tuple[float, float] = (0.0, 0.5)
     window: int = 224
-    chunk: int = 128
+    chunk: int = 100
 
 
 SPECS = {
     # The authors' CaffeNet takes 227 pixels without padding, AlexNet 224 with 2 on each side: both have 55×55 outputs.
-    "rcnn_alexnet": Spec(backbone="alexnet", chunk=256),
-    "rcnn_vgg16": Spec(backbone="vgg16", chunk=64),
+    "rcnn_alexnet": Spec(backbone="alexnet", chunk=250),
+    "rcnn_vgg16": Spec(backbone="vgg16", chunk=50),
 }
 
 
@@ -167,11 +167,8 @@ class RCNN(FastRCNN):
         maps = self.trunk("trunk")(windows, train=train)
         x = list(maps.values())[-1].x  # (W, h, w, C), what fc6 takes
         pool5 = x.reshape(len(x), -1)
-        width = self.head_features or widen(self.spec.head_features, self.width or 1)
-        for name in FEATURES[1 : FEATURES.index(self.features) + 1]:
-            x = nn.relu(FullyConnected(width, self.dtype, name=name)(x))
-            x = nn.Dropout(self.setting("dropout"), deterministic=not train)(x)
-        features = x.reshape(len(x), -1)
+        layers = FEATURES[1 : FEATURES.index(self.features) + 1]
+        features = self.fully_connected(x, train, layers).reshape(len(x), -1)
         logits = Classifier(self.num_classes, self.dtype, nn.initializers.normal(0.01), name="head")(features)
         deltas = Regression(self.num_classes, self.dtype, name="boxes")(pool5)
         return {"pool5": pool5, "features": features, "box_logits": logits, "box_deltas": deltas}

@@ -71,7 +71,7 @@ def _trace(model: nn.Module, image_shape: Sequence[int], train: bool) -> tuple[J
     than `init` it makes no more than those: none of auxiliary classifiers in evaluation.
     """
 
-    given = {} if getattr(model, "proposes", True) else {"proposals": jnp.zeros((1, PROPOSALS, 4))}
+    given: Any = {} if getattr(model, "proposes", True) else {"proposals": jnp.zeros((1, PROPOSALS, 4))}
 
     def forward(images: jax.Array) -> Any:
         rngs = {"params": jax.random.key(0)} | {name: jax.random.key(1) for name in STREAMS}

@@ -115,9 +115,9 @@ class Detection(Task):
         self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool
     ) -> tuple[Any, Variables]:
         """Apply the model; training passes it the objects to learn from. See `Task.forward`."""
-        given = {"sizes": batch.get("sizes")} | ({"proposals": batch["proposals"]} if "proposals" in batch else {})
+        sizes, proposals = batch.get("sizes"), batch.get("proposals")
         if not train:
-            return model.apply(variables, batch["image"], **given, train=False), {}
+            return model.apply(variables, batch["image"], sizes=sizes, proposals=proposals, train=False), {}
         # A crowd is not one object. Fast R-CNN reaches 68.1 mAP without the difficult ones, 66.9 with them (table 1).
         learnt = batch["valid"] & ~batch["crowd"]
         if not self.settings.difficult:
@@ -125,8 +125,9 @@ class Detection(Task):
         targets = {name: batch[name] for name in ("boxes", "labels", "example", "masks") if name in batch}
         targets["valid"] = learnt
         return model.apply(
-            variables, batch["image"], **given, targets=targets, train=True, mutable=["batch_stats"], rngs=rngs
-        )
+            variables, batch["image"], sizes=sizes, targets=targets, proposals=proposals, train=True,
+            mutable=["batch_stats"], rngs=rngs,
+        )  # fmt: skip
 
     def loss(self, outputs: dict[str, Any], batch: Batch) -> tuple[Terms, Sums]:
         """Return the terms of `detection_terms` as the objective, and again as sums for the log."""

@@ -87,7 +87,7 @@ def detection_terms(
         return of_images.sum(), counts.sum()
 
     regions = rois.sum(1, dtype=logits.dtype)  # (N,)
-    terms = {"classifier": term(jnp.where(rois, classifier, 0), regions), "box": term(box_weight * box, regions)}
+    terms: Terms = {"classifier": term(jnp.where(rois, classifier, 0), regions), "box": term(box_weight * box, regions)}
     if "mask_logits" in outputs:
         masked = (rois & (labels > 0))[:, : outputs["mask_logits"].shape[1]]  # (N, P)
         logits = jnp.where(masked[..., None, None], outputs["mask_logits"], 0)
@@ -104,7 +104,7 @@ def detection_terms(
     rpn_box = smooth_l1(outputs["rpn_deltas"], outputs["rpn_targets"], found, form.rpn_beta)
     sampled = anchors.sum(1, dtype=logits.dtype)  # (N,)
     positions = sizes.prod(-1).astype(logits.dtype) / _CELL if form.by_positions else sampled
-    first = {
+    first: Terms = {
         "objectness": term(jnp.where(anchors, objectness, 0), sampled),
         "rpn_box": term((rpn_weight or form.rpn_weight) * rpn_box, positions),
     }

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from box_files import write_blocks
@@ -11,8 +13,15 @@ from box_files import write_blocks
 import jaxcnn
 from jaxcnn import UserError
 from jaxcnn.config import base_config
+from jaxcnn.configfile import load_config
 from jaxcnn.data.proposals import Proposals
 from jaxcnn.data.sources import make_source
+from jaxcnn.models import create_model
+from jaxcnn.tasks import create_task
+from jaxcnn.training import predicting
+from jaxcnn.training.optimizer import groups
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +87,53 @@ def test_a_run_trains_and_resumes_on_the_same_proposals_only_and_predicts_on_any
 def test_a_network_without_proposals_of_its_own_asks_for_a_file(blocks, tmp_path):
     with pytest.raises(UserError, match=r"fast_rcnn_vgg16 has no proposals.*config\.task\.proposals"):
         jaxcnn.train(config_of(blocks[0], ""), tmp_path)
+
+
+class Asked(NamedTuple):
+    """A stand-in for a trained network, which keeps what it is given."""
+
+    given: list[Any]
+    input: Any
+    config: Any = SimpleNamespace(task=SimpleNamespace(max_proposals=5))
+    model: Any = None
+    task: Any = SimpleNamespace(takes_proposals=lambda model: True, on_image=lambda values, crop: values)
+
+    def outputs(self, images: Any, sizes: Any, proposals: Any) -> dict[str, np.ndarray]:
+        self.given.append((images, sizes, proposals))
+        return {"scores": np.zeros((1, 3))}
+
+
+def test_a_photograph_is_searched_for_proposals_which_are_brought_to_its_canvas(monkeypatch):
+    image, searched = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8), []
+
+    def search(image: np.ndarray) -> np.ndarray:
+        searched.append(image)
+        return np.array([[0, 0, 40, 30], [5, 6, 20, 10], [7, 7, 7, 9]], np.float32)
+
+    monkeypatch.setattr(predicting, "selective_search", search)
+    network = Asked([], {"min_size": 60, "image_shape": (64, 64, 3)})
+    assert [found.error for found in predicting.predict_padded(network, [image])] == [""]
+    np.testing.assert_array_equal(searched, [image])
+    ((images, sizes, proposals),) = network.given
+    assert sizes.tolist() == [[60, 80]]
+    assert images.shape[1] >= 60
+    assert proposals.tolist() == [[[0, 0, 80, 60], [10, 12, 40, 20], *[[0] * 4] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [("stage_wise", {"boxes"}), ("multi_task", {"trunk", "fc6", "fc7", "head", "boxes"})],
+)
+def test_a_recipe_trains_the_layers_of_its_stage(recipe, trained):
+    config = load_config(ROOT / f"experiments/voc2007/fast_rcnn.py:{recipe}")
+    model = create_model(config.model.name, 21, **config.model.overrides)
+    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))["params"]
+    found = groups(config, params, create_task(config))
+    assert {path.split("/")[0] for path, group in found.items() if not group.frozen} == trained
+    tuned = {path.split("/")[1][:6] for path, group in found.items() if path.startswith("trunk") and not group.frozen}
+    assert tuned == ({"stage3", "stage4", "stage5"} if "trunk" in trained else set())
+    assert found["boxes/head/bias"].multiplier == 2
+    assert found["boxes/head/bias"].decay
 
 
 @pytest.mark.slow
