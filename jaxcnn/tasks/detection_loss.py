@@ -90,7 +90,7 @@ def detection_terms(
             return jnp.sum(of_images / jnp.maximum(counts, 1)), images
         return of_images.sum(), counts.sum()
 
-    terms = {
+    terms: Terms = {
         "objectness": term(jnp.where(anchors, objectness, 0), sampled),
         "rpn_box": term((rpn_weight or form.rpn_weight) * rpn_box, positions),
         "classifier": term(jnp.where(rois, classifier, 0), regions),
