@@ -77,7 +77,7 @@ def test_it_runs_on_the_quick_setting(path, tmp_path, monkeypatch):
     assert len(pictures) >= len(drawing) > 0
 
 
-DRAWING = ("draw(", "Image(", "filters_grid(", "feature_maps(", "heat_cards(", "mask_cards(")
+DRAWING = ("draw(", "Image(", "filters_grid(", "feature_maps(", "heat_cards(", "mask_cards(", "box_cards(")
 
 
 def _draws(source: str) -> bool:

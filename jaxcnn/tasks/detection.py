@@ -286,7 +286,7 @@ class Detection(Task):
         A box with a mask has its run lengths, too, as "segmentation".
         The line has the boxes of a score of 0.5 or more, the list has all; `show_from` sets one threshold for both.
         """
-        every = [
+        every: list[dict[str, Any]] = [
             {
                 "class": names[label],
                 "index": int(label),
@@ -296,7 +296,7 @@ class Detection(Task):
             for box, label, score in zip(*_kept(prediction, self.threshold or 0.0), strict=True)
         ]
         if "masks" in prediction:
-            masks = _pasted(prediction, self.threshold or 0.0, prediction["sizes"])
+            masks = _pasted(prediction, self.threshold or 0.0, prediction["sizes"].tolist())
             every = [row | {"segmentation": run_lengths(mask)} for row, mask in zip(every, masks, strict=True)]
         found = [row for row in every if row["score"] >= self._shown]
         words = [f"{row['class']} {row['score']:.1%} at {', '.join(f'{x:.0f}' for x in row['box'])}" for row in found]

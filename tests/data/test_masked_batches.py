@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from box_files import write_voc_boxes
 from tiny_masks import disc, text_of, write_coco
 
 from jaxcnn import UserError
@@ -75,6 +76,7 @@ def test_a_batch_has_masks_and_evaluation_has_them_by_the_source(discs):
     assert [mask["size"] for mask in source.masks(0)] == [[*SIZE]]
 
 
-def test_data_without_masks_is_refused():
-    with pytest.raises(UserError, match=r"needs 'masks', which synthetic_boxes:3:9 lacks: .*take another data set"):
-        data_of("synthetic_boxes:3:9")
+def test_data_without_masks_is_refused(tmp_path):
+    name = write_voc_boxes(tmp_path / "voc", {"train": [((20, 30), [])], "val": [((20, 30), [])]}, ("a",))
+    with pytest.raises(UserError, match=r"needs 'masks', which voc:.* lacks: .*take another data set"):
+        data_of(name)

@@ -16,7 +16,7 @@ from tiny_boxes import NAMES, Blocks, TinyBoxes
 from jaxcnn.models.layers import Classifier
 from jaxcnn.models.mask_targets import project
 
-Thing = tuple[int, np.ndarray, Any]  # category id, box x, y, width, height, segmentation
+Thing = tuple[int, Any, Any]  # category id, box x, y, width, height, segmentation
 
 
 class TinyMasks(TinyBoxes):
@@ -75,7 +75,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> list[list[floa
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
-def disc(size: tuple[int, int], middle: tuple[float, float], radius: float) -> np.ndarray:
+def disc(size: tuple[int, int], middle: tuple[float, float], radius: Any) -> np.ndarray:
     """The pixels (H, W) of a disc around (row, column)."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     return (y - middle[0]) ** 2 + (x - middle[1]) ** 2 < radius**2

@@ -111,7 +111,7 @@ def test_the_sampled_positives_have_the_masks_of_their_objects():
         if label:
             number = label - 2
             truth = np.array([[4, 4, 40, 40], [30, 20, 60, 62]], np.float32)[number]
-            expected = project(masks[0, number][None], truth[None], roi[None], 28)[0]
+            expected = project(masks[0, number][None], jnp.asarray(truth[None]), roi[None], 28)[0]
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -110,7 +110,7 @@ def test_an_installed_package_finds_the_figures_beside_it(monkeypatch, tmp_path)
         with pytest.raises(UserError, match=r"neither .*papers nor .*experiments/papers"):
             papers()
         shutil.copytree(source, tmp_path / "jaxcnn" / "papers")
-        assert len(papers()) == 7
+        assert papers().keys() == {path.stem for path in source.glob("*.toml")}
     finally:
         published.papers.cache_clear()
 

@@ -1,5 +1,7 @@
 """Masks on images against the definition of torchvision's pasting, wherever the box lies."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,7 +38,7 @@ def test_a_full_mask_fills_its_box_but_for_the_fading_border():
 
 def test_run_lengths_are_cocos():
     mask = paste(np.ones((28, 28), np.float32), np.array([5, 4, 35, 24], np.float32), SIZE)
-    found = run_lengths(mask)
+    found: Any = run_lengths(mask)
     assert found["size"] == list(SIZE)
     assert isinstance(found["counts"], str)
     np.testing.assert_array_equal(coco.decode(found), mask)

@@ -27,7 +27,7 @@ def test_a_state_dict_goes_in_and_comes_back_and_the_transposed_convolution_is_t
     x = rng.integers(0, 9, (1, 2, 3, 256)).astype(np.float32)
     kernel = theirs["roi_heads.mask_predictor.conv5_mask.weight"]  # (in, out, 2, 2)
     expected = np.einsum("nhwi,iokl->nhkwlo", x, kernel).reshape(1, 4, 6, 256) + mask["conv5"]["bias"]
-    layer = ConvTranspose(256, 2, 2, 0, use_bias=True, dtype=np.float32)
+    layer: Any = ConvTranspose(256, 2, 2, 0, use_bias=True, dtype=np.float32)
     np.testing.assert_allclose(layer.apply({"params": mask["conv5"]}, x), expected, rtol=1e-5, atol=1e-2)
 
 

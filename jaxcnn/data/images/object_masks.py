@@ -28,11 +28,12 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> RunLengths:
     """
     from pycocotools import mask
 
+    coco: Any = mask  # whose types know no dictionaries
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
         segmentation = segmentation | {"counts": _counts(segmentation["counts"])}
     check(segmentation, size)
-    found = mask.frPyObjects(segmentation, *size)
-    return found if isinstance(found, dict) else mask.merge(found)
+    found = coco.frPyObjects(segmentation, *size)
+    return found if isinstance(found, dict) else coco.merge(found)
 
 
 def check(segmentation: Any, size: tuple[int, int]) -> None:
@@ -85,7 +86,8 @@ def in_box(found: RunLengths, crop: Crop, box: np.ndarray, cells: int) -> np.nda
     """
     from pycocotools import mask
 
-    stored = mask.decode(found)  # uint8 (H, W)
+    coco: Any = mask
+    stored = coco.decode(found)  # uint8 (H, W)
     if crop.mirrored:
         left = stored.shape[1] - crop.box.left - crop.box.width
         stored, crop = stored[:, ::-1], crop._replace(box=crop.box._replace(left=left))

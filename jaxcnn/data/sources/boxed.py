@@ -117,7 +117,7 @@ class Boxed(Source):
         Raises:
           UserError: it has none.
         """
-        raise UserError(f"{self.name} has no masks of its objects: take a data set of coco:DIR, or another network")
+        raise UserError(f"{self.name} has no masks of its objects: take coco:DIR, or a network of boxes alone")
 
     def masks(self, index: int) -> list[dict[str, Any]]:
         """Return the masks of an example's objects in the stored image, as run lengths; of a source `with_masks`."""

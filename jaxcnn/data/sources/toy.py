@@ -1,7 +1,7 @@
 """Data sets that need no files: scikit-learn's handwritten digits, and synthetic images."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcnn import UserError
 from jaxcnn.config import VOID
+from jaxcnn.data.images.object_masks import RunLengths, run_lengths
 from jaxcnn.data.sources import KINDS, Source, imagenet, kind_of
 from jaxcnn.data.sources.boxed import BACKGROUND, Boxed
 
@@ -124,7 +125,23 @@ def _boxes(name: str, split: str, count: int, classes: tuple[str, ...]) -> Sourc
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _SyntheticBoxes(Boxed):
-    """Blocks on grey noise, each with the grating of its class."""
+    """Blocks on grey noise, each with the grating of its class; they fill their boxes.
+
+    Attributes:
+      masked: whether examples have masks.
+    """
+
+    masked: bool = False
+    targets: ClassVar[tuple[str, ...]] = (*Boxed.targets, "masks")
+
+    def with_masks(self) -> Boxed:
+        """Return the source with masks."""
+        return replace(self, masked=True)
+
+    def masks(self, index: int) -> list[RunLengths]:
+        """Return the blocks as masks."""
+        corners = self.truth(index)["boxes"].tolist()
+        return [run_lengths([[x1, y1, x2, y1, x2, y2, x1, y2]], _CANVAS) for x1, y1, x2, y2 in corners]
 
     def _read(self, index: int) -> dict[str, Any]:
         objects = self.truth(index)
@@ -133,7 +150,7 @@ class _SyntheticBoxes(Boxed):
         for (x1, y1, x2, y2), label in zip(objects["boxes"].astype(int), objects["labels"], strict=True):
             grating = np.tile(2 * _pattern(int(label) - 1), (_CANVAS[0] // _SIDE, _CANVAS[1] // _SIDE, 1))
             image[y1:y2, x1:x2] = grating[: y2 - y1, : x2 - x1]
-        return {"image": image, **objects}
+        return {"image": image, **objects} | ({"masks": self.masks(index)} if self.masked else {})
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,7 +77,7 @@ def test_targets_are_torchvisions_of_the_resized_mask(mirrored, seen):
     sides = (box[0, 2:] - box[0, :2]).tolist() * 2
     for shift in ((0, 0, 0, 0), (-0.2, 0.1, 0.1, -0.15), (0.15, -0.1, 0, 0.2)):
         roi = (box + np.multiply(shift, sides)).clip(0, [seen[1], seen[0]] * 2).astype(np.float32)
-        found = np.asarray(project(cells[None], box, roi, 28))[0]
+        found = np.asarray(project(jnp.asarray(cells[None]), jnp.asarray(box), jnp.asarray(roi), 28))[0]
         error = np.abs(found - projected(whole, roi[0], 28))
         assert error.mean() < 0.004
         assert error.max() < 0.15

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from box_files import write_voc_boxes
 from pycocotools import mask as coco
 from tiny_masks import disc, rectangle, text_of, write_coco
 
@@ -58,7 +59,17 @@ def test_a_damaged_mask_is_a_bad_example_of_its_image(files):
         source.with_masks().read(2)
 
 
-def test_a_source_of_boxes_alone_says_so():
-    source: Any = make_source("synthetic_boxes:3:9")
-    with pytest.raises(UserError, match=r"synthetic_boxes:3:9 has no masks of its objects: take .*coco:DIR"):
+def test_a_source_of_boxes_alone_says_so(tmp_path):
+    name = write_voc_boxes(tmp_path / "voc", {"train": [((20, 30), [])]}, ("a",))
+    source: Any = make_source(name, "train")
+    with pytest.raises(UserError, match=r"has no masks of its objects: take coco:DIR, or a network of boxes alone"):
         source.with_masks()
+
+
+def test_synthetic_blocks_fill_their_boxes():
+    source: Any = make_source("synthetic_boxes:3:9")
+    assert "masks" not in source.read(0)
+    example = source.with_masks().read(0)
+    assert [int(coco.area(mask)) for mask in example["masks"]] == example["area"].tolist()
+    for mask, (x1, y1, x2, y2) in zip(example["masks"], example["boxes"].astype(int), strict=True):
+        assert coco.decode(mask)[y1:y2, x1:x2].all()
