@@ -133,7 +133,7 @@ def test_commands_are_ones_that_exist_with_options_and_keys_that_exist(page, mon
         if words[0] == "train" and not {"--config", "--config-json", "--data"} & set(words):
             words = [*words, "--config", "FILE"]  # `jaxcnn train … --config.KEY=VALUE`
         arguments, left = takes(words, monkeypatch)
-        overrides = [tuple(word.removeprefix("--config.").split("=", 1)) for word in left]
+        overrides = [(key, value) for key, _, value in (word[len("--config.") :].partition("=") for word in left)]
         assert all(word.startswith("--config.") and "=" in word for word in left), command
         config = getattr(arguments, "config", None)
         if config and config != "FILE":
@@ -152,39 +152,98 @@ def test_other_commands_name_scripts_and_targets_that_are_there(page):
         assert words[0] != "make" or words[1] in targets, command
 
 
+# Sections whose blocks are run here as they are written, and commands that are run with other files or elsewhere: by
+# the tests of the file named, or on what no machine of the tests has. All other commands are recorded runs'.
+RUN_HERE = [
+    ("README.md", ("Start", "Six commands", "Add a network")),
+    ("experiments/GUIDE.md", ("Experiments and their configs",)),
+    ("jaxcnn/papers/README.md", ("The papers' tables",)),
+    ("jaxcnn/training/README.md", ("Speed",)),
+]
+RUN_ELSEWHERE = {
+    "make (demo|test|aot)": ".ci/run",  # which installs, tests and compiles; `make demo` is the recorded digits' run
+    "pip install ": "requirements.lock",
+    "jaxcnn data check (folder|camvid|tfds):": "tests/commands/test_data.py",
+    "jaxcnn data pack ": "tests/commands/test_data.py",
+    "jaxcnn data prepare ": "tests/data/test_prepare.py",
+    "jaxcnn data show ": "tests/commands/test_data_show.py",
+    "python experiments/fashion_mnist_jpeg/make.py ": "experiments/results/fashion_mnist_jpeg-resnet18/result.json",
+    "jaxcnn launch ": "tests/commands/test_launch.py",
+    "(sbatch|kubectl|TPU=NAME) ": "experiments/launch",  # clusters
+    "jaxcnn train --config experiments/imagenet/": "tests/commands/test_scaling.py",  # ImageNet; compiled there
+    "jaxcnn scaling ": "tests/commands/test_scaling.py",
+    "jaxcnn (train|evaluate) .*gs://": "tests/test_stores.py",
+    "XLA_FLAGS=|jaxcnn train … --config.(mesh|norm)": "tests/training/test_placement.py",
+    "jaxcnn weights |jaxcnn train .*init_from=": "tests/commands/test_weights.py",
+    "jaxcnn predict --workdir runs/resnet50 ": "tests/commands/test_predict.py",
+    "jaxcnn (evaluate|predict) --workdir runs/camvid-fcn8s ": "tests/commands/test_segmentation_commands.py",
+    "jaxcnn (evaluate|predict) --workdir runs/bccd": "tests/commands/test_detection_commands.py",
+    "jaxcnn (evaluate|sample|predict) --workdir runs/mnist-iwae5 ": "tests/commands/test_sample.py",
+    "(JAXCNN_NOTEBOOK_QUICK=1 )?jupyter ": "tests/test_notebooks.py",
+}
+
+
+def section(page: Path, heading: str) -> str:
+    """Return the text below a heading of the first or second level, down to the next."""
+    return re.split(rf"^##? {re.escape(heading)}$", page.read_text(), flags=re.MULTILINE)[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_each_command_is_run_by_a_test_or_recorded_or_says_where_it_is_run(page):
+    here = "".join(section(ROOT / name, heading) for name, headings in RUN_HERE for heading in headings)
+    here += section(ROOT / "experiments" / "GUIDE.md", "Recipes")  # tests/test_recipes.py
+    recorded = re.findall(r"`jaxcnn train --config (\S+) ", (ROOT / "experiments" / "README.md").read_text())
+    for command in commands(ROOT / page):
+        (run_by,) = [place for form, place in RUN_ELSEWHERE.items() if re.match(form, command)] or [""]
+        if command not in here and not any(f"--config {config} " in command for config in recorded):
+            assert run_by, f"{command}: run it in a test, record it, or say in RUN_ELSEWHERE where it is run"
+            assert (ROOT / run_by).exists(), run_by
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Run README.md's Python and its six commands, its network too, in a folder; return it and what each printed."""
-    folder = tmp_path_factory.mktemp("landing")
-    Image.fromarray(make_source("digits", "test")[7]["image"][..., 0]).save(folder / "seven.png")
-    (command := folder / "bin" / "jaxcnn").parent.mkdir()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an image of a seven, the experiments, and `jaxcnn` in its bin/."""
+    made = tmp_path_factory.mktemp("pages")
+    Image.fromarray(make_source("digits", "test")[7]["image"][..., 0]).save(made / "seven.png")
+    (made / "experiments").symlink_to(ROOT / "experiments")
+    (command := made / "bin" / "jaxcnn").parent.mkdir()
     command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m jaxcnn.cli "$@"\n')
     command.chmod(0o755)
-    paths = {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    printed = []
-    for heading in ("Start", "Six commands", "Add a network"):
-        section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-        for language, text in EXECUTED.findall(section):
-            if text.startswith("make "):  # Installing is not for a test; what `make demo` runs is in the Makefile.
-                continue
-            if "class TinyNet" in text:
-                (folder / "my_net.py").write_text(text)
-                continue
-            words = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-c", text]
-            result = subprocess.run(words, cwd=folder, env=os.environ | paths, capture_output=True, text=True)
-            assert result.returncode == 0, text + result.stderr
-            printed.append(result.stdout)
-    return folder, printed
+    return made
+
+
+def run_blocks(folder: Path, text: str) -> str:
+    """Run the blocks of a page's text in the folder, and return what they print."""
+    paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    printed = ""
+    for language, block in EXECUTED.findall(text):
+        if block.startswith("make "):  # Installing is not for a test.
+            continue
+        if "class TinyNet" in block:
+            (folder / "my_net.py").write_text(block)
+            continue
+        words = ["bash", "-euc", block] if language == "sh" else [sys.executable, "-c", block]
+        result = subprocess.run(words, cwd=folder, env=os.environ | paths, capture_output=True, text=True)
+        assert result.returncode == 0, block + result.stderr
+        printed += result.stdout
+    return printed
 
 
 @pytest.mark.slow
-def test_the_landing_page_runs_as_it_is_written(done):
-    folder, (python, six, _) = done
-    assert float(re.search(r"top-1 ([\d.]+)%", python)[1]) > 90
+def test_the_landing_page_runs_as_it_is_written(folder):
+    python, six, _ = (run_blocks(folder, section(README, heading)) for heading in RUN_HERE[0][1])
+    assert float(python.split("top-1 ")[1].split("%")[0]) > 90
     assert "resnet20" in six
     for name in ("mistakes.png", "top5.png", "curves.png", "runs/mine/result.json", "runs/tiny/result.json"):
         assert (folder / name).stat().st_size > 100, name
     assert '"my_net:TinyNet"' in (folder / "runs" / "tiny" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "headings"), RUN_HERE[1:], ids=[page for page, _ in RUN_HERE[1:]])
+def test_the_blocks_of_other_pages_run_as_they_are_written(page, headings, folder):
+    for heading in headings:
+        assert run_blocks(folder, section(ROOT / page, heading))
 
 
 def test_the_worked_example_is_short_and_the_recipe_of_the_landing_page_is_the_guides():

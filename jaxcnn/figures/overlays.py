@@ -321,7 +321,7 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_title(shorten(title, 36, keep_end=True), fontsize=8, pad=3, parse_math=False)
 
 
-def _card_height(images: Sequence[np.ndarray], width: float) -> float:
+def _card_height(images: Sequence[np.ndarray] | np.ndarray, width: float) -> float:
     """Return the height of cards of this width: their aspect is the mean of the images', within 0.4 … 2."""
     shape = np.mean([image.shape[0] / image.shape[1] for image in images])
     return width * min(2.0, max(0.4, float(shape)))

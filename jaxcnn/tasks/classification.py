@@ -134,11 +134,12 @@ class Classification(Task):
         from jaxcnn.figures.overlays import prediction_grid
 
         worst, wrong, total = _worst_first(rows)[:count], int(np.sum(~rows["correct"])), len(rows["correct"])
-        found = [rows[name][worst] for name in ("label", "predicted", "probability")]
+        labels, predicted, probability = (rows[name][worst] for name in ("label", "predicted", "probability"))
         shown = f"{wrong:,} of {total:,} are wrong: "
         shown += "those of the highest probability" if wrong >= count else "all of them"
         shown += f", and the {len(worst) - wrong:,} least certain of the others" if wrong < len(worst) else ""
-        return prediction_grid(images_of(rows["example"][worst].tolist()), *found, names, shown)
+        images = images_of(rows["example"][worst].tolist())
+        return prediction_grid(images, labels, predicted, probability, names, shown)
 
     def of_crop(self, outputs: dict[str, Any]) -> jax.Array:
         """Return the log-probabilities (N, classes) of one crop an image."""

@@ -78,6 +78,8 @@ def test_columns_have_heads_and_mixed_images_the_shares_of_both_classes(tmp_path
             if augment == "flip":
                 assert caption == ""
                 continue
-            own, other, neighbour = re.fullmatch(r"(\d+)%, (\d+)% (.+)", caption).groups()
+            found = re.fullmatch(r"(\d+)%, (\d+)% (.+)", caption)
+            assert found
+            own, other, neighbour = found.groups()
             assert abs(int(own) + int(other) - 100) <= 1
             assert neighbour == rows[row ^ 1][0]  # rows 2k and 2k + 1 are mixed with each other

@@ -1,7 +1,9 @@
 """What Orbax prints of errors that it raises too."""
 
 import logging
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +60,27 @@ def test_only_what_is_told_to_an_ended_event_loop_is_dropped(monkeypatch):
 )
 def test_a_reason_is_one_line_in_the_systems_words(error, words):
     assert reason(error) == words
+
+
+PYTHON = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(pathname)s %(message)s")  # a notebook that shows all there is to see
+import jaxcnn
+from jaxcnn.config import base_config
+config = base_config()
+config.model.name, config.data.name, config.steps, config.epochs = "resnet20", "digits", 2, 0
+config.global_batch_size = 16
+jaxcnn.train(config, sys.argv[1])
+jaxcnn.open_run(sys.argv[1], "best")
+"""
+
+
+@pytest.mark.slow
+def test_from_python_nothing_of_orbax_is_printed_however_much_is_logged(tmp_path):
+    words = [sys.executable, "-W", "default", "-c", PYTHON, str(tmp_path / "run")]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=root)
+    assert result.returncode == 0, result.stderr
+    assert "step 2/2" in result.stderr
+    assert "/orbax/" not in result.stderr
+    assert "orbax" not in result.stdout.lower()
