@@ -201,7 +201,7 @@ class FastRCNN(OnTrunk):
         outputs["box_logits"], outputs["box_deltas"] = self.box_head(self.pool_regions(levels, rois), train)
         if not train:
             outputs |= self.detect(outputs, image_sizes)
-        return outputs | self.mask_outputs(levels, outputs, targets if learns else None, train)
+        return outputs | self.mask_outputs(levels, outputs, learnt, train)
 
     def mask_outputs(
         self,
