@@ -137,11 +137,12 @@ def test_a_recipe_trains_the_layers_of_its_stage(recipe, trained):
 
 
 @pytest.mark.slow
-def test_objects_of_eight_images_are_learnt(blocks, tmp_path):
+def test_eight_images_are_learnt_by_heart(blocks, tmp_path):
     data, file = blocks
     values = {"steps": 60, "eval_every": 60, "global_batch_size": 8, "data__eval_split": "train"}
     config = config_of(data, file, **values, data__augment="none")
     config.model.overrides.update(width=0.25, head_features=64, detections=20, box_samples=16)
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 1e-3, "cosine"
-    # Not all of them: regions that overlap an object by less than a tenth are never trained, nor an image without one.
-    assert jaxcnn.train(config, tmp_path)["eval/map50"] > 0.85
+    # From an IoU of a tenth on, an image without objects would not be trained at all: 0.92 is what is reached then.
+    config.model.overrides.background = (0.0, 0.5)
+    assert jaxcnn.train(config, tmp_path)["eval/map50"] > 0.95
