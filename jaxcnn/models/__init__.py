@@ -55,6 +55,10 @@ _LEGAL = {
         "the ranks of fc6 and fc7, 0 for a whole layer, such as (1024, 256)",
     ),
     "regress": _BOOL,
+    "background": (
+        lambda x: isinstance(x, tuple | list) and len(x) == 2 and all(map(_SHARE[0], x)) and x[0] < x[1],
+        "an interval of IoU, such as (0.1, 0.5)",
+    ),
     "fpn_channels": _COUNT, "head_features": _COUNT, "mask_padding": _BOOL, "anchor_scales": _SCALES,
     "latent": _COUNT, "hidden": _COUNTS, "channels": _COUNT, "scale": _BOOL,
     "maxout": _COUNTS,

@@ -116,6 +116,7 @@ class FastRCNN(OnTrunk):
       num_classes: the background is one of them.
       dropout: rate after fc6 and fc7. None, here and below, stands for the value of the architecture's `Spec`.
       box_samples: regions of an image that are trained; at most a quarter of them are positive.
+      background: a region whose highest IoU lies in this interval is background; below it, it is not trained.
       score_threshold: least score of a detection.
       nms_threshold: IoU of the suppression of detections within a class.
       detections: rows for the detections of an image, D.
@@ -133,6 +134,7 @@ class FastRCNN(OnTrunk):
     num_classes: int = 21
     dropout: float | None = None
     box_samples: int | None = None
+    background: tuple[float, float] | None = None
     score_threshold: float = 0.05
     nms_threshold: float | None = None
     detections: int = 100
@@ -255,7 +257,7 @@ class FastRCNN(OnTrunk):
 
         def of_image(rois: Any, valid: Any, truth: Any, labels: Any, real: Any, key: jax.Array) -> Any:
             matches = match(
-                truth, rois, positive=0.5, negative=self.spec.background, valid=real, candidates=valid,
+                truth, rois, positive=0.5, negative=self.setting("background"), valid=real, candidates=valid,
                 inclusive=self.spec.inclusive,
             )  # fmt: skip
             key = jax.random.fold_in(key, 1)  # The key itself draws the sample of anchors, where there are any.

@@ -297,6 +297,8 @@ def test_boxes_and_scores_are_float32_in_a_network_of_16_bits(name):
         *(("rpn_pre_nms", value) for value in (100, (100,), (0, 1), "many")),
         *(("nms_threshold", value) for value in (-0.1, 1.1)),
         *(("anchor_scales", value) for value in ((), (0,), 8)),
+        *(("background", value) for value in ((0.5, 0.1), (0.1,), 0.1)),
+        *(("fc_ranks", value) for value in (8, (8,), (-1, 8))),
         ("backbone", "fcn8s"),
         ("detections", 0),
     ],

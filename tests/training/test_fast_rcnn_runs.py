@@ -139,7 +139,10 @@ def test_a_recipe_trains_the_layers_of_its_stage(recipe, trained):
 @pytest.mark.slow
 def test_eight_images_are_learnt_by_heart(blocks, tmp_path):
     data, file = blocks
-    config = config_of(data, file, steps=150, global_batch_size=8, data__eval_split="train", data__augment="none")
+    values = {"steps": 60, "eval_every": 60, "global_batch_size": 8, "data__eval_split": "train"}
+    config = config_of(data, file, **values, data__augment="none")
     config.model.overrides.update(width=0.25, head_features=64, detections=20, box_samples=16)
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 1e-3, "cosine"
+    # From an IoU of a tenth on, an image without objects would not be trained at all: 0.92 is what is reached then.
+    config.model.overrides.background = (0.0, 0.5)
     assert jaxcnn.train(config, tmp_path)["eval/map50"] > 0.95
