@@ -95,10 +95,9 @@ class Extractor:
 
         def program(variables: Any, image: jax.Array, size: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
             images = normalize(image[None])
-            found = model.apply(variables, images, sizes=size[None], proposals=boxes[None], train=False)
-            pool5 = found["pool5"][0].astype(jnp.float32)  # type: ignore[index]
-            norms = jnp.linalg.norm(pool5, axis=1)
-            return {"pool5": pool5, "features": found["features"][0].astype(jnp.float32), "norms": norms}  # type: ignore[index]
+            found: Any = model.apply(variables, images, sizes=size[None], proposals=boxes[None], train=False)
+            features, pool5 = (found[name][0].astype(jnp.float32) for name in ("features", "pool5"))  # (K, …) each
+            return {"pool5": pool5, "features": features, "norms": jnp.linalg.norm(pool5, axis=1)}
 
         self.program = jax.jit(program, compiler_options=options)
 
