@@ -98,6 +98,11 @@ def _data_and_model(config: Config) -> tuple[Dataset, RCNN]:
             f"{source} was trained on images of {height}×{width}, the windows are {side}×{side}: set "
             "config.model.overrides.window to that, or take other weights"
         )
+    if (there := known.get("context", model.context)) != model.context:
+        raise UserError(
+            f"{source} was trained on windows with {there} pixels of context, these have {model.context}: set "
+            "config.model.overrides.context to that"
+        )
     return data, model
 
 
