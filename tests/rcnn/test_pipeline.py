@@ -160,6 +160,7 @@ def test_a_pipeline_that_is_killed_goes_on_to_the_same_result(folder, detected, 
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_features_are_computed_again_where_there_is_no_room_to_the_same_result(folder, detected, tmp_path, capsys):
     facts = run(detector(folder), tmp_path, 50_000, quiet)
     assert facts["features"]["not_kept"] > 0
