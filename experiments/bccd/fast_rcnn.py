@@ -10,7 +10,9 @@
 
 Data and split are those of faster_rcnn.py beside this file, whose `vgg11_bn` has this backbone, these images and this
 length: R-CNN, Fast R-CNN and Faster R-CNN can be compared. 7×7 bins want cells of some size on a map of stride 16, so
-the shorter side is 320 pixels: red cells have about 57 there, platelets 22.
+the shorter side is 320 pixels: red cells have about 57 there, platelets 22. Of the objects of val, 97.2 % of the red
+cells, all white ones and 91.6 % of the platelets have an IoU of 0.5 or more with one of the 2,000 proposals of their
+image (1,817 at the median; of the first 1,000 by rank 96.1, 100 and 66.3 %), which bounds the score.
 
 Hardware, time and score: none recorded yet.
 """
@@ -34,7 +36,6 @@ def get_config():
     config.model.overrides.head_features = 256
     config.model.overrides.box_samples = 64
     config.task.proposals = ",".join(f"data/proposals/bccd-{split}.npz" for split in ("train", "val", "test"))
-    config.task.max_proposals = 2500
     config.task.max_boxes = 32
     config.task.loss_form = "fast_rcnn"
     config.optimizer.name = "sgd"

@@ -131,6 +131,10 @@ class Task:
         """Return the shape and type of one example's targets, the batch's entries besides the image and its name."""
         return {"label": jax.ShapeDtypeStruct((), np.int32)}
 
+    def takes_proposals(self, model: Any) -> bool:
+        """Return whether a network is given regions of the image, the target "proposals"."""
+        return False
+
     def initial(self, params: Variables, data: Any) -> Variables:
         """Return the parameters that training begins with, of fresh ones; `data` is what is trained on."""
         return params

@@ -52,7 +52,7 @@ class Detection(Task):
         self.proposals: Any = None  # of the data, a `data.proposals.Proposals`; None where the network makes its own
 
     def takes_proposals(self, model: Any) -> bool:
-        """Return whether a network is given proposals: it has none of its own, or `task.proposals` replaces them."""
+        """Return whether a network has no proposals of its own, or `task.proposals` replaces them."""
         return bool(self.settings.proposals) or not getattr(model, "proposes", True)
 
     @cached_property

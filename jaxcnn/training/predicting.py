@@ -95,7 +95,7 @@ def _predicted(network: Any, found: Prediction, canvases: list[tuple[int, int]])
     seen = _scaled(network, own)
     pixels = padded(resize(found.image, seen), canvases[int(smallest_canvas(np.array([seen]), canvases)[0])])
     given = {"sizes": np.array([seen], np.int32)}
-    if getattr(network.task, "takes_proposals", lambda model: False)(network.model):
+    if network.task.takes_proposals(network.model):
         given["proposals"] = _proposals(network, found.image, seen)[None]
     outputs = network.outputs(pixels[None], **given)
     values = {key: value[0] for key, value in outputs.items()}
