@@ -42,8 +42,8 @@ def axis(low: float, high: float, length: int, side: int, context: int) -> list[
 
 def naive(box: np.ndarray, size: tuple[int, int], side: int, context: int) -> np.ndarray:
     """A window, pixel by pixel."""
-    rows = axis(*map(float, box[[1, 3]]), size[0], side, context)
-    columns = axis(*map(float, box[[0, 2]]), size[1], side, context)
+    x1, y1, x2, y2 = map(float, box)
+    rows, columns = axis(y1, y2, size[0], side, context), axis(x1, x2, size[1], side, context)
     window = np.tile(FILL, (side, side, 1))
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):

@@ -50,7 +50,8 @@ def _progress() -> Iterator[Any]:
 
         def report(stage: str, done: int, total: int) -> None:
             if console.is_terminal:
-                tasks.setdefault(stage, bar.add_task(stage, total=total) if stage not in tasks else None)
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=total)
                 bar.update(tasks[stage], completed=done)
             elif done * 10 // total > (done - 1) * 10 // total:
                 console.print(f"{stage:<10} {done}/{total} images", highlight=False, markup=False, soft_wrap=True)

@@ -286,6 +286,8 @@ class Dataset:
         if self.padded:
             about |= {"min_size": self.resize, "max_size": self.config.data.max_size}
             return about | ({"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {})
+        if isinstance(self.eval, Windows):
+            return about | {"context": self.eval.context}
         photographs = None in self.train.image_shape  # Evaluation sees the centre of these.
         return about | ({"resize": self.resize} if photographs else {})
 

@@ -21,7 +21,7 @@ from jaxcnn.rcnn.svm import Regions
 _HALF = np.finfo(np.float16).max  # features are kept in float16: three digits, at half the bytes
 
 
-class Windows(NamedTuple):
+class ImageWindows(NamedTuple):
     """What is known of one image before its features: its windows, the objects first.
 
     Attributes:
@@ -46,7 +46,7 @@ class Windows(NamedTuple):
         return np.flatnonzero(self.overlap.max(1) > regression.IOU)
 
 
-def windows_of(batch: dict[str, np.ndarray], row: int, classes: int, difficult: bool) -> Windows:
+def windows_of(batch: dict[str, np.ndarray], row: int, classes: int, difficult: bool) -> ImageWindows:
     """Return the windows of an image of a batch.
 
     Args:
@@ -66,7 +66,7 @@ def windows_of(batch: dict[str, np.ndarray], row: int, classes: int, difficult: 
     owner = shared.argmax(1) if len(objects) else np.zeros(len(boxes), int)
     own = np.zeros(len(boxes), int)
     own[: len(objects)] = np.where(ignored, 0, labels)
-    return Windows(batch["image"][row], batch["sizes"][row], boxes, own, overlap, owner)
+    return ImageWindows(batch["image"][row], batch["sizes"][row], boxes, own, overlap, owner)
 
 
 class Extractor:
@@ -86,30 +86,28 @@ class Extractor:
         normalize: Callable[[jax.Array], jax.Array], difficult: bool, cache: Cache,
         options: dict[str, bool] | None = None,
     ):  # fmt: skip
-        self.model, self.variables, self.batches, self.difficult, self.cache = (
-            model, variables, batches, difficult, cache
-        )  # fmt: skip
+        self.model, self.variables, self.batches = model, variables, batches
+        self.difficult, self.cache = difficult, cache
         self.chunk = model.setting("chunk")
         self.network = digest_of(model, variables)
         self.seconds, self.computed, self._compiled = 0.0, 0, set[tuple[int, ...]]()
 
         def program(variables: Any, image: jax.Array, size: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
             images = normalize(image[None])
-            found = model.apply(variables, images, sizes=size[None], proposals=boxes[None], train=False)
-            pool5 = found["pool5"][0].astype(jnp.float32)  # type: ignore[index]
-            norms = jnp.linalg.norm(pool5, axis=1)
-            return {"pool5": pool5, "features": found["features"][0].astype(jnp.float32), "norms": norms}  # type: ignore[index]
+            found: Any = model.apply(variables, images, sizes=size[None], proposals=boxes[None], train=False)
+            features, pool5 = (found[name][0].astype(jnp.float32) for name in ("features", "pool5"))  # (K, …) each
+            return {"pool5": pool5, "features": features, "norms": jnp.linalg.norm(pool5, axis=1)}
 
         self.program = jax.jit(program, compiler_options=options)
 
-    def windows(self) -> Iterator[Windows]:
+    def windows(self) -> Iterator[ImageWindows]:
         """Yield the windows of each image, in order."""
         classes = self.model.num_classes
         for batch in self.batches():
             for row in np.flatnonzero(batch["mask"] > 0):
                 yield windows_of(batch, int(row), classes, self.difficult)
 
-    def key(self, windows: Windows) -> str:
+    def key(self, windows: ImageWindows) -> str:
         """Return the digest of the network and of an image with its windows."""
         found = hashlib.sha256(self.network.encode())
         for array in (windows.pixels, windows.size, windows.boxes, windows.regressed):
@@ -117,7 +115,7 @@ class Extractor:
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
-    def arrays(self, windows: Windows) -> Arrays:
+    def arrays(self, windows: ImageWindows) -> Arrays:
         """Return "features" float16 (R, F), "norms" float32 (R,) of pool5, and "pool5" float16 (P, C) of `regressed`.
 
         Raises:
@@ -130,7 +128,7 @@ class Extractor:
             self.cache.put(key, found)
         return found
 
-    def _computed(self, windows: Windows) -> Arrays:
+    def _computed(self, windows: ImageWindows) -> Arrays:
         began, count = time.monotonic(), len(windows.boxes)
         regressed = windows.regressed
         parts: list[Arrays] = []
@@ -142,13 +140,9 @@ class Extractor:
             if not all(np.isfinite(x).all() and np.abs(x).max(initial=0) <= _HALF for x in found.values()):
                 raise UserError("the network's features are not finite, or too large for float16: check its weights")
             mine = regressed[(regressed >= start) & (regressed < start + self.chunk)] - start
-            parts.append(
-                {
-                    "features": found["features"][: len(some)].astype(np.float16),
-                    "norms": found["norms"][: len(some)],
-                    "pool5": found["pool5"][mine].astype(np.float16),
-                }
-            )
+            features, norms = (found[name][: len(some)] for name in ("features", "norms"))
+            pool5 = found["pool5"][mine].astype(np.float16)
+            parts.append({"features": features.astype(np.float16), "norms": norms, "pool5": pool5})
         if windows.pixels.shape in self._compiled:
             self.seconds, self.computed = self.seconds + time.monotonic() - began, self.computed + count
         self._compiled.add(windows.pixels.shape)

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import io
 import json
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -57,9 +58,9 @@ def run(config: Config, workdir: Path, limit: int, report: Report) -> dict[str, 
       report: told how far a stage is.
 
     Returns:
-      What rcnn.json holds: "images" and "windows" of the split; "features", the "seconds" that they took in all, after
-      compilation, "seconds_an_image", and their "bytes"; "seconds" of the other stages; and for each class how many
-      "positives" and "negatives" its SVM was trained on.
+      What rcnn.json holds: "network", a digest of what features depend on; "images" and "windows" of the split;
+      "features", the "seconds" that they took in all, after compilation, "seconds_an_image", and their "bytes";
+      "seconds" of the other stages; and for each class how many "positives" and "negatives" its SVM was trained on.
 
     Raises:
       UserError: the config is not of R-CNN, or the weights, the data or the proposals do not fit it.
@@ -98,6 +99,11 @@ def _data_and_model(config: Config) -> tuple[Dataset, RCNN]:
             f"{source} was trained on images of {height}×{width}, the windows are {side}×{side}: set "
             "config.model.overrides.window to that, or take other weights"
         )
+    if (there := known.get("context", model.context)) != model.context:
+        raise UserError(
+            f"{source} was trained on windows with {there} pixels of context, these have {model.context}: set "
+            "config.model.overrides.context to that"
+        )
     return data, model
 
 
@@ -121,7 +127,8 @@ class _Pipeline:
         shapes = jax.eval_shape(lambda: init_variables(model, config.seed, data.image_shape))
         fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         weights: Path | Address = place(config.init_from, "config.init_from")
-        self.variables, self.words = load_variables(weights, fresh, create_task(config).best, data.input, True)
+        self.variables, words = load_variables(weights, fresh, create_task(config).best, data.input, True)
+        print(words, file=sys.stderr, flush=True)
         for name in ("fc6", "fc7"):
             old, new = (tree["params"].get(name, {}).get("kernel") for tree in (fresh, self.variables))
             if old is not None and old is new:
@@ -134,7 +141,10 @@ class _Pipeline:
             config.task.difficult, cache, compiler_options(config, jax.default_backend()),
         )  # fmt: skip
         self.total = data.eval_examples
-        self.facts = _facts_of(workdir / "rcnn.json")
+        earlier = _facts_of(workdir / "rcnn.json")
+        # Times of another network's features are none of this one's.
+        self.facts = earlier if earlier.get("network") == self.extractor.network else {}
+        self.facts["network"] = self.extractor.network
         self.before = {"seconds": 0.0, "windows": 0} | self.facts.get("features", {})
 
     def run(self) -> dict[str, Any]:

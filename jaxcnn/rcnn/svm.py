@@ -61,8 +61,9 @@ def fit(
     """
     from sklearn.svm import LinearSVC  # Not at the top: it takes a second, and scoring needs none of it.
 
-    solver = LinearSVC(
-        loss="hinge", C=c, tol=tolerance, intercept_scaling=BIAS, class_weight={1: POSITIVE_WEIGHT}, max_iter=10_000,
+    bias: Any = BIAS  # Its stub takes whole numbers alone.
+    solver: Any = LinearSVC(
+        loss="hinge", C=c, tol=tolerance, intercept_scaling=bias, class_weight={1: POSITIVE_WEIGHT}, max_iter=10_000,
         random_state=0,
     )  # fmt: skip
     solver.fit(np.concatenate([positives, negatives]), np.repeat([1, -1], [len(positives), len(negatives)]))

@@ -61,7 +61,7 @@ def test_a_region_has_the_features_of_the_classifier_on_its_window():
     params = variables()["params"]
     weights = {"params": {**params["trunk"], **{name: params[name] for name in ("fc6", "fc7", "head")}}}
     windows = np.stack([warp(images()[1], each, SIZES[1], 32, 4) for each in proposals()[1]])
-    wanted = classifier.apply(weights, windows)
+    wanted: Any = classifier.apply(weights, windows)
     np.testing.assert_allclose(outputs()["box_logits"][1], wanted["logits"], rtol=1e-3, atol=1e-4)
 
 

@@ -74,7 +74,8 @@ def write_classifier(folder: Path) -> None:
         return jnp.asarray(rng.normal(0, deviation, x.shape), jnp.float32)
 
     names = ["background", "red", "blue"]
-    about = {"image_shape": [SIDE, SIDE, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "class_names": names}
+    about: dict[str, Any] = {"image_shape": [SIDE, SIDE, 3], "mean": [0.5] * 3, "std": [0.25] * 3, "class_names": names}
+    about["context"] = CONTEXT
     info = {"step": 0, "model": "alexnet", "num_classes": 3, "input": about}
     save_variables(folder / "tuned", jax.tree.map(drawn, shapes), info)
     (folder / "tuned/config.json").write_text(to_json(config))
@@ -159,6 +160,7 @@ def test_a_pipeline_that_is_killed_goes_on_to_the_same_result(folder, detected, 
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_features_are_computed_again_where_there_is_no_room_to_the_same_result(folder, detected, tmp_path, capsys):
     facts = run(detector(folder), tmp_path, 50_000, quiet)
     assert facts["features"]["not_kept"] > 0
@@ -184,6 +186,7 @@ def test_another_setting_is_another_stage_on_the_same_features(folder, detected,
         ("init_from", "", "config.init_from is empty"),
         ("task.proposals", "", "config.task.proposals is empty"),
         ("model.overrides.window", "40", "config.model.overrides.window"),
+        ("model.overrides.context", "5", "config.model.overrides.context"),
         ("model.overrides.width", "0.3", "config.model.overrides.backbone"),
         ("model.overrides.features", "fc8", "model.overrides.features='fc8'"),
         ("init_from", "nowhere", "nowhere"),
