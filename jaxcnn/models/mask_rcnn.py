@@ -76,7 +76,9 @@ class MaskRCNN(FasterRCNN):
         def logits_of(boxes: jax.Array, labels: jax.Array) -> jax.Array:
             """Return the logits of each region's own class, (N, R, 28, 28)."""
             x = align_regions(levels, boxes, BINS)  # (N, R, 14, 14, C)
-            logits = head(x.reshape(-1, *x.shape[2:]))  # Layers are sharded by rows, so each region becomes a row.
+            # Layers are sharded by rows, so each region becomes a row. Of 128 regions and 91 classes the logits take
+            # 37 MB an image, before each region's own class is taken out of them.
+            logits = head(x.reshape(-1, *x.shape[2:]))  # (N · R, 28, 28, classes)
             own = jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), axis=3)
             return own.reshape(*labels.shape, SIDE, SIDE)
 

@@ -77,12 +77,13 @@ def test_eight_devices_train_as_one(shapes):
     (one, first), (eight, second) = two_steps(config, 1), two_steps(config, 8)
     np.testing.assert_allclose(second, first, rtol=1e-5)
     for (path, x), y in zip(leaves(eight.params).items(), leaves(one.params).values(), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 + 1e-4 * np.abs(y).max(), err_msg=path)
+        # A step changes them by about 1e-3; the batch statistics make more of the rounding than sums alone.
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 + 1e-4 * np.abs(y).max(), err_msg=path)
 
 
 @pytest.mark.slow
 def test_eight_images_and_their_masks_are_learnt_by_heart(shapes, tmp_path):
-    config = config_of(shapes, steps=400, eval_every=400, checkpoint_every=400)
+    config = config_of(shapes, steps=300, eval_every=300, checkpoint_every=300)
     config.data.eval_split, config.data.augment = "train", "none"
     config.model.overrides.update(detections=40, fpn_channels=32, rpn_post_nms=(40, 40), box_samples=32)
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.schedule = "adam", 2e-3, "cosine"

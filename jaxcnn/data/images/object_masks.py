@@ -12,6 +12,7 @@ import numpy as np
 from jaxcnn.config import MASK_MARGIN
 from jaxcnn.data.images.decode import Crop
 
+_LARGEST = 40  # bits of a run length in a text; without a limit, a long text would make a number of millions of digits
 RunLengths = dict[str, Any]  # {"size": [H, W], "counts": bytes}, pycocotools' compressed form
 
 
@@ -68,7 +69,7 @@ def _counts(text: str) -> list[int]:
     for character in text:
         digit = ord(character) - 48
         number, shift = number | (digit & 31) << shift, shift + 5
-        if digit & 32:
+        if digit & 32 and shift < _LARGEST:
             continue
         number -= (digit & 16) << (shift - 4)  # the sign: numbers are of two's complement
         counts.append(number + (counts[-2] if len(counts) > 2 else 0))

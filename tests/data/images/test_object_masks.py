@@ -42,6 +42,21 @@ def test_run_lengths_are_one_mask_as_a_list_and_as_text(runs):
         np.testing.assert_array_equal(mask_of(run_lengths({"size": [*SIZE], "counts": form}, SIZE)), whole)
 
 
+@given(st.text(st.characters(codec="latin-1"), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_a_mask_of_the_image_or_refused(text):
+    try:
+        found = run_lengths({"size": [*SIZE], "counts": text}, SIZE)
+    except ValueError:
+        return
+    assert mask_of(found).shape == SIZE
+
+
+def test_a_text_of_one_endless_number_is_refused_at_once():
+    with pytest.raises(ValueError, match="run lengths"):
+        run_lengths({"size": [*SIZE], "counts": "o" * 300_000}, SIZE)
+
+
 def test_polygons_of_one_object_are_united():
     one, other = [10, 10, 30, 10, 30, 40, 10, 40], [20, 20, 60, 20, 60, 50, 20, 50]
     found = mask_of(run_lengths([one, other], SIZE))
