@@ -13,6 +13,8 @@ from jaxcnn.data.proposals import selective_search
 from jaxcnn.locations import location
 from jaxcnn.safe_files import read_bytes
 
+_LONGEST = 640  # pixels of a photograph's longer side in a picture
+
 
 class Prediction(NamedTuple):
     """What a network says of one image.
@@ -62,16 +64,19 @@ def _scaled(network: Any, size: tuple[int, int]) -> tuple[int, int]:
 def whole(network: Any, file: Path) -> tuple[np.ndarray, Box]:
     """Return all of an image, uint8 (H, W, C), and the part of it that `TrainedModel.predict` shows the network.
 
-    The part reaches beyond the image where the network is given a frame of padding.
+    The image is shrunk to a longer side of 640 pixels: a page of photographs would fill the memory. The part reaches
+    beyond the image where the network is given a frame of padding.
 
     Raises:
       UserError: the file cannot be read.
     """
     height, width, channels = network.input["image_shape"]
     pixels = read_all(file, channels)
+    if (shrink := _LONGEST / max(pixels.shape[:2])) < 1:
+        pixels = resize(pixels, (max(1, round(shrink * pixels.shape[0])), max(1, round(shrink * pixels.shape[1]))))
     rows, columns = pixels.shape[:2]
-    if resize := network.input.get("resize"):
-        return pixels, center((rows, columns), (height, width), resize).box
+    if shorter := network.input.get("resize"):
+        return pixels, center((rows, columns), (height, width), shorter).box
     # Without a frame it is the largest centred part of the right aspect.
     scale = min(rows / height, columns / width)
     part = height * scale, width * scale

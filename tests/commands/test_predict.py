@@ -126,6 +126,13 @@ def test_the_part_that_is_framed_is_what_the_network_sees(resize, size, tmp_path
     assert height / width == pytest.approx(1, rel=0.05)  # the resized image has whole pixels
 
 
+def test_a_large_photograph_is_drawn_smaller_with_the_same_part(tmp_path):
+    Image.fromarray(np.zeros((600, 1280), np.uint8)).save(tmp_path / "large.png")
+    pixels, part = whole(SimpleNamespace(input={"image_shape": (8, 8, 1)}), tmp_path / "large.png")
+    assert pixels.shape == (300, 640, 1)
+    assert part == pytest.approx((0, 170, 300, 300))
+
+
 def test_many_images_are_drawn_as_a_square_not_as_a_row(workdir, digit, tmp_path, capsys):
     out = tmp_path / "many.png"
     assert cli.main(["predict", "--workdir", str(workdir), "--save", str(out), *(digit(i) for i in range(70))]) == 0

@@ -155,7 +155,7 @@ def test_data_show_draws_what_training_sees_with_its_label_maps(folder, tmp_path
     change = ("--config.data.augment=rescale(0.5,2),flip,photometric", "--config.data.image_size=16")
     assert run("data", "show", folder / "tiny.py", *words, *change) == 0
     pixels = decode((tmp_path / "s.png").read_bytes(), 3)
-    assert pixels.shape[0] == 3 * 116
+    assert pixels.shape[0] == 22 + 3 * 116  # the heads of the columns, and a row for each example
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
