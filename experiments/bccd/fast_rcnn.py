@@ -23,10 +23,10 @@ from jaxcnn.config import base_config
 
 def get_config():
     config = base_config("detection")
-    config.epochs = 60
+    config.epochs = 16
     config.global_batch_size = 4
     config.log_every = 25
-    config.eval_every = 513  # ten epochs
+    config.eval_every = 410  # eight epochs
     config.data.name = "voc:data/BCCD"
     config.data.eval_split = "val"
     config.data.min_size = 320

@@ -285,6 +285,8 @@ class Dataset:
         }  # fmt: skip
         if self.padded:
             about |= {"min_size": self.resize, "max_size": self.config.data.max_size}
+            if self.proposals and self.proposals.search:
+                about["search"] = self.proposals.search
             return about | ({"canvas_multiple": _CANVAS_MULTIPLE} if self._boxes else {})
         if isinstance(self.eval, Windows):
             return about | {"context": self.eval.context}

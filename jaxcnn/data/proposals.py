@@ -67,6 +67,15 @@ class Proposals:
                 found.update(np.ascontiguousarray(array, kind).tobytes())
         return found.hexdigest()
 
+    @property
+    def search(self) -> tuple[int, int] | None:
+        """Return the width and the shortest side of `selective_search`, None of boxes that were made otherwise."""
+        known = method_of()
+        if any(self.method.get(key) != known[key] for key in ("method", "k")):
+            return None
+        width, min_side = (self.method.get(key) for key in ("width", "min_side"))
+        return (width, min_side) if type(width) is type(min_side) is int else None
+
     def of(self, source: Source) -> list[np.ndarray]:
         """Return the boxes (n, 4) of each example of a source.
 

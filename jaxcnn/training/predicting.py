@@ -104,9 +104,10 @@ def _read(image: Any, index: int, channels: int) -> Prediction:
 def _proposals(network: Any, image: np.ndarray, seen: tuple[int, int]) -> np.ndarray:
     """Return what selective search finds in an image: boxes (`task.max_proposals`, 4) in pixels of the resized one.
 
-    A run whose files of proposals are of another method sees other boxes in training than here.
+    The search is that of the run's own proposals; where these were made otherwise, it is the default one.
     """
-    boxes, visible = Crop(Box(0, 0, *image.shape[:2]), seen).boxes(selective_search(image))
+    found = selective_search(image, *network.input.get("search", ()))
+    boxes, visible = Crop(Box(0, 0, *image.shape[:2]), seen).boxes(found)
     room = network.config.task.max_proposals
     made = np.zeros((room, 4), np.float32)  # Rows of zeros are padding.
     kept = boxes[visible][:room]

@@ -298,6 +298,8 @@ def checked_input(given: Any, num_classes: Any) -> dict[str, Any]:
     for key, least in (("min_size", 0), ("max_size", 0), ("canvas_multiple", 1)):
         if key in given and not (_numbers([given[key]], 1, int) and least <= given[key] < 2**16):
             raise ValueError(f"'{key}' is no number of pixels")
+    if "search" in given and not (_numbers(given["search"], 2, int) and all(0 <= n < 2**16 for n in given["search"])):
+        raise ValueError("'search' is not a width and a shortest side in pixels")
     if not _numbers(given.get("class_frequencies", [0] * num_classes), num_classes, int | float):
         raise ValueError(f"'class_frequencies' are not {num_classes} numbers")
     return given | {"class_names": [printable(name) for name in names]}

@@ -1,6 +1,7 @@
 """Files of proposals, what is refused of them, their way into batches, and selective search."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from jaxcnn import UserError
 from jaxcnn.config import base_config
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.prepare import propose as searching
-from jaxcnn.data.proposals import Proposals, joined, read_proposals, selective_search
+from jaxcnn.data.proposals import Proposals, joined, method_of, read_proposals, selective_search
 from jaxcnn.data.sources import make_source
 from jaxcnn.tasks import create_task
+from jaxcnn.weights.files import checked_input
 
 ROOM = 4
 BOX = (10, 20, 60, 50)  # an object, and the only proposal that is told from others by its place
@@ -208,7 +210,17 @@ def test_a_run_knows_its_proposals_by_their_content_from_several_files(voc, tmp_
     for name, boxes in GIVEN.items():
         made({name: boxes}).write(tmp_path / f"{name}.npz")
     files = ",".join(f"{tmp_path / name}.npz" for name in GIVEN)
-    assert dataset(voc, files).position["proposals"] == made().digest
+    found = dataset(voc, files)
+    assert found.position["proposals"] == made().digest
+    assert "search" not in found.input
+
+
+def test_how_a_search_was_made_is_kept_for_photographs_to_come(voc, tmp_path):
+    replace(made(), method=method_of(320, 8)).write(tmp_path / "searched.npz")
+    found = checked_input(dataset(voc, tmp_path / "searched.npz").input, 2)
+    assert found["search"] == (320, 8)
+    with pytest.raises(ValueError, match="'search'"):
+        checked_input(found | {"search": (320, "8")}, 2)
 
 
 def test_selective_search_has_the_same_order_each_time_and_finds_a_block():

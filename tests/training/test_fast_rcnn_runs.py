@@ -103,15 +103,16 @@ class Asked(NamedTuple):
         return {"scores": np.zeros((1, 3))}
 
 
-def test_a_photograph_is_searched_for_proposals_which_are_brought_to_its_canvas(monkeypatch):
+def test_a_photograph_is_searched_as_the_runs_own_and_its_proposals_are_brought_to_its_canvas(monkeypatch):
     image, searched = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8), []
 
-    def search(image: np.ndarray) -> np.ndarray:
+    def search(image: np.ndarray, *settings: int) -> np.ndarray:
+        assert settings == (320, 8)
         searched.append(image)
         return np.array([[0, 0, 40, 30], [5, 6, 20, 10], [7, 7, 7, 9]], np.float32)
 
     monkeypatch.setattr(predicting, "selective_search", search)
-    network = Asked([], {"min_size": 60, "image_shape": (64, 64, 3)})
+    network = Asked([], {"min_size": 60, "image_shape": (64, 64, 3), "search": (320, 8)})
     assert [found.error for found in predicting.predict_padded(network, [image])] == [""]
     np.testing.assert_array_equal(searched, [image])
     ((images, sizes, proposals),) = network.given
