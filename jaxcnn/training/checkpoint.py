@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jaxcnn import UserError, stores
 from jaxcnn.training import checksums
 from jaxcnn.training.sharding import replicated
-from jaxcnn.training.state import TrainState, check_tree, overlay, select, shapes_of
+from jaxcnn.training.state import TrainState, check_tree, no_fault, overlay, select, shapes_of
 
 Tree = Any
 FORMAT = 1  # of a checkpoint; every later version reads this one
@@ -240,12 +240,15 @@ class Checkpoints:
         return info
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of checkpoint `step`.
+        """The state of checkpoint `step`, without a fault.
 
         Args:
           like: shapes, dtypes and the shardings to restore onto (arrays or `jax.ShapeDtypeStruct`).
         """
-        return TrainState(**self._arrays(step, like.saved()))
+        sound = jax.tree.map(
+            lambda x, to: jax.make_array_from_callback(x.shape, to.sharding, lambda _: x), no_fault(), like.fault
+        )
+        return TrainState(**self._arrays(step, like.saved()), fault=sound)
 
     def restore_variables(self, step: int, like: Tree) -> Tree:
         """Return the {"params", "batch_stats"} that evaluation uses: the moving average of what has one."""

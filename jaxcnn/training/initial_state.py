@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from jaxcnn.tasks import create_task
 from jaxcnn.training import onto_trunk
 from jaxcnn.training.checkpoint import Checkpoints, Tree
 from jaxcnn.training.program import Data, Program
-from jaxcnn.training.sharding import on_all
-from jaxcnn.training.state import TrainState, no_fault, path_name, shapes_of
+from jaxcnn.training.state import TrainState, path_name, shapes_of
 from jaxcnn.weights.files import checked_input
 
 
@@ -59,8 +57,7 @@ def restore_or_init(
             raise UserError(f"{folder} holds imported weights: give a new --workdir and --config.init_from={folder}")
         check_position(info["position"], data.position)
         state = checkpoints.restore(start, program.state)  # arrays of another model are the better reason, so first
-        sound = jax.tree.map(partial(on_all, program.mesh), no_fault())
-        state = state.replace(constants=program.constants(), fault=sound)
+        state = state.replace(constants=program.constants())
         check_norm(info, config, program)
         return start, state, info["spent"]
     state = program.init()

@@ -222,7 +222,8 @@ def _average(ema: Any, new: Any, decay: float, step: jax.Array) -> Any:
     if not ema:
         return ema
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(new, ema, 1 - d)
+    # By the difference, so that values that do not change keep their bits: those of frozen norms.
+    return jax.tree.map(lambda old, x: old + (1 - d) * (x - old), ema, new)
 
 
 def _first_fault(

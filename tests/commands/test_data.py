@@ -193,7 +193,7 @@ def test_help_is_quick():
     """It imports nothing heavy."""
     code = "import sys; from jaxcnn.commands.data import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "list | prepare | pack | check" in result.stdout
+    assert "list | prepare | pack | propose | check" in result.stdout
     assert not {"numpy", "rich", "PIL", "jax", "tensorflow_datasets"} & set(result.stdout.split())
 
 
