@@ -180,6 +180,8 @@ class _Pipeline:
             raise UserError(f"{self.config.data.name} has no windows: take other proposals or another split")
         self.facts |= {"images": self.total, "windows": windows, "regressed": regressed}
         found = self._stage("norms", [content.hexdigest()], self._norms)
+        if not found["norms"].all():  # The later stages scale by their inverse.
+            raise UserError(f"all features of config.init_from={self.config.init_from} are 0: take other weights")
         return content.hexdigest(), found["norms"].tolist()
 
     def _norms(self) -> Arrays:

@@ -183,6 +183,14 @@ def test_another_setting_is_another_stage_on_the_same_features(folder, detected,
     assert not np.array_equal(one["boxes"]["head"]["kernel"], other["boxes"]["head"]["kernel"])
 
 
+def test_a_network_whose_features_are_all_0_is_refused(folder, detected, tmp_path, monkeypatch):
+    shutil.copytree(detected, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/stages")
+    monkeypatch.setattr(pipeline._Pipeline, "_norms", lambda self: {"norms": np.array([0.0, 1.0])})
+    with pytest.raises(UserError, match=r"all features of config\.init_from=.* are 0"):
+        run(detector(folder), tmp_path / "run", LARGE, quiet)
+
+
 def test_another_normalisation_gives_other_features(folder, detected, tmp_path, monkeypatch):
     shutil.copytree(detected, tmp_path / "run")
     config = detector(folder)
