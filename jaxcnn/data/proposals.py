@@ -79,7 +79,7 @@ class Proposals:
         if any(self.method.get(key) != known[key] for key in ("method", "k")):
             return None
         width, min_side = (self.method.get(key) for key in ("width", "min_side"))
-        return (width, min_side) if type(width) is type(min_side) is int else None
+        return (width, min_side) if type(width) is int and type(min_side) is int else None
 
     def of(self, source: Source) -> list[np.ndarray]:
         """Return the boxes (n, 4) of each example of a source.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,7 @@ class Extractor:
 
     def __init__(
         self, model: RCNN, variables: Any, batches: Callable[[], Iterator[dict[str, np.ndarray]]],
-        mean: Sequence[float], std: Sequence[float], difficult: bool, cache: Cache,
+        mean: tuple[float, ...], std: tuple[float, ...], difficult: bool, cache: Cache,
         options: dict[str, bool] | None = None,
     ):  # fmt: skip
         self.model, self.variables, self.batches = model, variables, batches
@@ -157,7 +157,7 @@ class Extractor:
             advance()
 
 
-def digest_of(model: RCNN, variables: Any, mean: Sequence[float], std: Sequence[float]) -> str:
+def digest_of(model: RCNN, variables: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     """Return a digest of what the features of a window depend on but for its pixels.
 
     These are the weights below them, how it is cut out, and how pixels are normalised.
