@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import math
 import os
 import sys
 from contextlib import suppress
@@ -34,8 +35,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: the run's or float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, of broken images too")
     parser.add_argument("--save", metavar="PNG", type=picture, help="draw the images with what they show")
-    words = "of detection: least score of a box (default: 0.5 in pictures and words, --json has all)"
-    parser.add_argument("--threshold", metavar="T", type=_share, help=words)
+    words = "of detection: least score of a box (default: 0.5, of R-CNN 0, in pictures and words; --json has all)"
+    parser.add_argument("--threshold", metavar="T", type=_score, help=words)
     words = "write the classes of each image's pixels as an index PNG of its size and name; of segmentation"
     parser.add_argument("--masks", metavar="DIR", type=location, help=words)
     parser.add_argument("--explain", metavar="PNG", type=picture, help="draw where the first class is seen (Grad-CAM)")
@@ -139,12 +140,12 @@ def _write_mask(prediction: Any, folder: Path) -> None:
     write_atomically(_mask_of(Path(prediction.name), folder), png)
 
 
-def _share(text: str) -> float:
-    """Return a number of 0 … 1, for argparse."""
+def _score(text: str) -> float:
+    """Return a finite number, for argparse; the task knows whether it has such scores."""
     with suppress(ValueError):
-        if 0 <= (number := float(text)) <= 1:
+        if math.isfinite(number := float(text)):
             return number
-    raise argparse.ArgumentTypeError(f"{text!r}: write a score of 0 … 1, such as 0.5")
+    raise argparse.ArgumentTypeError(f"{text!r}: write a score, such as 0.5")
 
 
 def _npz(text: str) -> Path:

@@ -68,13 +68,18 @@ class Proposals:
         return found.hexdigest()
 
     @property
+    def numbered(self) -> bool:
+        """Return whether `names` are the data set's own numbers."""
+        return self.file.endswith(".json")
+
+    @property
     def search(self) -> tuple[int, int] | None:
         """Return the width and the shortest side of `selective_search`, None of boxes that were made otherwise."""
         known = method_of()
         if any(self.method.get(key) != known[key] for key in ("method", "k")):
             return None
         width, min_side = (self.method.get(key) for key in ("width", "min_side"))
-        return (width, min_side) if isinstance(width, int) and isinstance(min_side, int) else None
+        return (width, min_side) if type(width) is int and type(min_side) is int else None
 
     def of(self, source: Source) -> list[np.ndarray]:
         """Return the boxes (n, 4) of each example of a source.
@@ -84,7 +89,7 @@ class Proposals:
         """
         rows = {name: row for row, name in enumerate(self.names)}
         parts = np.split(self.boxes, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
-        numbers = getattr(source, "numbers", ()) if self.file.endswith(".json") else ()
+        numbers = getattr(source, "numbers", ()) if self.numbered else ()
         found = []
         for i in range(len(source)):
             name = str(numbers[i]) if len(numbers) else name_of(source, i)
@@ -124,10 +129,13 @@ def joined(parts: Sequence[Proposals]) -> Proposals:
     """Return the proposals of several files as one.
 
     Raises:
-      UserError: two have the same image, or only some have scores.
+      UserError: two have the same image, only some have scores, or only some know images by numbers.
     """
     if len(parts) == 1:
         return parts[0]
+    files = ", ".join(part.file for part in parts)
+    if len({part.numbered for part in parts}) > 1:
+        raise UserError(f"of {files} some know images by their names, some by numbers: give .npz or .json files alone")
     owner: dict[str, str] = {}
     for part in parts:
         for name in part.names:
@@ -138,10 +146,10 @@ def joined(parts: Sequence[Proposals]) -> Proposals:
             owner[name] = part.file
     scores = [part.scores for part in parts if part.scores is not None]
     if len(scores) not in (0, len(parts)):
-        raise UserError(f"of {', '.join(part.file for part in parts)} some have scores, some not: make them alike")
+        raise UserError(f"of {files} some have scores, some not: make them alike")
     return Proposals(
         [*owner], np.concatenate([part.counts for part in parts]), np.concatenate([part.boxes for part in parts]),
-        np.concatenate(scores) if scores else None, parts[0].method, ", ".join(part.file for part in parts),
+        np.concatenate(scores) if scores else None, parts[0].method, files,
     )  # fmt: skip
 
 
@@ -203,7 +211,9 @@ def _of_results(path: Path) -> Proposals:
         raise ValueError("it is no list of detections in COCO's result format")
     images = [str(int(row["image_id"])) for row in rows]
     names, owner = np.unique(np.array(images, np.str_), return_inverse=True)
-    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+    boxes = np.array([row["bbox"] for row in rows], np.float32) if rows else np.zeros((0, 4), np.float32)
+    if boxes.shape != (len(rows), 4):
+        raise ValueError("it has a 'bbox' that is not four numbers")
     scores = np.array([row["score"] for row in rows], np.float32)
     boxes[:, 2:] += boxes[:, :2]
     _check_boxes(boxes, scores)

@@ -191,20 +191,22 @@ def mask_cards(
 
 
 def draw_boxes(
-    axes: Axes, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None
-) -> None:
+    axes: Axes, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None,
+    score: str = "{:.0%}",
+) -> None:  # fmt: skip
     """Draw boxes over the image in `axes`, each in the colour of its class, with its name and its score.
 
     Args:
       boxes: (n, 4), x1, y1, x2, y2 in pixels of the image; corners are points, so 0 is the edge of the first pixel.
       labels: (n,), class of each box.
       names: of all classes.
-      scores: (n,) in 0 … 1.
+      scores: (n,).
+      score: format of a score; that of a probability is per cent.
     """
     for i, (x1, y1, x2, y2) in enumerate(np.asarray(boxes, np.float64) - 0.5):  # matplotlib's pixel 0 is -0.5 … 0.5
         colour = tuple(class_colours()[int(labels[i])] / 255)
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
-        words = shorten(names[int(labels[i])], 18) + ("" if scores is None else f" {scores[i]:.0%}")
+        words = shorten(names[int(labels[i])], 18) + ("" if scores is None else f" {score.format(scores[i])}")
         ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
         dark = np.dot(colour, (0.299, 0.587, 0.114)) < 0.6
         inside = y1 < 0.05 * abs(axes.viewLim.height)  # above the image nothing is drawn
@@ -242,6 +244,7 @@ def box_cards(
     names: Sequence[str],
     out: Path | None = None,
     masks: Mapping[str, Sequence[Sequence[np.ndarray]]] | None = None,
+    score: str = "{:.0%}",
 ) -> Figure:
     """Draw each image once for each kind of boxes, such as true and detected ones, side by side.
 
@@ -251,6 +254,7 @@ def box_cards(
       found: caption of a kind of boxes, after the title -> boxes, labels, and scores or None, of each image; see
         `draw_boxes`.
       masks: caption of a kind of boxes that have masks -> the masks of each image, bool (H, W), one for each box.
+      score: format of a score.
     """
     side, gap = 2.8, 0.15  # inches
     height = _card_height(images, side)
@@ -260,7 +264,7 @@ def box_cards(
             axes = sheet.axes(i, column * (side + gap) + gap, gap, side, height)
             own = masks[caption][i] if masks and caption in masks else ()
             show(axes, masked(image, own, boxes[i][1]), " ".join(filter(None, (titles[i], caption))))
-            draw_boxes(axes, boxes[i][0], boxes[i][1], names, boxes[i][2])
+            draw_boxes(axes, boxes[i][0], boxes[i][1], names, boxes[i][2], score)
     return _written(sheet.figure, out)
 
 

@@ -4,6 +4,7 @@ README.md beside this file has the conventions that a network keeps.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import os
@@ -108,7 +109,7 @@ def create_model(name: str, num_classes: int = 1000, dtype: Any = jnp.bfloat16, 
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"model {name}: dtype={dtype} is no floating-point type: bfloat16 or float32")
     network: Any = _own_class(name) if own else _REGISTRY[name]
-    fields = getattr(network, "func", network).__dataclass_fields__
+    fields = [field.name for field in dataclasses.fields(getattr(network, "func", network))]  # no ClassVar
     known = [key for key in fields if key not in ("spec", "forms", "num_classes", "dtype", "parent", "name")]
     if "backbone" in overrides and (backbone := str(overrides["backbone"])) not in CLASSIFIERS and "backbone" in known:
         near = _nearest(backbone.lower(), CLASSIFIERS, "see `jaxcnn models`")

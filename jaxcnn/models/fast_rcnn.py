@@ -130,6 +130,7 @@ class FastRCNN(OnTrunk):
     task: ClassVar[str] = "detection"
     coder: ClassVar[tuple[float, ...]] = CODER  # factors on the regressions
     proposes: ClassVar[bool] = False  # whether the network makes proposals of its own
+    probabilities: ClassVar[bool] = True  # whether scores are in 0 … 1; else they are margins, of either sign
     spec: Any  # a `Spec`
     num_classes: int = 21
     dropout: float | None = None

@@ -74,6 +74,7 @@ class RCNN(FastRCNN):
     """
 
     coder: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0)
+    probabilities: ClassVar[bool] = False
     score_threshold: float = float("-inf")
     detections: int = 300
     features: str = "fc7"

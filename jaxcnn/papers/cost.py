@@ -100,7 +100,9 @@ def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple
                 runs.append((layer, []))
             runs[-1][1].append((equation, times))
         inside = layer is not None
-    return runs
+    # What is the same in all rounds of a loop, such as a kernel's type, comes before it: that is no layer of its own.
+    looped = {path for path, equations in runs if equations[0][1] > 1}
+    return [(path, equations) for path, equations in runs if path not in looped or equations[0][1] > 1]
 
 
 def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple[JaxprEqn, Path, int]]:

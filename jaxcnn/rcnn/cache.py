@@ -24,7 +24,7 @@ class Cache:
     pass. An eviction of files in use would not help: every pass over all images would miss all of them.
 
     Args:
-      folder: made if it must be.
+      folder: made if it must be; no other process may use it.
       limit: bytes of all files.
 
     Attributes:
@@ -39,6 +39,8 @@ class Cache:
         self.folder, self.limit, self.refused = folder, limit, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(f".{_NAME.format('*')}.*"):
+                path.unlink(missing_ok=True)  # A process that was killed while it wrote has left it.
             found = [(path, path.stat()) for path in folder.glob(_NAME.format("*"))]
         except OSError as error:
             raise UserError(f"{folder} cannot hold features ({error.strerror}): name another folder") from error

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxcnn import UserError
+from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.data.windows import overlaps
 from jaxcnn.models.rcnn import RCNN
 from jaxcnn.rcnn import regression
@@ -74,7 +75,7 @@ class Extractor:
 
     Args:
       batches: returns a pass over the images, in batches as `Dataset.eval_batches` makes them.
-      normalize: pixels to what the network takes.
+      mean, std: of each channel, which pixels are normalised by.
       options: of the compiler.
 
     Attributes:
@@ -83,17 +84,17 @@ class Extractor:
 
     def __init__(
         self, model: RCNN, variables: Any, batches: Callable[[], Iterator[dict[str, np.ndarray]]],
-        normalize: Callable[[jax.Array], jax.Array], difficult: bool, cache: Cache,
+        mean: tuple[float, ...], std: tuple[float, ...], difficult: bool, cache: Cache,
         options: dict[str, bool] | None = None,
     ):  # fmt: skip
         self.model, self.variables, self.batches = model, variables, batches
         self.difficult, self.cache = difficult, cache
         self.chunk = model.setting("chunk")
-        self.network = digest_of(model, variables)
+        self.network = digest_of(model, variables, mean, std)
         self.seconds, self.computed, self._compiled = 0.0, 0, set[tuple[int, ...]]()
 
         def program(variables: Any, image: jax.Array, size: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
-            images = normalize(image[None])
+            images = normalize(image[None], mean, std)
             found: Any = model.apply(variables, images, sizes=size[None], proposals=boxes[None], train=False)
             features, pool5 = (found[name][0].astype(jnp.float32) for name in ("features", "pool5"))  # (K, …) each
             return {"pool5": pool5, "features": features, "norms": jnp.linalg.norm(pool5, axis=1)}
@@ -156,8 +157,11 @@ class Extractor:
             advance()
 
 
-def digest_of(model: RCNN, variables: Any) -> str:
-    """Return a digest of what the features of a window depend on: the weights below them, and how it is cut out."""
+def digest_of(model: RCNN, variables: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """Return a digest of what the features of a window depend on but for its pixels.
+
+    These are the weights below them, how it is cut out, and how pixels are normalised.
+    """
     found = hashlib.sha256()
     flat: Any = flatten_dict(dict(variables), sep="/")
     for path, array in sorted(flat.items()):
@@ -165,5 +169,5 @@ def digest_of(model: RCNN, variables: Any) -> str:
             found.update(f"{path} {array.shape} {array.dtype}".encode())
             found.update(np.ascontiguousarray(jax.device_get(array)).tobytes())
     settings = [model.features, model.setting("window"), model.context, model.backbone or model.spec.backbone]
-    found.update(json.dumps([*settings, str(jnp.dtype(model.dtype))]).encode())
+    found.update(json.dumps([*settings, str(jnp.dtype(model.dtype)), [*mean], [*std]]).encode())
     return found.hexdigest()

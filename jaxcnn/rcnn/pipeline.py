@@ -29,7 +29,6 @@ from jaxcnn.config import Config, validate
 from jaxcnn.configfile import to_json
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.expected import Network, of_weights
-from jaxcnn.data.images.augment_device import normalize
 from jaxcnn.locations import Address, place
 from jaxcnn.models.rcnn import RCNN
 from jaxcnn.rcnn import regression, svm
@@ -137,7 +136,7 @@ class _Pipeline:
                     "config.model.overrides.window, .backbone and .width to those of the weights"
                 )
         self.extractor = Extractor(
-            model, self.variables, data.eval_batches, partial(normalize, mean=data.mean, std=data.std),
+            model, self.variables, data.eval_batches, data.mean, data.std,
             config.task.difficult, cache, compiler_options(config, jax.default_backend()),
         )  # fmt: skip
         self.total = data.eval_examples
@@ -181,6 +180,8 @@ class _Pipeline:
             raise UserError(f"{self.config.data.name} has no windows: take other proposals or another split")
         self.facts |= {"images": self.total, "windows": windows, "regressed": regressed}
         found = self._stage("norms", [content.hexdigest()], self._norms)
+        if not found["norms"].all():  # The later stages scale by their inverse.
+            raise UserError(f"all features of config.init_from={self.config.init_from} are 0: take other weights")
         return content.hexdigest(), found["norms"].tolist()
 
     def _norms(self) -> Arrays:
@@ -249,6 +250,7 @@ class _Pipeline:
             np.savez(memory, allow_pickle=False, **arrays)
             write_atomically(path, memory.getvalue())
             self.facts["seconds"] = self.facts.get("seconds", {}) | {name: round(time.monotonic() - began, 3)}
+            self._save_facts()  # A run that is killed in a later stage does not do this one again.
             return arrays
 
     def _write(self, found: Arrays, boxes: Arrays, norms: list[float]) -> None:

@@ -34,7 +34,8 @@ from jaxcnn.tasks.base import Batch, Group, Headline, Images, Rows, Sums, Table,
 from jaxcnn.tasks.detection_loss import FORMS, detection_terms
 from jaxcnn.tasks.pasting import paste, run_lengths
 
-SHOWN = 0.5  # least score of a box in pictures and words, unless `Detection.show_from` sets another
+# Least probability, and least margin, of a box in pictures and words, unless `Detection.show_from` sets another.
+SHOWN, SHOWN_MARGIN = 0.5, 0.0
 
 
 class Detection(Task):
@@ -59,6 +60,11 @@ class Detection(Task):
     def takes_proposals(self, model: Any) -> bool:
         """Return whether a network has no proposals of its own, or `task.proposals` replaces them."""
         return bool(self.settings.proposals) or not getattr(model, "proposes", True)
+
+    @property
+    def _probabilities(self) -> bool:
+        """Return whether scores are in 0 … 1; those of R-CNN are margins of SVMs, most of which are negative."""
+        return getattr(self._model, "probabilities", True)
 
     @cached_property
     def _model(self) -> Any:
@@ -226,7 +232,7 @@ class Detection(Task):
         return {}
 
     def example_table(self, rows: Rows, names: Sequence[str]) -> Table:
-        """Return for each image the numbers of objects, of boxes with a score of 0.5 or more, and of hits among these.
+        """Return for each image the numbers of objects, of boxes that pictures show, and of hits among these.
 
         Objects and boxes that do not count are left out.
         """
@@ -268,12 +274,24 @@ class Detection(Task):
         return {name: outputs[name] for name in ("boxes", "scores", "labels", "valid", "masks") if name in outputs}
 
     def show_from(self, threshold: float) -> None:
-        """Leave boxes below this score out of words, pictures and lists."""
+        """Leave boxes below this score out of words, pictures and lists.
+
+        Raises:
+          UserError: no box of the network has such a score.
+        """
+        if self._probabilities and not 0 <= threshold <= 1:
+            raise UserError(f"--threshold {threshold:g}: scores of {self.config.model.name} are 0 … 1, give such a one")
         self.threshold = threshold
 
     @property
     def _shown(self) -> float:
-        return SHOWN if self.threshold is None else self.threshold
+        usual = SHOWN if self._probabilities else SHOWN_MARGIN
+        return usual if self.threshold is None else self.threshold
+
+    @property
+    def _listed(self) -> float:
+        """Return the least score of a box in a list: without a threshold, every box is in it."""
+        return -np.inf if self.threshold is None else self.threshold
 
     def on_image(self, prediction: dict[str, np.ndarray], crop: Any) -> dict[str, np.ndarray]:
         """Return the prediction with boxes in pixels of the image itself, whose size masks need: "sizes" int (2,)."""
@@ -284,7 +302,8 @@ class Detection(Task):
         """Return the boxes of an image, {"boxes": [{"class", "index", "score", "box"}, …]}, best first, and a line.
 
         A box with a mask has its run lengths, too, as "segmentation".
-        The line has the boxes of a score of 0.5 or more, the list has all; `show_from` sets one threshold for both.
+        The line has the boxes of a score of 0.5 or more, of margins those of 0 or more; the list has all. `show_from`
+        sets one threshold for both.
         """
         every: list[dict[str, Any]] = [
             {
@@ -293,13 +312,17 @@ class Detection(Task):
                 "score": float(score),
                 "box": [round(x, 2) for x in box.tolist()],
             }
-            for box, label, score in zip(*_kept(prediction, self.threshold or 0.0), strict=True)
+            for box, label, score in zip(*_kept(prediction, self._listed), strict=True)
         ]
         if "masks" in prediction:
-            masks = _pasted(prediction, self.threshold or 0.0, prediction["sizes"].tolist())
+            masks = _pasted(prediction, self._listed, prediction["sizes"].tolist())
             every = [row | {"segmentation": run_lengths(mask)} for row, mask in zip(every, masks, strict=True)]
         found = [row for row in every if row["score"] >= self._shown]
-        words = [f"{row['class']} {row['score']:.1%} at {', '.join(f'{x:.0f}' for x in row['box'])}" for row in found]
+        score = "{:.1%}" if self._probabilities else "{:.2f}"
+        words = [
+            f"{row['class']} {score.format(row['score'])} at {', '.join(f'{x:.0f}' for x in row['box'])}"
+            for row in found
+        ]
         return {"boxes": every}, "; ".join(words) or f"nothing of a score of {self._shown:g} or more"
 
     def draw(
@@ -310,7 +333,7 @@ class Detection(Task):
         titles: Sequence[str] = (),
         targets: dict[str, Any] | None = None,
     ) -> Any:
-        """Return a figure of each image with its boxes of a score of 0.5 or more, beside the true ones if given.
+        """Return a figure of each image with the boxes that `describe` has in its line, beside the true ones if given.
 
         With `targets`, the padding of images is left out by their "sizes".
         """
@@ -319,6 +342,7 @@ class Detection(Task):
         titles, count = titles or [""] * len(images), range(len(images))
         of_images = [{name: x[i] for name, x in predictions.items()} for i in count]
         found = [_kept(prediction, self._shown) for prediction in of_images]
+        score = "{:.0%}" if self._probabilities else "{:.2f}"
 
         def masks_on(parts: Sequence[np.ndarray], caption: str) -> dict[str, Any]:
             if "masks" not in predictions:
@@ -327,13 +351,13 @@ class Detection(Task):
             return {"masks": {caption: [_pasted(own, self._shown, part.shape[:2]) for own, part in pairs]}}
 
         if targets is None:
-            return box_cards(images, titles, {"": found}, names, **masks_on(images, ""))
+            return box_cards(images, titles, {"": found}, names, score=score, **masks_on(images, ""))
         parts = [image[:height, :width] for image, (height, width) in zip(images, targets["sizes"], strict=True)]
         truth = [
             (targets["boxes"][i][keep], targets["labels"][i][keep], None) for i, keep in enumerate(targets["valid"])
         ]
         masks = masks_on(parts, "detections")
-        return box_cards(parts, titles, {"truth": truth, "detections": found}, names, **masks)
+        return box_cards(parts, titles, {"truth": truth, "detections": found}, names, score=score, **masks)
 
     def _numbers(self, rows: Rows) -> list[int]:
         """Return the data set's own number of each row's image."""
@@ -378,7 +402,7 @@ def to_stored(boxes: Any, sizes: Any, original: Any) -> Any:
     return (boxes * (limits / sizes[..., None, to_corners])).clip(0, limits)
 
 
-def detections_of(rows: Rows, least: float = 0.0) -> Detections:
+def detections_of(rows: Rows, least: float = -np.inf) -> Detections:
     """Return the detections in the rows of `Detection.collect` that have a score of `least` or more.
 
     Their boxes are rounded to hundredths of a pixel, as in files, so that the scores are those of the written boxes.

@@ -177,6 +177,19 @@ def test_detections_of_cocos_format_are_proposals_by_the_data_sets_numbers(voc, 
         read_proposals(tmp_path / "found.json")
 
 
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, 3, 4] * 2])
+def test_a_detection_without_a_box_of_four_numbers_is_an_error_that_names_the_file(tmp_path, box):
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "bbox": box, "score": 0.5}]))
+    with pytest.raises(UserError, match=r"p\.json \(it has a 'bbox' that is not four numbers"):
+        read_proposals(tmp_path / "p.json")
+
+
+def test_files_that_know_images_by_names_and_by_numbers_are_not_joined():
+    parts = [replace(made(scores=[0.5] * 9), file="a.npz"), replace(made({}, []), file="b.json")]
+    with pytest.raises(UserError, match=r"of a\.npz, b\.json some know images by their names, some by numbers"):
+        joined(parts)
+
+
 @pytest.mark.parametrize("augment", ["none", "flip", "rescale(0.4,2),flip,photometric"])
 def test_proposals_move_with_their_objects_and_are_cut_by_rank(voc, tmp_path, augment):
     made().write(tmp_path / "p.npz")

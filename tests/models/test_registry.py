@@ -260,6 +260,11 @@ def test_an_unknown_override_is_named_with_its_model(name):
         create_model(name, small_images=True, widht=3)
 
 
+def test_what_is_no_field_of_a_network_is_no_override_either():
+    with pytest.raises(UserError, match="rcnn_alexnet has no override 'proposes'"):
+        create_model("rcnn_alexnet", proposes=True)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

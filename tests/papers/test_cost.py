@@ -114,6 +114,12 @@ def test_a_detector_is_counted_with_its_proposals(name, macs):
     assert round(found["macs"] / 1e9, 3) == macs
 
 
+def test_the_layers_of_a_loop_over_windows_are_a_row_each():
+    rows = describe("rcnn_alexnet")["layers"]
+    assert [row.name for row in rows if row.macs] == [row.name for row in rows if row.parameters]
+    assert {row.name: row.kind for row in rows}["trunk/conv1"] == "conv 11×11/4"
+
+
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_auxiliary_classifiers_are_counted_in_training_only(name):
     row = describe(name, train=True)

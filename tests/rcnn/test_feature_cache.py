@@ -45,8 +45,10 @@ def test_a_damaged_file_is_as_if_it_had_never_been_there(tmp_path, capsys, damag
 
 def test_the_part_of_a_file_that_a_kill_leaves_is_none_of_the_cache(tmp_path):
     put(Cache(tmp_path, LARGE), 0)
-    (tmp_path / ".key1.npz.123").write_bytes(b"half")  # the name that an atomic write has before its move
+    left = tmp_path / ".key1.npz.123"  # the name that an atomic write has before its move
+    left.write_bytes(b"half")
     cache = Cache(tmp_path, LARGE)
+    assert not left.exists(), "it would be bytes beyond the limit"
     assert not cache.claim("key1")
     assert cache.claim("key0")
 

@@ -149,6 +149,9 @@ def test_a_pipeline_that_is_killed_goes_on_to_the_same_result(folder, detected, 
         patch.setattr(pipeline._Pipeline, stage, kill)
         with pytest.raises(Killed):
             run(detector(folder), tmp_path, LARGE, quiet)
+    if stage != STAGES[0]:
+        done = json.loads((tmp_path / "rcnn.json").read_text())["seconds"]
+        assert [*done] == [name.lstrip("_") for name in STAGES[: STAGES.index(stage)]]
     with monkeypatch.context() as patch:
         patch.setattr("jaxcnn.rcnn.features.Extractor._computed", kill)  # All features are there.
         for earlier in STAGES[: STAGES.index(stage)]:
@@ -178,6 +181,23 @@ def test_another_setting_is_another_stage_on_the_same_features(folder, detected,
     one, other = (variables_of(path, "2") for path in (detected, tmp_path / "run"))
     np.testing.assert_array_equal(one["head"]["kernel"], other["head"]["kernel"])
     assert not np.array_equal(one["boxes"]["head"]["kernel"], other["boxes"]["head"]["kernel"])
+
+
+def test_a_network_whose_features_are_all_0_is_refused(folder, detected, tmp_path, monkeypatch):
+    shutil.copytree(detected, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/stages")
+    monkeypatch.setattr(pipeline._Pipeline, "_norms", lambda self: {"norms": np.array([0.0, 1.0])})
+    with pytest.raises(UserError, match=r"all features of config\.init_from=.* are 0"):
+        run(detector(folder), tmp_path / "run", LARGE, quiet)
+
+
+def test_another_normalisation_gives_other_features(folder, detected, tmp_path, monkeypatch):
+    shutil.copytree(detected, tmp_path / "run")
+    config = detector(folder)
+    config.data.mean = (0.4, 0.5, 0.5)
+    monkeypatch.setattr("jaxcnn.rcnn.features.Extractor._computed", kill)
+    with pytest.raises(Killed):
+        run(config, tmp_path / "run", LARGE, quiet)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import Stop, assert_same, build, fit, leaves, lines, steps, tiny_config
-from tiny_boxes import CLASSES, NAMES, Blocks, M, TinyBoxes
+from tiny_boxes import CLASSES, NAMES, Annotations, Blocks, M, TinyBoxes
 
 from jaxcnn import UserError
 from jaxcnn.config import base_config
@@ -273,6 +273,24 @@ def test_words_have_the_likely_boxes_and_the_list_has_all_unless_a_threshold_is_
     assert task.describe(prediction(), NAMES) == ({"boxes": [first]}, text)
     task.show_from(0.8)
     assert task.describe(prediction(), NAMES) == ({"boxes": []}, "nothing of a score of 0.8 or more")
+
+
+def test_margins_of_either_sign_count_in_scores_and_lists_and_those_of_0_or_more_are_shown():
+    task, rows = task_of(model="rcnn_alexnet"), Blocks().rows(1, 4)
+    task.source, found = Annotations(rows), prediction()
+    found["scores"] = np.array([1.5, -0.25, 0], np.float32)
+    summary, text = task.describe(found, NAMES)
+    assert [row["score"] for row in summary["boxes"]] == [1.5, -0.25]
+    assert text == "green 1.50 at 1, 2, 12, 9"
+    # The objects themselves are the detections, with margins below 0: they are found all the same.
+    boxes = 2 * rows["boxes"]
+    rows = rows | {"boxes": boxes, "scores": np.linspace(-2, -1, 4 * M, dtype=np.float32).reshape(4, M)}
+    assert len(task.results(rows)) == rows["valid"].sum()
+    assert task.scores({}, rows)["map50"] == 1
+    with pytest.raises(UserError, match="--threshold 2: scores of resnet20 are 0 … 1"):
+        task_of().show_from(2)
+    task.show_from(-0.5)
+    assert len(task.describe(found, NAMES)[0]["boxes"]) == 2
 
 
 def test_a_drawing_has_the_truth_beside_the_detections_or_these_alone():

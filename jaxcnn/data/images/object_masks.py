@@ -42,11 +42,11 @@ def check(segmentation: Any, size: tuple[int, int]) -> None:
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         if segmentation.get("size") != list(size):
-            raise ValueError(f"a crowd is of {segmentation.get('size')} pixels, the image of {list(size)}")
+            raise ValueError(f"run lengths are of {segmentation.get('size')} pixels, the image of {list(size)}")
         if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError("a crowd has no list of run lengths")
+            raise ValueError("there is no list of run lengths")
         if sum(counts) != size[0] * size[1]:
-            raise ValueError(f"the run lengths of a crowd add up to {sum(counts)}, not {size[0]} × {size[1]}")
+            raise ValueError(f"the run lengths add up to {sum(counts)}, not {size[0]} × {size[1]}")
         return
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("an object has neither polygons nor run lengths")

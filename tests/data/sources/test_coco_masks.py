@@ -55,7 +55,9 @@ def test_masks_are_those_of_the_boxes_that_are_kept(files):
 def test_a_damaged_mask_is_a_bad_example_of_its_image(files):
     source: Any = make_source(files, "val")
     source.read(2)
-    with pytest.raises(BadExample, match=r"3\.png\): a mask in .*instances_val2017\.json is damaged \(a crowd is of"):
+    with pytest.raises(
+        BadExample, match=r"3\.png\): a mask in .*instances_val2017\.json is damaged \(run lengths are of"
+    ):
         source.with_masks().read(2)
 
 

@@ -44,7 +44,7 @@ def test_training_leaves_out_images_with_few_pixels_of_these_classes(tmp_path):
 @pytest.mark.parametrize(
     ("segmentation", "words"),
     [
-        ({"size": [16, 12], "counts": [192]}, r"a crowd is of \[16, 12\] pixels, the image of \[12, 16\]"),
+        ({"size": [16, 12], "counts": [192]}, r"run lengths are of \[16, 12\] pixels, the image of \[12, 16\]"),
         ({"size": [12, 16], "counts": [0, 10**9]}, "add up to 1000000000, not 12 × 16"),
         ({"size": [12, 16], "counts": [-24, 216]}, "no list of run lengths"),
         ({"size": [12, 16], "counts": "text"}, "no list of run lengths"),
