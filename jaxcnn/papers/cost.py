@@ -100,9 +100,13 @@ def _runs(jaxpr: Jaxpr, modules: dict[Path, int]) -> list[tuple[Path, list[tuple
                 runs.append((layer, []))
             runs[-1][1].append((equation, times))
         inside = layer is not None
-    # What is the same in all rounds of a loop, such as a kernel's type, comes before it: that is no layer of its own.
+    # What all rounds of a loop share, such as the type of a kernel, comes before it: without products it is no layer.
     looped = {path for path, equations in runs if equations[0][1] > 1}
-    return [(path, equations) for path, equations in runs if path not in looped or equations[0][1] > 1]
+
+    def is_layer(path: Path, equations: list[tuple[JaxprEqn, int]]) -> bool:
+        return path not in looped or equations[0][1] > 1 or any(macs(equation) for equation, _ in equations)
+
+    return [run for run in runs if is_layer(*run)]
 
 
 def _equations(jaxpr: Jaxpr, scope: Path = (), times: int = 1) -> Iterator[tuple[JaxprEqn, Path, int]]:
