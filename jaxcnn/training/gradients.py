@@ -122,14 +122,18 @@ def known_weights(objective: Objective, variables: Any, batch: Batch, names: Col
     return weights(variables, batch)
 
 
-def accumulated(compute: PartialGradients, micro_batches: int, over: tuple[str, ...] = ()) -> PartialGradients:
+def accumulated(
+    compute: PartialGradients, micro_batches: int, mesh: Mesh, over: tuple[str, ...] = ()
+) -> PartialGradients:
     """Return `compute` of a batch in micro-batches, one after another; the parts are added.
 
     Args:
+      mesh: the devices. On CPUs the loop is unrolled: XLA's convolutions are slow in loops there.
       over: axes of the surrounding `shard_map`, which keeps account of what differs from shard to shard.
     """
     if micro_batches == 1:
         return compute
+    unroll = mesh.devices.flat[0].platform == "cpu"
 
     def accumulate(trained: Any, others: Any, batch: Batch, keys: Keys, totals: Any) -> tuple[Partial, Any]:
         # Rows i, i + m, i + 2m … make micro-batch i: each device keeps its own rows, nothing crosses the wire.
@@ -146,7 +150,7 @@ def accumulated(compute: PartialGradients, micro_batches: int, over: tuple[str, 
         shapes, _ = jax.eval_shape(compute, trained, others, first, keys, totals)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zeros = jax.lax.pcast(zeros, over, to="varying") if over else zeros
-        (batch_stats, part), _ = jax.lax.scan(body, (others["batch_stats"], zeros), (micro, rngs))
+        (batch_stats, part), _ = jax.lax.scan(body, (others["batch_stats"], zeros), (micro, rngs), unroll=unroll)
         return part, batch_stats
 
     return accumulate
@@ -185,7 +189,7 @@ def per_shard(
     shards = mesh.shape["data"]
     view = Mesh(mesh.devices.reshape(-1, group, mesh.shape["model"]), ("group", "shard", "model"))
     over = ("group", "shard")
-    inner = accumulated(compute, micro_batches, over)
+    inner = accumulated(compute, micro_batches, mesh, over)
 
     def of_shard(trained: Any, others: Any, batch: Batch, keys: Keys, totals: Any) -> tuple[Partial, Any]:
         # Gradients of a shard's own copies stay its own; else each would be summed where it arises.

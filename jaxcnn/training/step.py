@@ -100,7 +100,7 @@ class StepParts:
             wire = self.model.dtype if fused and group == shards > 1 else None
             compute = per_shard(compute, micro_batches, self.mesh, group, fused, wire)
         else:
-            compute = on_mesh(accumulated(compute, micro_batches), self.mesh)
+            compute = on_mesh(accumulated(compute, micro_batches, self.mesh), self.mesh)
 
         def gradients(state: TrainState, batch: Batch) -> Gradients:
             trained, frozen = self.split(state.params, player)
