@@ -33,7 +33,7 @@ def get_config(name=""):
     config.data.name = "voc:data/BCCD"
     config.data.eval_split = "val"
     config.model.overrides.width = 0.25
-    config.steps = 1  # of the detector, whose stages have no length
+    config.steps = 1  # The stages have no length, but a config needs one.
     if name == "finetune":
         config.steps = 800
         config.global_batch_size = 64

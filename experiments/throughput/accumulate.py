@@ -1,4 +1,4 @@
-"""What `optimizer.accumulate` costs here: a step in micro-batches against the step that takes its batch at once.
+"""Time a step in micro-batches (`optimizer.accumulate`) against the step that takes its batch at once.
 
     python experiments/throughput/accumulate.py --networks resnet20 resnet18 --parts 4
 

@@ -43,7 +43,7 @@ def get_config(name="alexnet"):
     config.data.name = "voc:data/VOCdevkit/VOC2007"
     config.data.train_split = "trainval"
     config.data.eval_split = "test"
-    config.steps = 1  # of a detector, whose stages have no length
+    config.steps = 1  # The stages have no length, but a config needs one.
     if tunes:
         config.steps = 70_000
         config.global_batch_size = 128 if network == "alexnet" else 24

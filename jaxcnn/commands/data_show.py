@@ -50,7 +50,7 @@ def show_examples(arguments: argparse.Namespace, overrides: list[tuple[str, str]
     raw = [data.train.read(i) for i in examples]
     titles = [class_title(x["label"], data.class_names)[:40] if "label" in x else f"example {i}"
               for i, x in zip(examples, raw, strict=True)]  # fmt: skip
-    rows_of = list(zip(*columns, strict=True))  # of each example, an image and its caption in each column
+    rows_of = list(zip(*columns, strict=True))  # A row is an example: in each column an image and its caption.
     images = [(title, [image for image, _ in row]) for title, row in zip(titles, rows_of, strict=True)]
     captions = [[caption for _, caption in row] for row in rows_of]
     tile = _BOXES_TILE if "boxes" in targets else _TILE

@@ -21,7 +21,7 @@ from jaxcnn.data.sources.boxed import Boxed
 from jaxcnn.warping import warp
 
 POSITIVE = 0.5  # IoU from which on a window has the class of its object
-SHARE = Fraction(1, 4)  # of a batch that are objects
+SHARE = Fraction(1, 4)  # A quarter of a batch are objects.
 SAMPLE = 12_800  # windows of an evaluation: the authors' 100 batches
 
 

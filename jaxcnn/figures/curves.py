@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from jaxcnn.tasks.base import Headline
 
-Lines = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
+Lines = Sequence[Mapping[str, Any]]  # the lines of a metrics.jsonl
 _LOG_FROM = 8.0  # ratio of the largest to the smallest value from which on an axis is logarithmic
 _ROOM, _LABEL = 9, 60  # points between the labels of two final values, and of the length of one
 

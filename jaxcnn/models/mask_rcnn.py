@@ -26,8 +26,8 @@ from jaxcnn.models.grid import Map
 from jaxcnn.models.layers import Classifier, ConvTranspose, conv
 from jaxcnn.models.mask_targets import project
 
-BINS = (14, 14)  # of a region's features
-SIDE = 28  # of a mask
+BINS = (14, 14)  # Rows and columns of a region's features.
+SIDE = 28  # A mask has 28×28 cells.
 
 SPECS = {"mask_rcnn_resnet50_fpn_tv": faster_rcnn.SPECS["faster_rcnn_resnet50_fpn_tv"]}
 

@@ -111,11 +111,10 @@ class Detection(Task):
             made["masks"] = jax.ShapeDtypeStruct((*objects, CELLS, CELLS), np.uint8)
         return made
 
-    @cached_property
+    @property
     def _gives_masks(self) -> bool:
         """Return whether the network has masks."""
-        model: Any = create_model(self.config.model.name, **self.config.model.overrides)
-        return getattr(model, "gives_masks", False)
+        return getattr(self._model, "gives_masks", False)
 
     def forward(
         self, model: nn.Module, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], train: bool

@@ -29,7 +29,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> RunLengths:
     """
     from pycocotools import mask
 
-    coco: Any = mask  # whose types know no dictionaries
+    coco: Any = mask  # Its stubs do not know dictionaries of run lengths.
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
         segmentation = segmentation | {"counts": _counts(segmentation["counts"])}
     check(segmentation, size)

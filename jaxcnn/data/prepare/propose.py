@@ -32,7 +32,7 @@ _CHUNK = 8  # images; a process that is stopped loses no more than these
 
 
 class Result(NamedTuple):
-    """What `propose` returns: the proposals, and of this call the images searched and their seconds, one process's."""
+    """The proposals; the number of images that this call has searched; and the seconds that one process would take."""
 
     proposals: Proposals
     searched: int
@@ -109,7 +109,7 @@ def _search(
     return seconds
 
 
-_here: tuple[Source, tuple[int, int], Any]  # of a process that searches: source, settings, stop event
+_here: tuple[Source, tuple[int, int], Any]  # A searching process has its source, settings and stop event here.
 
 
 def _start(source: Source, settings: tuple[int, int], stop: Any) -> None:
